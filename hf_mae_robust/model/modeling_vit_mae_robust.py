@@ -1,0 +1,560 @@
+"""The robustly and effectively optimized masked autoencoder: stock ViT-MAE plus three ingredients.
+
+1. "Drop edge": dropout of the attention probabilities in every decoder block (paper, section 2.1).
+2. A target that is normalised with population statistics first, per patch second (section 2.2).
+3. Mid-level mask tokens that join inside the encoder (sections 2.3 and 3.4).
+
+Masks are 1 where a patch is masked. B images, L patches an image, D numbers a patch, C channels, H x W pixels.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+from transformers import ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.models.vit_mae.modeling_vit_mae import (
+    ViTMAEDecoderOutput,
+    ViTMAEEmbeddings,
+    ViTMAEForPreTrainingOutput,
+    ViTMAELayer,
+    ViTMAEModelOutput,
+    build_2d_sinusoidal_position_embedding,
+)
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vit_mae_robust import ViTMAERobustConfig, to_pair
+
+# Of the variance under the square root, in the per-patch and in the population step (official code).
+TARGET_EPS = 1e-6
+
+# Names of transformers 4.x (as in facebook/vit-mae-base) -> names of 5.x. transformers looks such tables up by the
+# name of the class and skips classes it does not know, which would silently leave every block untrained.
+_LAYER_RENAMINGS = {
+    "attention.query": "q_proj",
+    "attention.key": "k_proj",
+    "attention.value": "v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+# The look-behind acts on the way back, in saving: without it "decoder_layers." becomes "decoder_encoder.layer.", as in
+# files that stock 5.x writes.
+_CONVERSIONS = [
+    WeightRenaming(r"encoder\.layer\.", r"(?<!decoder_)layers."),
+    *[WeightRenaming(source, target) for source, target in _LAYER_RENAMINGS.items()],
+]
+for _name in ("ViTMAERobustModel", "ViTMAERobustForPreTraining"):
+    register_checkpoint_conversion_mapping(_name, _CONVERSIONS, overwrite=True)
+
+
+def _rename_keys_of_4x(module, state_dict, prefix, *unused):
+    """Load hook: `load_state_dict` takes 4.x names too. `save_pretrained` writes those, and the Trainer resumes with
+    a plain, non-strict `load_state_dict`, which would drop every block with no more than a warning."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key[len(prefix) :].replace("encoder.layer.", "layers.")
+        for source, target in _LAYER_RENAMINGS.items():
+            if f".{source}." in name:
+                name = name.replace(f".{source}.", f".{target}.")
+                break
+        if prefix + name != key:
+            state_dict[prefix + name] = state_dict.pop(key)
+
+
+def sincos_position_embedding(grid_size: tuple[int, int], dim: int) -> torch.Tensor:
+    """Fixed 2-D sine-cosine table of the official MAE code, `(1, 1 + L, dim)`: zeros for CLS, then one row a patch in
+    raster order, the first half of it encoding the column (width), the second the row (height)."""
+    table = build_2d_sinusoidal_position_embedding(*grid_size, embed_dim=dim, cls_token=True)
+    rows, columns = table.chunk(2, dim=-1)
+    return torch.cat([columns, rows], dim=-1).unsqueeze(0)
+
+
+def interpolate_position_embedding(
+    position_embedding: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
+) -> torch.Tensor:
+    """Bicubic, in both directions: `(1, 1 + h * w, dim)` for a grid of h x w -> the same for another grid."""
+    if grid_size == new_grid_size:
+        return position_embedding
+    cls_row, patch_rows = position_embedding[:, :1], position_embedding[:, 1:]
+    patch_rows = patch_rows.reshape(1, *grid_size, -1).permute(0, 3, 1, 2)
+    patch_rows = nn.functional.interpolate(patch_rows, size=new_grid_size, mode="bicubic", align_corners=False)
+    return torch.cat([cls_row, patch_rows.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort the patches of each image by noise; the first `num_visible` stay visible.
+
+    Args:
+        noise (`(B, L)`): one number a patch.
+        num_visible: patches that stay.
+
+    Returns:
+        `ids_shuffle` `(B, L)`: patch indices, visible ones first; `ids_restore` `(B, L)`: its inverse permutation;
+        `mask` `(B, L)`, float: 0 visible, 1 masked.
+    """
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    return ids_shuffle, ids_restore, (ids_restore >= num_visible).to(torch.float32)
+
+
+class TargetNormalizer(nn.Module):
+    """Mean and standard deviation of each of the D numbers of a patch over the whole data set (paper, eq. 3), for raw
+    pixels in [0, 1]. Buffers `mean` and `std`, float32, `(D,)`; NaN until `set_statistics` or a checkpoint fills
+    them."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.full((dim,), float("nan")))
+        self.register_buffer("std", torch.full((dim,), float("nan")))
+        # A Python flag, because looking at the buffers in every step would make the GPU wait and break compilation.
+        self.ready = False
+        self.register_load_state_dict_post_hook(lambda module, _: module.check())
+
+    def check(self) -> bool:
+        self.ready = self.mean.device.type != "meta" and bool(torch.isfinite(self.mean).all() & (self.std >= 0).all())
+        return self.ready
+
+    def set_statistics(self, mean, std):
+        for name, values in (("mean", mean), ("std", std)):
+            values = torch.as_tensor(values)
+            if values.shape != self.mean.shape:
+                raise ValueError(
+                    f"Target statistics: {name} has shape {tuple(values.shape)}, but the model needs "
+                    f"{tuple(self.mean.shape)} (patch height * patch width * channels). They were computed for "
+                    "another patch size or number of channels; compute them anew with "
+                    "`python -m hf_mae_robust statistics`."
+                )
+            if not torch.isfinite(values).all() or (name == "std" and (values < 0).any()):
+                raise ValueError(f"Target statistics: {name} holds values that are not finite or negative.")
+            getattr(self, name).copy_(values)
+        self.ready = True
+
+    def _scale(self) -> torch.Tensor:
+        if not self.ready and not self.check():
+            raise ValueError(
+                'target_normalization="global_patch" needs the mean and standard deviation of the patches of your data '
+                "set, and this model has none yet. With run_pretrain.py: --target_statistics auto. From Python: "
+                "compute them with `python -m hf_mae_robust statistics --dataset_name ... --output stats.safetensors` "
+                "and pass them to model.set_target_statistics(mean, std)."
+            )
+        return torch.sqrt(self.std.float() ** 2 + TARGET_EPS)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """`(B, L, D)` raw patches -> normalised ones."""
+        return (patches - self.mean.float()) / self._scale()
+
+    def undo(self, patches: torch.Tensor) -> torch.Tensor:
+        """`(B, L, D)` normalised patches -> raw ones."""
+        return patches * self._scale() + self.mean.float()
+
+
+class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
+    """Patch, position and CLS embeddings; masking happens in the model, which decides about the mid-level tokens."""
+
+    def __init__(self, config: ViTMAERobustConfig):
+        super().__init__(config)
+        self.grid_size = config.grid_size
+
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(B, C, H, W)` -> CLS token `(1, 1, d)`, patch tokens `(B, L, d)` and their positions `(1, L, d)`."""
+        height, width = pixel_values.shape[-2:]
+        position_embeddings = self.position_embeddings
+        if interpolate_pos_encoding:
+            patch_height, patch_width = to_pair(self.patch_size)
+            position_embeddings = interpolate_position_embedding(
+                position_embeddings, self.grid_size, (height // patch_height, width // patch_width)
+            )
+        elif (height, width) != to_pair(self.config.image_size):
+            raise ValueError(
+                f"Images of {height} x {width} pixels, but the model was built for image_size="
+                f"{self.config.image_size}. Resize them, or pass interpolate_pos_encoding=True."
+            )
+        positions = position_embeddings[:, 1:]
+        tokens = self.patch_embeddings(pixel_values) + positions
+        return self.cls_token + position_embeddings[:, :1], tokens, positions
+
+
+class ViTMAERobustDecoder(nn.Module):
+    """As stock's decoder, with its own attention dropout, 2-D interpolation and grids that need not be square."""
+
+    def __init__(self, config: ViTMAERobustConfig):
+        super().__init__()
+        # Read by the attention modules: the decoder's sizes, and the drop edge of section 2.1, which is the decoder's
+        # alone.
+        self.config = deepcopy(config)
+        self.config.hidden_size = config.decoder_hidden_size
+        self.config.num_hidden_layers = config.decoder_num_hidden_layers
+        self.config.num_attention_heads = config.decoder_num_attention_heads
+        self.config.intermediate_size = config.decoder_intermediate_size
+        self.config.attention_probs_dropout_prob = config.decoder_attention_probs_dropout_prob
+
+        dim = config.decoder_hidden_size
+        self.grid_size = config.grid_size
+        self.decoder_embed = nn.Linear(config.hidden_size, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, dim), requires_grad=False)
+        self.decoder_layers = nn.ModuleList([ViTMAELayer(self.config) for _ in range(config.decoder_num_hidden_layers)])
+        self.decoder_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.decoder_pred = nn.Linear(dim, config.patch_dim)
+
+    def forward(
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int] | None = None
+    ) -> ViTMAEDecoderOutput:
+        """
+        Args:
+            hidden_states (`(B, 1 + n, d)`): the encoder's output: CLS, then the first n patches in shuffled order.
+            ids_restore (`(B, L)`): where each patch stands in shuffled order.
+            grid_size: patches (vertically, horizontally), where it is not that of `config.image_size`.
+
+        Returns:
+            `logits` `(B, L, D)`, in raster order.
+        """
+        hidden_states = self.decoder_embed(hidden_states)
+        cls_token, tokens = hidden_states[:, :1], hidden_states[:, 1:]
+        batch_size, num_tokens, dim = tokens.shape
+        # The mask token takes the remaining places. It has the activations' type, which autocast may have lowered.
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch_size, ids_restore.shape[1] - num_tokens, -1)
+        tokens = torch.cat([tokens, mask_tokens], dim=1)
+        tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, dim))
+        position_embedding = interpolate_position_embedding(
+            self.decoder_pos_embed, self.grid_size, grid_size or self.grid_size
+        )
+        hidden_states = torch.cat([cls_token, tokens], dim=1) + position_embedding
+        for layer in self.decoder_layers:
+            hidden_states = layer(hidden_states)
+        logits = self.decoder_pred(self.decoder_norm(hidden_states))
+        return ViTMAEDecoderOutput(logits=logits[:, 1:])
+
+
+class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
+    """Initialisation, loading and saving that both models share."""
+
+    config: ViTMAERobustConfig
+    _no_split_modules = ["ViTMAERobustEmbeddings", "ViTMAELayer", "ViTMAERobustDecoder"]
+    _keep_in_fp32_modules_strict = ["target_normalizer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """As the official MAE does (RECIPES of He et al. 2022, models_mae.py). Stock leaves the position embeddings of
+        encoder and decoder at zero and draws linear weights from normal(0.02)."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # As the linear layer that it is, on the flattened kernel; the bias keeps PyTorch's own default.
+            bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ViTMAERobustEmbeddings):
+            init.normal_(module.cls_token, std=std)
+            init.copy_(module.position_embeddings, sincos_position_embedding(module.grid_size, self.config.hidden_size))
+        elif isinstance(module, ViTMAERobustDecoder):
+            init.normal_(module.mask_token, std=std)
+            init.copy_(
+                module.decoder_pos_embed, sincos_position_embedding(module.grid_size, self.config.decoder_hidden_size)
+            )
+        elif isinstance(module, TargetNormalizer):
+            init.constant_(module.mean, float("nan"))
+            init.constant_(module.std, float("nan"))
+        elif isinstance(module, ViTMAERobustModel) and module.config.mid_mask_ratio > 0:
+            init.normal_(module.mid_mask_token, std=std)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. The position embeddings come back frozen: loading makes every parameter trainable, and
+        continued pre-training would move the fixed tables."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        model.freeze_position_embeddings()
+        for module in model.modules():
+            if isinstance(module, TargetNormalizer):
+                module.check()
+        return loaded
+
+    def freeze_position_embeddings(self):
+        for name, parameter in self.named_parameters():
+            if name.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
+                parameter.requires_grad_(False)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers. config.json names every Auto class of this family, whichever of them is saved, so that
+        `AutoModel` and pipelines find the encoder in a pre-training checkpoint with `trust_remote_code=True`."""
+        module = __name__.split(".")[-1]
+        self.config.auto_map = {
+            "AutoConfig": "configuration_vit_mae_robust.ViTMAERobustConfig",
+            "AutoModel": f"{module}.ViTMAERobustModel",
+            "AutoModelForPreTraining": f"{module}.ViTMAERobustForPreTraining",
+        }
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
+    """The encoder. Without `mask_ratio` it masks nothing: features are complete, in raster order and deterministic."""
+
+    # The decoder and the target statistics of a pre-training checkpoint are left behind on purpose.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^target_normalizer\."]
+
+    def __init__(self, config: ViTMAERobustConfig):
+        # Not ViTMAEModel's: it would build and initialise embeddings that are replaced at once.
+        ViTMAEPreTrainedModel.__init__(self, config)
+        self.embeddings = ViTMAERobustEmbeddings(config)
+        self.layers = nn.ModuleList([ViTMAELayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.mid_mask_ratio > 0:
+            self.mid_mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.register_load_state_dict_pre_hook(_rename_keys_of_4x)
+        self.post_init()
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> ViTMAEModelOutput:
+        """
+        Args:
+            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
+            noise (`(B, L)`, *optional*): decides both draws of the masking; default: uniform random numbers. The
+                patches with the smallest values stay visible; the next ones get mid-level tokens. Not used when
+                nothing is masked.
+            mask_ratio (in [0, 1), *optional*): share of the patches to mask, `L - int(L * (1 - mask_ratio))` of
+                them. Default: none.
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+
+        Returns:
+            `last_hidden_state` `(B, 1 + n, d)`: CLS, then the n patches that were encoded: all L in raster order
+            without `mask_ratio`; with it the visible ones in the order of their noise, followed by the mid-level
+            tokens, if any. `mask` `(B, L)`: 1 = masked. `ids_restore` `(B, L)`.
+
+        Raises:
+            ValueError: the size or the channels of the images, or the shape of the noise, do not fit.
+        """
+        cls_token, tokens, positions = self.embeddings(pixel_values, interpolate_pos_encoding)
+        batch_size, num_patches, dim = tokens.shape
+        mid_tokens = None
+        if mask_ratio is None:
+            mask = tokens.new_zeros(batch_size, num_patches, dtype=torch.float32)
+            ids_restore = torch.arange(num_patches, device=tokens.device).expand(batch_size, -1)
+        else:
+            if not 0.0 <= mask_ratio < 1.0:
+                raise ValueError(f"mask_ratio={mask_ratio!r}: must lie in [0, 1).")
+            if noise is None:
+                noise = torch.rand(batch_size, num_patches, device=tokens.device)
+            elif noise.shape != (batch_size, num_patches):
+                raise ValueError(
+                    f"noise has shape {tuple(noise.shape)}, needs (batch size, patches) = {(batch_size, num_patches)}."
+                )
+            num_visible = int(num_patches * (1 - mask_ratio))
+            ids_shuffle, ids_restore, mask = random_masking(noise, num_visible)
+            ids_visible = ids_shuffle[:, :num_visible]
+            tokens = tokens.gather(1, ids_visible.unsqueeze(-1).expand(-1, -1, dim))
+            if self.config.mid_mask_ratio > 0:
+                num_mid = int(num_patches * self.config.mid_mask_ratio)
+                ids_mid = ids_shuffle[:, num_visible : num_visible + num_mid]
+                mid_tokens = self.mid_mask_token + positions[0][ids_mid]
+
+        hidden_states = torch.cat([cls_token.expand(batch_size, -1, -1), tokens], dim=1)
+        for index, layer in enumerate(self.layers):
+            if mid_tokens is not None and index == self.config.mid_mask_layer_idx:
+                hidden_states = torch.cat([hidden_states, mid_tokens.to(hidden_states.dtype)], dim=1)
+            hidden_states = layer(hidden_states, None, **kwargs)
+        return ViTMAEModelOutput(last_hidden_state=self.layernorm(hidden_states), mask=mask, ids_restore=ids_restore)
+
+
+class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraining):
+    """Encoder, decoder and the reconstruction loss."""
+
+    # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps. It concludes the
+    # opposite from the **kwargs of `forward`.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: ViTMAERobustConfig):
+        ViTMAEPreTrainedModel.__init__(self, config)  # see ViTMAERobustModel
+        self.vit = ViTMAERobustModel(config)
+        self.decoder = ViTMAERobustDecoder(config)
+        if config.target_normalization == "global_patch":
+            self.target_normalizer = TargetNormalizer(config.patch_dim)
+        self.register_load_state_dict_pre_hook(_rename_keys_of_4x)
+        self.post_init()
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        self.decoder.config._attn_implementation_internal = self.config._attn_implementation
+
+    def set_target_statistics(self, mean, std):
+        """Fill the statistics of `target_normalization="global_patch"`: `mean`, `std` of shape `(D,)`, of raw pixels
+        in [0, 1]. They are saved with the weights. Raises ValueError where the shape or the setting does not fit."""
+        if self.config.target_normalization != "global_patch":
+            raise ValueError(
+                f'target_normalization="{self.config.target_normalization}" uses no patch statistics; build the model '
+                'with target_normalization="global_patch".'
+            )
+        self.target_normalizer.set_statistics(mean, std)
+
+    def patchify(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """`(B, C, H, W)` -> `(B, L, D)`; the numbers of a patch run over its rows, columns, then channels. Takes any
+        size that is a multiple of the patch size; `interpolate_pos_encoding` is there for stock's signature only."""
+        batch_size, channels, height, width = pixel_values.shape
+        (p, q), config = to_pair(self.config.patch_size), self.config
+        if channels != config.num_channels:
+            raise ValueError(f"Images of {channels} channels, but the model has num_channels={config.num_channels}.")
+        if height % p or width % q:
+            raise ValueError(
+                f"Images of {height} x {width} pixels are not a multiple of patch_size={config.patch_size}."
+            )
+        patches = pixel_values.reshape(batch_size, channels, height // p, p, width // q, q)
+        return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch_size, (height // p) * (width // q), p * q * channels)
+
+    def unpatchify(
+        self, patchified_pixel_values: torch.Tensor, original_image_size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Inverse of `patchify`: `(B, L, D)` -> `(B, C, H, W)`, for images of `original_image_size` (height, width),
+        default `config.image_size`."""
+        batch_size, num_patches, _ = patchified_pixel_values.shape
+        p, q = to_pair(self.config.patch_size)
+        height, width = to_pair(original_image_size if original_image_size is not None else self.config.image_size)
+        if (height // p) * (width // q) != num_patches:
+            raise ValueError(f"{num_patches} patches do not make up an image of {height} x {width} pixels.")
+        images = patchified_pixel_values.reshape(batch_size, height // p, width // q, p, q, self.config.num_channels)
+        return images.permute(0, 5, 1, 3, 2, 4).reshape(batch_size, -1, height // p * p, width // q * q)
+
+    def _image_statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = torch.tensor(self.config.image_mean, device=device).view(-1, 1, 1)
+        return mean, torch.tensor(self.config.image_std, device=device).view(-1, 1, 1)
+
+    def _population_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The target before the per-patch step, `(B, L, D)`, float32."""
+        pixel_values = pixel_values.float()
+        if self.config.target_normalization != "global_rgb":
+            mean, std = self._image_statistics(pixel_values.device)
+            pixel_values = pixel_values * std + mean
+        target = self.patchify(pixel_values)
+        return self.target_normalizer(target) if self.config.target_normalization == "global_patch" else target
+
+    def _patch_statistics(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        variance = target.var(dim=-1, keepdim=True, unbiased=self.config.norm_pix_unbiased)
+        return target.mean(dim=-1, keepdim=True), torch.sqrt(variance + TARGET_EPS)
+
+    @torch.no_grad()
+    def compute_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the decoder has to predict, `(B, L, D)` in float32, for `(B, C, H, W)` normalised images (paper,
+        section 2.2: population statistics first, per-patch normalisation second)."""
+        target = self._population_target(pixel_values)
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(target)
+            target = (target - mean) / std
+        return target
+
+    @torch.no_grad()
+    def invert_target(self, patches: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Predictions `(B, L, D)` back to raw pixels (nominally [0, 1]) `(B, C, H, W)`. Undoing the per-patch step
+        takes each patch's mean and variance from the true image `pixel_values`: the model does not predict them."""
+        patches = patches.float()
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(self._population_target(pixel_values))
+            patches = patches * std + mean
+        if self.config.target_normalization == "global_patch":
+            patches = self.target_normalizer.undo(patches)
+        images = self.unpatchify(patches, pixel_values.shape[-2:])
+        if self.config.target_normalization == "global_rgb":
+            mean, std = self._image_statistics(images.device)
+            images = images * std + mean
+        return images
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> ViTMAEForPreTrainingOutput:
+        """
+        Args:
+            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
+            noise (`(B, L)`, *optional*): decides which patches are masked and which of these get mid-level tokens;
+                see [`ViTMAERobustModel.forward`].
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+
+        Returns:
+            `loss`: squared error, mean over the D numbers of a patch, then over the masked patches (those with
+            mid-level tokens included), float32. `logits` `(B, L, D)`; `mask` `(B, L)`, 1 = masked; `ids_restore`;
+            `hidden_states` and `attentions` of the encoder on request.
+
+        Raises:
+            ValueError: sizes or channels do not fit, or `target_normalization="global_patch"` has no statistics.
+        """
+        outputs = self.vit(
+            pixel_values,
+            noise=noise,
+            mask_ratio=self.config.mask_ratio,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        p, q = to_pair(self.config.patch_size)
+        grid_size = (pixel_values.shape[-2] // p, pixel_values.shape[-1] // q)
+        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size).logits
+        # In float32 whatever the model's type: the differences are squared, and targets may have tiny variances.
+        error = (logits.float() - self.compute_target(pixel_values)) ** 2
+        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum()
+        return ViTMAEForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            mask=outputs.mask,
+            ids_restore=outputs.ids_restore,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """The images with their masked patches filled in, as raw pixels.
+
+        Every normalisation of the target is undone. **The mean and the variance of each patch (`norm_pix_loss`) are
+        taken from the true patch**, so a picture shows what the model knows about structure, not about brightness
+        and contrast. Dropout is off while it runs.
+
+        Args:
+            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
+            noise, interpolate_pos_encoding: as in `forward`.
+
+        Returns:
+            `(B, C, H, W)`, float32, nominally in [0, 1] (predictions are not clipped).
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            outputs = self(pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding)
+        finally:
+            self.train(was_training)
+        mean, std = self._image_statistics(pixel_values.device)
+        original = pixel_values.float() * std + mean
+        mask = outputs.mask.unsqueeze(-1).expand(-1, -1, self.config.patch_dim)
+        mask = self.unpatchify(mask, pixel_values.shape[-2:])
+        return torch.where(mask.bool(), self.invert_target(outputs.logits, pixel_values), original)
+
+
+# Copies the files of this folder next to every checkpoint, for `trust_remote_code=True`.
+ViTMAERobustModel.register_for_auto_class("AutoModel")
+ViTMAERobustForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+
+__all__ = ["ViTMAERobustForPreTraining", "ViTMAERobustModel", "ViTMAERobustPreTrainedModel"]
