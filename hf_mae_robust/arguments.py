@@ -1,0 +1,239 @@
+"""Command-line arguments, as dataclasses for `HfArgumentParser`, and `--config` files."""
+
+import difflib
+import sys
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import SaveStrategy, SchedulerType
+
+DEFAULT_RECIPE = "digits"
+
+
+def _option(default: Any, help: str, **metadata) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """The model and the paper's three ingredients. None leaves a setting as the checkpoint or the default has it."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = _option(
+        None, "Start from this checkpoint (ours or a stock ViTMAE one: Hub id or folder) instead of from scratch."
+    )
+    config_overrides: str | None = _option(
+        None, "Settings of ViTMAERobustConfig, such as 'image_size=32,patch_size=4,hidden_size=192'."
+    )
+    mask_ratio: float | None = _option(None, "Share of the patches that are masked (0.75).")
+    target_normalization: Literal["none", "global_rgb", "global_patch"] | None = _option(
+        None, "Population statistics of the target, applied before the per-patch step (global_rgb)."
+    )
+    target_statistics: str | None = _option(
+        None,
+        "With --target_normalization global_patch: 'auto' computes the statistics of the training images (and caches "
+        "them); a path takes a file written by `python -m hf_mae_robust statistics`.",
+    )
+    norm_pix_loss: bool | None = _option(
+        None, "Normalise each patch of the target with its own mean and variance (true).", nargs="?", const=True
+    )
+    decoder_attention_probs_dropout_prob: float | None = _option(
+        None, "Drop edge: dropout of the decoder's attention probabilities (0.3)."
+    )
+    mid_mask_ratio: float | None = _option(
+        None, "Share of all patches that join inside the encoder as mid-level mask tokens (0; the paper's study: 0.25)."
+    )
+    mid_mask_layer_idx: int | None = _option(None, "Block (0-based) before which they join (8).")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = _option("sdpa", "Attention kernel.")
+    trust_remote_code: bool = _option(False, "Run code that a model repository brings along.")
+    token: str | None = _option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
+
+
+@dataclass
+class DataArguments:
+    """The images. Without --dataset_name and --config: scikit-learn's digits and the recipe made for them."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = _option(
+        None, "Hub id, or a folder: images, Parquet files, or what `save_to_disk` wrote."
+    )
+    dataset_config_name: str | None = _option(None, "Configuration of the data set.")
+    dataset_revision: str | None = _option(None, "Branch, tag or commit of the data set on the Hub.")
+    image_column_name: str | None = _option(None, "Column with the images; default: the only one of type Image.")
+    dataset_streaming: bool = _option(
+        False, "Read while training instead of downloading and preparing first. Parquet keeps epochs and exact order."
+    )
+    train_split_name: str = _option("train", "Split to train on.")
+    eval_split_name: str = _option(
+        "auto",
+        "Split to evaluate on; auto: validation, valid, val or test, whichever comes first; none: no evaluation.",
+    )
+    train_val_split: float | None = _option(
+        None, "Share of the training images to hold out for evaluation where the data set has no split for it."
+    )
+    max_train_samples: int | None = _option(None, "Train on the first so many images.")
+    max_eval_samples: int | None = _option(None, "Evaluate on the first so many images.")
+    shuffle_buffer_size: int = _option(
+        8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0],
+        metadata={
+            "help": "Random crops cover LO to HI of the image's area (paper: 0.5 1.0 for ViT-B, 0.2 1.0 for ViT-L).",
+            "nargs": 2,
+        },
+    )
+    horizontal_flip: bool = _option(True, "Flip half of the images.")
+    crop_pct: float = _option(
+        0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
+    )
+
+
+@dataclass
+class RecipeArguments:
+    """MAE's rules for learning rate and warm-up, and what to do with an output folder that is not empty."""
+
+    _argument_group_name = "recipe"
+
+    base_learning_rate: float = _option(
+        1.5e-4, "Learning rate of 256 images a step; the rate used is this x effective batch / 256."
+    )
+    warmup_epochs: float | None = _option(
+        None, "Linear warm-up, in epochs; default: 5%% of the training (MAE: 40 of 800). --warmup_steps wins."
+    )
+    overwrite_output_dir: bool = _option(
+        False, "Start anew: delete the checkpoints in --output_dir. Default: go on from the newest."
+    )
+
+
+@dataclass
+class MAETrainingArguments(TrainingArguments):
+    """`TrainingArguments` with MAE's settings (PRETRAIN.md of facebookresearch/mae).
+
+    Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800,
+    `per_device_train_batch_size` and `per_device_eval_batch_size` 64, `learning_rate` None (--base_learning_rate x
+    batch / 256), `weight_decay` 0.05, `adam_beta2` 0.95, `max_grad_norm` 0 (no clipping), `lr_scheduler_type` "cosine",
+    `save_strategy` "epoch", `save_total_limit` 2, `logging_steps` 20, `logging_nan_inf_filter` False (it hides NaNs and
+    makes the GPU wait), `dataloader_num_workers` 4, `ddp_find_unused_parameters` False, `remove_unused_columns` False,
+    `report_to` "tensorboard" where that is installed, `seed` stays 42.
+    """
+
+    _argument_group_name = "training (transformers.TrainingArguments)"
+
+    output_dir: str | None = _option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
+    num_train_epochs: float = _option(800, "Passes over the training images.")
+    per_device_train_batch_size: int = _option(64, "Images per step, device and accumulation step.")
+    per_device_eval_batch_size: int = _option(64, "Images per evaluation step and device.")
+    learning_rate: float | None = _option(
+        None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
+    )
+    weight_decay: float = _option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
+    adam_beta2: float = _option(0.95, "AdamW's second beta.")
+    max_grad_norm: float = _option(0.0, "Clip gradients to this norm; 0: do not.")
+    lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule after the warm-up, set per step.")
+    save_strategy: SaveStrategy | str = _option("epoch", "When to write checkpoints: no, steps, epoch.")
+    save_total_limit: int | None = _option(2, "Checkpoints to keep.")
+    logging_steps: float = _option(20, "Log every so many steps; below 1: a share of all steps.")
+    logging_nan_inf_filter: bool = _option(False, "Leave NaN and infinite losses out of the log.")
+    dataloader_num_workers: int = _option(4, "Processes that decode images, for each training process.")
+    ddp_find_unused_parameters: bool | None = _option(False, "See torch's DistributedDataParallel.")
+    remove_unused_columns: bool | None = _option(False, "Has no effect here: only the image column is read.")
+    report_to: None | str | list[str] = field(
+        default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
+        metadata={"help": "Where to log: tensorboard, wandb, trackio, ..., or none."},
+    )
+
+
+def recipe_path(name: str) -> Path:
+    """A file, or one of the recipes that the package brings along (`--config digits`). Raises FileNotFoundError."""
+    shipped = resources.files(__package__) / "recipes"
+    for candidate in (Path(name), Path(str(shipped / name)), Path(str(shipped / f"{name}.yaml"))):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(Path(str(file)).stem for file in shipped.iterdir() if str(file).endswith(".yaml")))
+    raise FileNotFoundError(f"--config {name}: no such file, and no recipe of that name. Recipes: {names}.")
+
+
+def _similar(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+class RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` that reads `--config file.yaml` first: its keys are the names of the flags, a flag on the
+    command line wins, and a key that is no flag is an error."""
+
+    def __init__(self, dataclass_types, default_recipe: str | None = None, **options):
+        super().__init__(dataclass_types, allow_abbrev=False, **options)
+        self.default_recipe = default_recipe
+        self.add_argument("--config", metavar="FILE", help="YAML file of flags, or the name of a shipped recipe.")
+
+    def read_recipe(self, name: str) -> list[str]:
+        """A YAML file as command-line words."""
+        path = recipe_path(name)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config {path} is not valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"--config {path} must hold 'flag: value' lines, not a {type(content).__name__}.")
+        flags = [action.dest for action in self._actions if action.dest not in ("help", "config")]
+        words = []
+        for key, value in content.items():
+            if key not in flags:
+                raise ValueError(f"--config {path}: unknown key '{key}'{_similar(str(key), flags)}.")
+            if value is None:
+                continue
+            if key == "config_overrides" and isinstance(value, dict):
+                value = ",".join(f"{name}={setting}" for name, setting in value.items())
+            elif isinstance(value, dict):
+                value = yaml.safe_dump(value, default_flow_style=True).strip()
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{key}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
+        return words
+
+    def parse(self, argv: list[str] | None = None) -> tuple:
+        """The dataclass instances, in the order they were named. Ends the program with a message on bad input."""
+        argv = list(sys.argv[1:] if argv is None else argv)
+        given, _ = self.parse_known_args([word for word in argv if word not in ("-h", "--help")] if argv else [])
+        recipe = given.config or (self.default_recipe if not getattr(given, "dataset_name", None) else None)
+        try:
+            words = (self.read_recipe(recipe) if recipe else []) + argv
+            *parsed, _, unknown = self.parse_args_into_dataclasses(
+                words, return_remaining_strings=True, look_for_args_file=False
+            )
+        except (OSError, ValueError) as error:
+            self.fail(error)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            self.error("unknown " + ", ".join(f"{word}{_similar(word, flags)}" for word in unknown))
+        return tuple(parsed)
+
+    def fail(self, error: Exception) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {error}\n")
+
+
+def parse_config_overrides(text: str | None) -> dict[str, Any]:
+    """`"image_size=32,patch_size=[8, 4]"` -> `{"image_size": 32, "patch_size": [8, 4]}`. Raises ValueError."""
+    if not text:
+        return {}
+    try:
+        settings = yaml.safe_load("{" + text.replace("=", ": ") + "}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config_overrides {text!r}: write 'name=value,name=value' ({error}).") from error
+    # YAML 1.1 takes 1e-6 for text.
+    return {name: _number(value) for name, value in settings.items()}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

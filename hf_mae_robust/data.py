@@ -1,0 +1,482 @@
+"""Image data sets: from a name, as `load_dataset` takes it, to batches of uint8 images.
+
+Two kinds: sources with random access (tables on disk, and Parquet files read row group by row group from a disk or
+the Hub), whose order is a pure function of seed and epoch (plan.py), and other `datasets` streams, which can only be
+read from their beginning.
+"""
+
+import hashlib
+import itertools
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import ClassLabel, DatasetDict, Features, IterableDataset, load_dataset, load_dataset_builder
+from datasets.distributed import split_dataset_by_node
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, get_worker_info
+from tqdm.auto import tqdm
+
+from .decoding import decode_image
+from .plan import NUM_SLOTS, EpochBatchSampler, SequentialBatchSampler
+
+EMBEDDED = "digits"
+EVAL_SPLITS = ("validation", "valid", "val", "test")
+
+
+class DataError(ValueError):
+    """The data set cannot be used as asked; the message says what was found and what to change."""
+
+
+@dataclass(frozen=True)
+class DataLocation:
+    """Where images come from; the fields are named after the command line's."""
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_revision: str | None = None
+    image_column_name: str | None = None
+    dataset_streaming: bool = False
+    trust_remote_code: bool = False
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One split of a data set.
+
+    Attributes:
+        rows: encoded images: something with `rows[i]`, or an iterable data set where `row_groups` is None.
+        row_groups: numbers of rows that are read at once, in order; None for a stream that cannot seek.
+        seekable_at_no_cost: whether any row is as quick to reach as the next one (a memory-mapped table).
+        description: for people. fingerprint: changes when the data does.
+    """
+
+    rows: Any
+    row_groups: tuple[int, ...] | None
+    seekable_at_no_cost: bool
+    description: str
+    fingerprint: str
+
+    @property
+    def num_rows(self) -> int | None:
+        return None if self.row_groups is None else sum(self.row_groups)
+
+    def __len__(self) -> int:
+        """The Trainer asks for it."""
+        if self.row_groups is None:
+            raise TypeError(f"{self.description} is a stream of unknown length.")
+        return sum(self.row_groups)
+
+    def head(self, num_rows: int | None) -> "ImageSource":
+        """The first `num_rows` rows; all of them where None."""
+        if num_rows is None or (self.num_rows is not None and self.num_rows <= num_rows):
+            return self
+        if num_rows < 1:
+            raise DataError(f"At least one image has to be left, got a limit of {num_rows}.")
+        if self.row_groups is None:
+            return replace(self, rows=self.rows.take(num_rows), fingerprint=f"{self.fingerprint}[:{num_rows}]")
+        starts = np.cumsum((0, *self.row_groups[:-1]))
+        row_groups = tuple(int(min(n, num_rows - s)) for n, s in zip(self.row_groups, starts) if s < num_rows)
+        return replace(
+            self,
+            row_groups=row_groups,
+            description=f"first {num_rows:,} of {self.description}",
+            fingerprint=f"{self.fingerprint}[:{num_rows}]",
+        )
+
+
+class TableRows:
+    """Random access to the image column of a memory-mapped `datasets.Dataset`."""
+
+    def __init__(self, table: datasets.Dataset, column: str):
+        table = table.select_columns([column])
+        if isinstance(table.features[column], datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+        self.table, self.column = table, column
+
+    def __getitem__(self, row: int) -> Any:
+        return self.table[row][self.column]
+
+
+class ParquetRows:
+    """Random access to one column of Parquet files, local or remote. A row costs the reading of its row group, so
+    the last ones are kept: enough for the stretches that plan.py shuffles within."""
+
+    def __init__(self, groups: list[tuple[str, int, int]], column: str, token: str | None, buffer_size: int):
+        """groups: (URL, index of the row group in the file, number of rows)."""
+        self.groups, self.column, self.token, self.buffer_size = groups, column, token, buffer_size
+        self.ends = np.cumsum([num_rows for *_, num_rows in groups])
+        self.cache: OrderedDict[int, list] = OrderedDict()
+        self.file: tuple[str, pq.ParquetFile] | None = None
+
+    def __getstate__(self):
+        # Worker processes open files of their own.
+        return {**self.__dict__, "cache": OrderedDict(), "file": None}
+
+    def _read(self, group: int) -> list:
+        url, index, _ = self.groups[group]
+        if self.file is None or self.file[0] != url:
+            if self.file is not None:
+                self.file[1].close(force=True)
+            self.file = (url, open_parquet(url, self.token))
+        return self.file[1].read_row_group(index, columns=[self.column]).column(self.column).to_pylist()
+
+    def __getitem__(self, row: int) -> Any:
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        if group not in self.cache:
+            self.cache[group] = self._read(group)
+            # One stretch of rows a slot, which may begin and end inside a row group.
+            workers = get_worker_info()
+            num_rows = self.buffer_size / (workers.num_workers if workers else 1)
+            largest = max(len(rows) for rows in self.cache.values())
+            while len(self.cache) > max(2 * NUM_SLOTS, 1) and len(self.cache) * largest > num_rows + 2 * largest:
+                self.cache.popitem(last=False)
+        self.cache.move_to_end(group)
+        return self.cache[group][row - (int(self.ends[group - 1]) if group else 0)]
+
+
+def open_parquet(url: str, token: str | None) -> pq.ParquetFile:
+    options = {"token": token} if token and url.startswith("hf://") else {}
+    return pq.ParquetFile(fsspec.open(url, "rb", **options).open(), pre_buffer=True)
+
+
+def _parquet_source(
+    urls: list[str], column: str, token: str | None, buffer_size: int, description: str, revision: str
+) -> ImageSource:
+    def footer(url: str) -> tuple[str, list[int], int]:
+        with open_parquet(url, token) as file:
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            return url, groups, file.metadata.serialized_size
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        footers = list(
+            tqdm(
+                pool.map(footer, urls),
+                total=len(urls),
+                desc="Reading Parquet footers",
+                leave=False,
+                disable=len(urls) < 16,
+            )
+        )
+    groups = [(url, i, n) for url, numbers, _ in footers for i, n in enumerate(numbers) if n]
+    return ImageSource(
+        rows=ParquetRows(groups, column, token, buffer_size),
+        row_groups=tuple(n for *_, n in groups),
+        seekable_at_no_cost=False,
+        description=description,
+        fingerprint=_digest(revision, [(url.rsplit("/", 1)[-1], numbers, size) for url, numbers, size in footers]),
+    )
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def load_embedded_digits() -> DatasetDict:
+    """scikit-learn's handwritten digits (1,797 real images of 8 x 8 pixels), 1,500 to train and 297 to test."""
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=[str(name) for name in range(10)])})
+
+    def table(part: slice) -> datasets.Dataset:
+        return datasets.Dataset.from_dict(
+            {"image": list(pixels[part]), "label": digits.target[part].tolist()}, features=features
+        )
+
+    return DatasetDict(train=table(slice(0, 1500)), test=table(slice(1500, None)))
+
+
+def _choose_split(available: list[str], wanted: str, name: str) -> str:
+    if wanted not in available:
+        raise DataError(f"{name} has no split '{wanted}'. It has: {', '.join(available) or 'none'}.")
+    return wanted
+
+
+def _choose_column(features: Features | None, wanted: str | None, name: str) -> str:
+    if features is None:
+        if wanted is None:
+            raise DataError(f"{name} does not say which columns it has: name the one to use with --image_column_name.")
+        return wanted
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = ", ".join(f"{column} ({getattr(feature, 'dtype', feature)})" for column, feature in features.items())
+    if wanted is not None:
+        if wanted not in features:
+            raise DataError(f"{name} has no column '{wanted}' (--image_column_name). It has: {columns}.")
+        return wanted
+    if len(images) != 1:
+        found = f"{len(images)} image columns" if images else "no column of type Image"
+        raise DataError(f"{name} has {found}: choose one with --image_column_name. It has: {columns}.")
+    return images[0]
+
+
+def open_splits(
+    location: DataLocation,
+    train_split: str | None = "train",
+    eval_split: str | None = "auto",
+    train_val_split: float | None = None,
+    seed: int = 42,
+    buffer_size: int = 8192,
+) -> tuple[ImageSource | None, ImageSource | None]:
+    """Open the training split and the one to evaluate on.
+
+    Args:
+        location: which data set. `dataset_name` is a Hub id, a folder (of images, of Parquet files, or written by
+            `save_to_disk`), or None for scikit-learn's digits.
+        eval_split: a name; "auto": the first there is of validation, valid, val, test; None: none.
+        train_val_split: share of the training images to hold out where there is no split to evaluate on.
+        buffer_size: rows that a streamed source may hold in memory (`--shuffle_buffer_size`).
+
+    Raises:
+        DataError: there is no such data set, split or column, a split is empty, or the source cannot do what was
+            asked.
+    """
+    name = location.dataset_name or EMBEDDED
+    tables = load_embedded_digits() if location.dataset_name is None else _load(location)
+    splits = list(tables)
+    if eval_split == "auto":
+        eval_split = next((split for split in EVAL_SPLITS if split in splits and split != train_split), None)
+    sources = []
+    for split in (train_split, eval_split):
+        if split is None:
+            sources.append(None)
+            continue
+        data = tables[_choose_split(splits, split, name)]
+        if callable(data):
+            data = data()
+        column = _choose_column(getattr(data, "features", None), location.image_column_name, name)
+        source = _source(data, column, location, f"{name} ({split})", buffer_size)
+        if source.num_rows == 0:
+            raise DataError(f"Split '{split}' of {name} is empty.")
+        sources.append(source)
+    train, evaluation = sources
+    if train_val_split and evaluation is None and train is not None:
+        if not train.seekable_at_no_cost:
+            raise DataError(
+                "--train_val_split needs a data set that is not streamed; name a split with --eval_split_name."
+            )
+        if not 0 < train_val_split < 1:
+            raise DataError(f"--train_val_split {train_val_split}: must lie between 0 and 1.")
+        parts = train.rows.table.train_test_split(test_size=train_val_split, seed=seed)
+        train, evaluation = (
+            _source(parts[part], train.rows.column, location, f"{part} part of {train.description}", buffer_size)
+            for part in ("train", "test")
+        )
+    return train, evaluation
+
+
+@dataclass(frozen=True)
+class _ParquetSplit:
+    """A split of which the Parquet files are known; stands where `load_dataset` gives a data set."""
+
+    urls: list[str]
+    features: Features
+    revision: str
+
+
+def _load(location: DataLocation) -> dict:
+    """Split name -> data set (or `_ParquetSplit`)."""
+    name = location.dataset_name
+    if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
+        loaded = datasets.load_from_disk(name)
+        return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    options = {"name": location.dataset_config_name, "revision": location.dataset_revision, "token": location.token}
+    if Path(name).exists():
+        options.pop("revision")
+    try:
+        if not location.dataset_streaming:
+            return load_dataset(name, **options)
+        builder = load_dataset_builder(name, **options)
+        files = builder.config.data_files or {}
+        if builder.info.features is not None and all(
+            str(url).endswith(".parquet") for urls in files.values() for url in urls
+        ):
+            revision = str(builder.hash or "")
+            return {
+                str(split): _ParquetSplit([str(url) for url in urls], builder.info.features, revision)
+                for split, urls in files.items()
+            }
+        return load_dataset(name, streaming=True, **options)
+    except (FileNotFoundError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        raise DataError(
+            f"--dataset_name {name}: {type(error).__name__}: {error}\n"
+            "Give a Hub id (gated ones need `hf auth login`), or a folder with images, Parquet files or a data set "
+            "written by save_to_disk."
+        ) from error
+
+
+def _source(data: Any, column: str, location: DataLocation, description: str, buffer_size: int) -> ImageSource:
+    if isinstance(data, _ParquetSplit):
+        return _parquet_source(data.urls, column, location.token, buffer_size, description, data.revision)
+    if isinstance(data, IterableDataset):
+        features = data.features
+        if features is not None and isinstance(features[column], datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+        rows = data.map(lambda row: {"image": row[column]}, remove_columns=data.column_names)
+        return ImageSource(rows, None, False, description, _digest(description))
+    return ImageSource(TableRows(data, column), (len(data),), True, description, data._fingerprint)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Keys `(epoch, row)` -> decoded, transformed images. What comes out, random transforms and the noise of the masks
+    included, depends on (seed, epoch, row) alone: not on the process, on what it did before, or on who else is there.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Callable,
+        num_channels: int,
+        seed: int = 0,
+        noise_length: int | None = None,
+    ):
+        """noise_length: add `noise` of this many uniform numbers to each image."""
+        self.source, self.transform, self.num_channels = source, transform, num_channels
+        self.seed, self.noise_length = seed, noise_length
+
+    def __len__(self) -> int:
+        return self.source.num_rows
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, row = key
+        image = decode_image(self.source.rows[max(row, 0)], self.num_channels, row)
+        key_seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(key_seed >> 1))
+            return _item(self.transform(image), row, self.noise_length)
+
+
+def _item(image: torch.Tensor, row: int, noise_length: int | None) -> dict[str, Any]:
+    item = {"pixel_values": image, "row": row}
+    if noise_length is not None:
+        item["noise"] = torch.rand(noise_length)
+    return item
+
+
+class ImageStream(torch.utils.data.IterableDataset):
+    """A `datasets` stream that cannot seek. Each rank and worker reads a share of its files, or leaves out the others'
+    rows where there are fewer files than readers."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Callable,
+        num_channels: int,
+        *,
+        rank: int,
+        world_size: int,
+        noise_length: int | None = None,
+        shuffle_seed: int | None = None,
+        buffer_size: int = 1,
+        endless: bool = False,
+    ):
+        rows = source.rows
+        if shuffle_seed is not None and buffer_size > 1:
+            rows = rows.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
+        self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
+        self.transform, self.num_channels, self.endless = transform, num_channels, endless
+        self.noise_length = noise_length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            number = -1
+            for number, row in enumerate(self.rows):
+                image = decode_image(row["image"], self.num_channels, number)
+                yield _item(self.transform(image), number, self.noise_length)
+            # Workers beyond the number of files get nothing.
+            if not self.endless or number < 0:
+                return
+
+
+class EpochDataLoader(DataLoader):
+    """Passes the epoch on to the sampler; the Trainer calls `set_epoch`."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.batch_sampler, EpochBatchSampler):
+            self.batch_sampler.set_epoch(epoch)
+
+
+def training_loader(
+    source: ImageSource,
+    transform: Callable,
+    num_channels: int,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    buffer_size: int,
+    noise_length: int | None = None,
+    **loader_options,
+) -> EpochDataLoader:
+    """Batches `{"pixel_values": (B, C, H, W) uint8, "noise": (B, L), "row": (B,)}` of one rank, all of them full.
+
+    Raises DataError where the images do not fill one batch on every rank.
+    """
+    if source.row_groups is None:
+        dataset = ImageStream(
+            source,
+            transform,
+            num_channels,
+            rank=rank,
+            world_size=world_size,
+            noise_length=noise_length,
+            shuffle_seed=seed,
+            buffer_size=buffer_size,
+            endless=True,
+        )
+        return EpochDataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_options)
+    if source.num_rows < batch_size * world_size:
+        raise DataError(
+            f"{source.description} has {source.num_rows:,} images, fewer than one batch of {batch_size} on each of "
+            f"{world_size} process(es): lower --per_device_train_batch_size."
+        )
+    sampler = EpochBatchSampler(
+        source.row_groups,
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        seed=seed,
+        buffer_size=None if source.seekable_at_no_cost else buffer_size,
+    )
+    dataset = ImageDataset(source, transform, num_channels, seed, noise_length)
+    return EpochDataLoader(dataset, batch_sampler=sampler, **loader_options)
+
+
+def sequential_loader(
+    source: ImageSource,
+    transform: Callable,
+    num_channels: int,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    noise_length: int | None = None,
+    **loader_options,
+) -> DataLoader:
+    """Every image once over all ranks, `row` -1 marking fillers; for a stream: this rank's share of it, each image
+    once."""
+    if source.row_groups is None:
+        stream = ImageStream(source, transform, num_channels, rank=rank, world_size=world_size)
+        return DataLoader(stream, batch_size=batch_size, **loader_options)
+    sampler = SequentialBatchSampler(source.num_rows, rank=rank, world_size=world_size, batch_size=batch_size)
+    dataset = ImageDataset(source, transform, num_channels, noise_length=noise_length)
+    return DataLoader(dataset, batch_sampler=sampler, **loader_options)
+
+
+def load_head_of_stream(source: ImageSource, num_rows: int) -> ImageSource:
+    """The first images of a stream, held (encoded) in memory, as a source with random access."""
+    rows = [row["image"] for row in source.rows.take(num_rows)]
+    if not rows:
+        raise DataError(f"{source.description} is empty.")
+    return ImageSource(rows, (len(rows),), True, f"first {len(rows):,} of {source.description}", source.fingerprint)

@@ -1,0 +1,66 @@
+"""Pictures of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from torchvision.utils import make_grid, save_image
+
+from .model import ViTMAERobustForPreTraining
+
+MASK_GRAY = 0.5
+
+
+@torch.no_grad()
+def reconstruction_grid(
+    model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Three rows of pictures: original, masked (gray where masked), reconstruction.
+
+    Args:
+        pixel_values (`(N, C, H, W)`): normalised images. noise (`(N, L)`): decides the masks.
+
+    Returns:
+        `(3, h, w)` in [0, 1]. Small images are enlarged by a whole factor, without smoothing.
+    """
+    # Where the noise says "masked" follows from its ranks, as in the model.
+    num_visible = int(noise.shape[1] * (1 - model.config.mask_ratio))
+    mask = (noise.argsort(dim=1).argsort(dim=1) >= num_visible).float()
+    mask = model.unpatchify(mask.unsqueeze(-1).expand(-1, -1, model.config.patch_dim), pixel_values.shape[-2:])
+    mean, std = (
+        torch.tensor(value, device=pixel_values.device).view(-1, 1, 1)
+        for value in (model.config.image_mean, model.config.image_std)
+    )
+    original = pixel_values.float() * std + mean
+    masked = torch.where(mask.bool(), MASK_GRAY, original)
+    images = torch.cat([original, masked, model.reconstruct(pixel_values, noise=noise)]).clamp(0, 1)
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+    scale = max(1, 96 // max(images.shape[-2:]))
+    images = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
+    return make_grid(images.cpu(), nrow=len(pixel_values), padding=max(2, scale), pad_value=1.0)
+
+
+def save_reconstructions(
+    model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor, path: str | Path
+) -> None:
+    """Write `reconstruction_grid` as a PNG."""
+    save_image(reconstruction_grid(model, pixel_values, noise), path)
+
+
+def save_loss_plot(log_history: list[dict[str, Any]], path: str | Path) -> None:
+    """Training and evaluation loss against the epoch, from `trainer.state.log_history`, as a PNG."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for key, label, style in (
+        ("loss", "training", "-"),
+        ("eval_loss", "evaluation", "o-"),
+        ("eval_loss_of_mean", "evaluation, predicting the mean", "--"),
+    ):
+        points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points), style, label=label, markersize=3)
+    axes.set(xlabel="epoch", ylabel="loss (mean squared error of the target)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

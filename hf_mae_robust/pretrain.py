@@ -1,0 +1,361 @@
+"""Pre-training, from arguments to a folder that `from_pretrained` loads."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import transformers
+from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
+from tqdm.auto import tqdm
+from transformers import AutoConfig, set_seed
+from transformers.utils import is_flash_attn_2_available
+
+from .arguments import (
+    DEFAULT_RECIPE,
+    DataArguments,
+    MAETrainingArguments,
+    ModelArguments,
+    RecipeArguments,
+    RecipeParser,
+    parse_config_overrides,
+)
+from .data import DataLocation, ImageSource, load_head_of_stream, open_splits, sequential_loader
+from .decoding import ImageDecodingError
+from .diagnostics import save_loss_plot, save_reconstructions
+from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from .model.configuration_vit_mae_robust import to_pair
+from .optimization import scale_learning_rate, warmup_steps
+from .resume import CheckpointError, check_config, fault_of, newest_checkpoint, remove_checkpoints
+from .statistics import PatchStatistics
+from .target_statistics import cached_statistics_of_source
+from .trainer import MAETrainer
+from .transforms import evaluation_processor
+
+STATISTICS_FILE = "target_statistics.safetensors"
+NUM_PICTURES = 8
+# An evaluation set that cannot seek is held in memory.
+MAX_EVAL_SAMPLES_OF_STREAM = 5000
+# What wrong arguments, data and checkpoints raise before the first step.
+INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, StrictDataclassError)
+
+
+class InputError(Exception):
+    """Something the user can mend; the message says how."""
+
+
+def say(message: str) -> None:
+    """Print on the first process only, without breaking a progress bar."""
+    if PartialState().is_main_process:
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def make_parser(prog: str | None = None, description: str | None = None) -> RecipeParser:
+    groups = [ModelArguments, DataArguments, RecipeArguments, MAETrainingArguments]
+    return RecipeParser(groups, default_recipe=DEFAULT_RECIPE, prog=prog, description=description)
+
+
+def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
+    """The configuration that checkpoint, --config_overrides and flags ask for; the later of these wins.
+
+    Raises ValueError for unknown settings and values out of range.
+    """
+    known = {setting.name for setting in fields(ViTMAERobustConfig)}
+    settings = {}
+    if arguments.model_name_or_path:
+        base = AutoConfig.from_pretrained(
+            arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code, token=arguments.token
+        )
+        if base.model_type not in ("vit_mae", ViTMAERobustConfig.model_type):
+            raise ValueError(
+                f"--model_name_or_path {arguments.model_name_or_path} is a '{base.model_type}' model; pre-training "
+                f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
+            )
+        settings = {key: value for key, value in base.to_dict().items() if key in known}
+    overrides = parse_config_overrides(arguments.config_overrides)
+    for flag in (
+        "mask_ratio",
+        "target_normalization",
+        "norm_pix_loss",
+        "decoder_attention_probs_dropout_prob",
+        "mid_mask_ratio",
+        "mid_mask_layer_idx",
+    ):
+        if getattr(arguments, flag) is not None:
+            overrides[flag] = getattr(arguments, flag)
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
+    return ViTMAERobustConfig(**{**settings, **overrides})
+
+
+def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
+    if arguments.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
+    if arguments.model_name_or_path is None:
+        return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
+    model, info = ViTMAERobustForPreTraining.from_pretrained(
+        arguments.model_name_or_path,
+        config=config,
+        attn_implementation=arguments.attn_implementation,
+        token=arguments.token,
+        output_loading_info=True,
+    )
+    # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
+    expected = ("target_normalizer.", "vit.mid_mask_token")
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(expected)):
+        say(
+            f"Note: {arguments.model_name_or_path} lacks {len(missing)} tensors, which start from scratch: "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+        )
+    return model
+
+
+def find_statistics(
+    arguments: ModelArguments, data: DataArguments, config: ViTMAERobustConfig, source: ImageSource, num_workers: int
+) -> PatchStatistics | None:
+    """The population statistics that --target_statistics asks for. None: the model needs none, or brings them."""
+    wanted = arguments.target_statistics
+    if config.target_normalization != "global_patch":
+        if wanted:
+            raise ValueError(
+                f"--target_statistics {wanted} is for --target_normalization global_patch, not "
+                f"'{config.target_normalization}'."
+            )
+        return None
+    if wanted is None:
+        if arguments.model_name_or_path:
+            return None
+        raise ValueError(
+            "--target_normalization global_patch needs --target_statistics: 'auto' computes them from the training "
+            "images; a path takes a file written by `python -m hf_mae_robust statistics`."
+        )
+    if wanted != "auto":
+        return PatchStatistics.load(wanted, config.patch_dim)
+    return cached_statistics_of_source(source, config, crop_pct=data.crop_pct, num_workers=num_workers)
+
+
+def open_sources(model: ModelArguments, data: DataArguments, seed: int) -> tuple[ImageSource, ImageSource | None]:
+    location = DataLocation(
+        dataset_name=data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        dataset_revision=data.dataset_revision,
+        image_column_name=data.image_column_name,
+        dataset_streaming=data.dataset_streaming,
+        token=model.token,
+    )
+    train, evaluation = open_splits(
+        location,
+        data.train_split_name,
+        None if data.eval_split_name == "none" else data.eval_split_name,
+        data.train_val_split,
+        seed,
+        data.shuffle_buffer_size,
+    )
+    train = train.head(data.max_train_samples)
+    if evaluation is not None:
+        if evaluation.row_groups is None:
+            evaluation = load_head_of_stream(evaluation, data.max_eval_samples or MAX_EVAL_SAMPLES_OF_STREAM)
+        evaluation = evaluation.head(data.max_eval_samples)
+    return train, evaluation
+
+
+def set_schedule(source: ImageSource, recipe: RecipeArguments, training: MAETrainingArguments) -> None:
+    """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps."""
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    if training.learning_rate is None:
+        training.learning_rate = scale_learning_rate(recipe.base_learning_rate, batch)
+    if source.num_rows is None:
+        if training.max_steps <= 0:
+            raise ValueError(
+                f"{source.description} does not tell how many images it has: give --max_steps (and --warmup_steps) "
+                "instead of --num_train_epochs."
+            )
+        if recipe.warmup_epochs is not None:
+            raise ValueError("--warmup_epochs needs a data set of known length; give --warmup_steps.")
+        if training.save_strategy == "epoch":
+            training.set_save(strategy="steps", steps=training.save_steps, total_limit=training.save_total_limit)
+        total_steps, epochs = training.max_steps, None
+    else:
+        micro_steps = source.num_rows // (training.train_batch_size * training.world_size)
+        steps_per_epoch = max(-(-micro_steps // training.gradient_accumulation_steps), 1)
+        total_steps = (
+            training.max_steps if training.max_steps > 0 else round(training.num_train_epochs * steps_per_epoch)
+        )
+        epochs = total_steps / steps_per_epoch
+    if not training.warmup_steps:
+        warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * (epochs or 1)
+        training.warmup_steps = warmup_steps(warmup, epochs or 1, total_steps)
+
+
+def describe_run(trainer: MAETrainer) -> str:
+    """One line: what is trained on what."""
+    args, config = trainer.args, trainer.model.config
+    millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    target = config.target_normalization + (" + per patch" if config.norm_pix_loss else "")
+    ingredients = f"decoder dropout {config.decoder_attention_probs_dropout_prob}, target {target}"
+    if config.mid_mask_ratio:
+        ingredients += f", {config.mid_mask_ratio:.0%} mid-level tokens from block {config.mid_mask_layer_idx}"
+    image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
+    source = trainer.train_dataset
+    images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"
+    return (
+        f"Pre-training a masked autoencoder (encoder {config.hidden_size}x{config.num_hidden_layers}, decoder "
+        f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.1f} M parameters; {image} px, "
+        f"patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}) on {images}: {length}, effective batch "
+        f"{trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x {args.world_size} processes x "
+        f"{args.gradient_accumulation_steps} accumulated), learning rate {args.learning_rate:.3g} after "
+        f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{' bf16' if args.bf16 else ''}"
+    )
+
+
+def find_checkpoint(recipe: RecipeArguments, training: MAETrainingArguments, config: ViTMAERobustConfig) -> str | None:
+    """The checkpoint to go on from: the one named, or the newest complete one in the output folder."""
+    named = training.resume_from_checkpoint
+    if recipe.overwrite_output_dir:
+        if named:
+            raise ValueError("--overwrite_output_dir starts anew; it cannot be combined with --resume_from_checkpoint.")
+        if training.process_index == 0 and (removed := remove_checkpoints(training.output_dir)):
+            say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
+        PartialState().wait_for_everyone()
+        return None
+    if named and str(named).lower() not in ("true", "auto"):
+        checkpoint = Path(named)
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"--resume_from_checkpoint {named}: no such folder.")
+        if fault := fault_of(checkpoint):
+            raise CheckpointError(f"--resume_from_checkpoint {named} cannot be resumed from: {fault}.")
+    else:
+        checkpoint = newest_checkpoint(training.output_dir)
+    if checkpoint is None:
+        return None
+    check_config(checkpoint, config)
+    say(f"Going on from {checkpoint} (--overwrite_output_dir starts anew)")
+    return str(checkpoint)
+
+
+def prepare(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    recipe: RecipeArguments,
+    training: MAETrainingArguments,
+) -> tuple[MAETrainer, str | None]:
+    """Everything up to the first step: the trainer, and the checkpoint to go on from."""
+    if Path(training.output_dir).is_file():
+        raise NotADirectoryError(f"--output_dir {training.output_dir} is a file.")
+    set_seed(training.seed)
+    config = build_config(model_arguments)
+    checkpoint = find_checkpoint(recipe, training, config)
+    train_source, eval_source = open_sources(model_arguments, data_arguments, training.seed)
+    if eval_source is None and training.eval_strategy != "no":
+        raise ValueError(
+            f"--eval_strategy {training.eval_strategy.value}: {train_source.description} has no split to evaluate on; "
+            "name one with --eval_split_name or hold images out with --train_val_split 0.05."
+        )
+    set_schedule(train_source, recipe, training)
+    statistics = find_statistics(model_arguments, data_arguments, config, train_source, training.dataloader_num_workers)
+    # The position in the stream of random numbers must not depend on whether statistics were computed.
+    set_seed(training.seed)
+    model = build_model(model_arguments, config)
+    if statistics is not None:
+        model.set_target_statistics(statistics.mean, statistics.std)
+        if training.process_index == 0:
+            statistics.save(Path(training.output_dir) / STATISTICS_FILE)
+    trainer = MAETrainer(
+        model=model,
+        args=training,
+        train_source=train_source,
+        eval_source=eval_source,
+        processing_class=evaluation_processor(config, data_arguments.crop_pct),
+        crop_scale=tuple(data_arguments.crop_scale),
+        horizontal_flip=data_arguments.horizontal_flip,
+        shuffle_buffer_size=data_arguments.shuffle_buffer_size,
+    )
+    return trainer, checkpoint
+
+
+def save_pictures(trainer: MAETrainer) -> None:
+    """`reconstructions.png` of the first images held out (or trained on, where none are), and `loss.png`."""
+    output_dir, args = Path(trainer.args.output_dir), trainer.args
+    source = trainer.eval_dataset or trainer.train_dataset
+    if source.row_groups is None:
+        source = load_head_of_stream(source, NUM_PICTURES)
+    config = trainer.model.config
+    loader = sequential_loader(
+        source.head(NUM_PICTURES),
+        trainer.eval_transform,
+        config.num_channels,
+        batch_size=NUM_PICTURES,
+        rank=0,
+        world_size=1,
+        noise_length=config.num_patches,
+    )
+    batch = next(iter(loader))
+    images = trainer._prepare_inputs({"pixel_values": batch["pixel_values"][batch["row"] >= 0]})["pixel_values"]
+    noise = batch["noise"][: len(images)].to(args.device)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save_reconstructions(model, images, noise, output_dir / "reconstructions.png")
+    save_loss_plot(trainer.state.log_history, output_dir / "loss.png")
+
+
+def run(trainer: MAETrainer, checkpoint: str | None) -> None:
+    """Train, evaluate, and fill the output folder."""
+    say(describe_run(trainer))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        save_pictures(trainer)
+        say(f"Done. {trainer.args.output_dir} holds the model, reconstructions.png, loss.png and all_results.json.")
+
+
+def pretrain(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    recipe: RecipeArguments,
+    training: MAETrainingArguments,
+) -> MAETrainer:
+    """Train a masked autoencoder. At the end the output folder holds weights (safetensors), config, image processor,
+    model code, `reconstructions.png`, `loss.png`, `all_results.json`, and the statistics of the target, if any.
+
+    Raises:
+        ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, data or
+            checkpoint cannot be used. Existing checkpoints are as they were.
+        ImageDecodingError: an image in the data is broken; checkpoints written so far are complete.
+    """
+    trainer, checkpoint = prepare(model_arguments, data_arguments, recipe, training)
+    run(trainer, checkpoint)
+    return trainer
+
+
+def main(argv: list[str] | None = None, description: str | None = None) -> None:
+    """Command line of run_pretrain.py: bad input ends in one sentence and exit code 2, without a traceback (which
+    --log_level debug shows)."""
+    parser = make_parser(description=description)
+    arguments = parser.parse(argv)
+    transformers.utils.logging.set_verbosity(transformers.utils.logging.WARNING)
+    try:
+        try:
+            trainer, checkpoint = prepare(*arguments)
+        except INPUT_ERRORS as error:
+            raise InputError(str(error)) from error
+        try:
+            run(trainer, checkpoint)
+        except (ImageDecodingError, CheckpointError) as error:
+            # From a worker process the message comes as a traceback that ends in it.
+            raise InputError(
+                str(error).strip().splitlines()[-1].removeprefix(f"{ImageDecodingError.__module__}.")
+            ) from error
+    except InputError as error:
+        if arguments[-1].log_level == "debug":
+            raise
+        parser.fail(error)
+    finally:
+        PartialState().destroy_process_group()

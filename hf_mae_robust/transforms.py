@@ -1,0 +1,66 @@
+"""Augmentation for pre-training, and the preprocessing of evaluation as an image processor."""
+
+import torch
+from torchvision.transforms import v2
+from transformers import CLIPImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from .model import ViTMAERobustConfig
+from .model.configuration_vit_mae_robust import to_pair
+
+
+def evaluation_processor(config: ViTMAERobustConfig, crop_pct: float = 0.875) -> CLIPImageProcessor:
+    """The preprocessing that belongs to a model: resize, centre crop, rescale to [0, 1], normalise.
+
+    The short side is resized (bicubic) to `image_size / crop_pct`, keeping the aspect ratio, and the centre is cropped:
+    256 and 224 with the official MAE's `crop_pct` of 0.875; 1.0 crops nothing from a square image. ViT's own processor
+    squashes images to a square, so this is CLIP's, with other settings. For a non-square `image_size` images are
+    resized to that shape first, whatever their aspect ratio.
+
+    Raises ValueError where `crop_pct` does not lie in (0, 1].
+    """
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
+    height, width = to_pair(config.image_size)
+    resized = int(height / crop_pct), int(width / crop_pct)
+    return CLIPImageProcessor(
+        size={"shortest_edge": resized[0]} if height == width else {"height": resized[0], "width": resized[1]},
+        crop_size={"height": height, "width": width},
+        resample=PILImageResampling.BICUBIC,
+        do_convert_rgb=config.num_channels == 3,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+    )
+
+
+class EvaluationTransform:
+    """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of the image processor. Normalisation happens on the
+    device, for the whole batch."""
+
+    def __init__(self, processor: CLIPImageProcessor):
+        self.processor = processor
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
+
+    def __repr__(self) -> str:
+        return f"resize {self.processor.size}, centre crop {self.processor.crop_size}, bicubic"
+
+
+def training_transform(
+    image_size: int | tuple[int, int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
+) -> v2.Compose:
+    """MAE's augmentation on uint8 tensors `(C, h, w)` -> `(C, H, W)`: a random crop of `crop_scale` of the area
+    (bicubic, aspect ratio 3/4 to 4/3) and a horizontal flip. It draws from torch's global random number generator.
+    `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L, (0.5, 1.0) for its ViT-B (section 3.1)."""
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
+    steps = [
+        v2.RandomResizedCrop(
+            to_pair(image_size), scale=(low, high), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+        )
+    ]
+    if horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose(steps)
