@@ -297,12 +297,10 @@ def _load(location: DataLocation) -> dict:
             return load_dataset(name, **options)
         builder = load_dataset_builder(name, **options)
         files = builder.config.data_files or {}
-        if builder.info.features is not None and all(
-            str(url).endswith(".parquet") for urls in files.values() for url in urls
-        ):
-            revision = str(builder.hash or "")
+        if builder.name == "parquet" and files:
+            features = builder.as_streaming_dataset(str(next(iter(files)))).features
             return {
-                str(split): _ParquetSplit([str(url) for url in urls], builder.info.features, revision)
+                str(split): _ParquetSplit([str(url) for url in urls], features, str(builder.hash))
                 for split, urls in files.items()
             }
         return load_dataset(name, streaming=True, **options)
@@ -349,10 +347,14 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, row = key
         image = decode_image(self.source.rows[max(row, 0)], self.num_channels, row)
-        key_seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key_seed >> 1))
+        seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
+        # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(int(seed >> 1))
+        try:
             return _item(self.transform(image), row, self.noise_length)
+        finally:
+            torch.set_rng_state(state)
 
 
 def _item(image: torch.Tensor, row: int, noise_length: int | None) -> dict[str, Any]:

@@ -340,7 +340,8 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
     --log_level debug shows)."""
     parser = make_parser(description=description)
     arguments = parser.parse(argv)
-    transformers.utils.logging.set_verbosity(transformers.utils.logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
     try:
         try:
             trainer, checkpoint = prepare(*arguments)

@@ -1,0 +1,100 @@
+"""python -m hf_mae_robust COMMAND: everything beside training."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+
+from .checkpoints import add_convert_arguments, run_convert
+from .data import DataLocation, open_splits
+from .model import ViTMAERobustConfig
+from .target_statistics import statistics_of_source
+
+
+def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
+    data.add_argument("--dataset_config_name", help="Configuration of the data set.")
+    data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
+    data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
+    data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
+    data.add_argument("--image_column_name", help="Column with the images; default: the only one of type Image.")
+    data.add_argument("--max_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
+    form = parser.add_argument_group("form of the images (must be the model's)")
+    form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
+    form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
+    form.add_argument("--num_channels", type=int, default=3, help="1, 3 or 4 (%(default)s).")
+    form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
+    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    parser.add_argument("--output", required=True, type=Path, help="The .safetensors file to write.")
+
+
+def run_statistics(args: argparse.Namespace) -> None:
+    """Compute the population statistics of a data set's patches and write them to a file."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    config = ViTMAERobustConfig(
+        image_size=args.image_size[0] if len(args.image_size) == 1 else args.image_size,
+        patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
+        num_channels=args.num_channels,
+    )
+    location = DataLocation(
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        dataset_revision=args.dataset_revision,
+        image_column_name=args.image_column_name,
+        dataset_streaming=args.dataset_streaming,
+        token=args.token,
+    )
+    source, _ = open_splits(location, args.split, eval_split=None)
+    statistics = statistics_of_source(
+        source.head(args.max_samples),
+        config,
+        crop_pct=args.crop_pct,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
+    if state.is_main_process:
+        statistics.save(args.output)
+        print(
+            f"{args.output}: statistics of {statistics.count:,} patches of {statistics.metadata['num_images']:,} "
+            f"images; mean {statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
+            f"{len(statistics.mean)} numbers of a patch)"
+        )
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m hf_mae_robust", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, add_arguments, run in (
+        ("statistics", add_statistics_arguments, run_statistics),
+        ("convert", add_convert_arguments, run_convert),
+    ):
+        summary = (run.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        logging.getLogger(__name__).debug("The full traceback", exc_info=True)
+        parser.exit(2, f"{parser.prog} {args.command}: error: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

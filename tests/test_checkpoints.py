@@ -1,0 +1,339 @@
+"""Official MAE checkpoints in and out: nothing lost, nothing changed, nothing executed."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+from hf_mae_robust.checkpoints import (
+    add_convert_arguments,
+    convert,
+    from_original,
+    read_original,
+    run_convert,
+    to_original,
+)
+
+HEADS = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
+
+
+def official_state_dict(patch=(4, 4), num_patches=16, channels=3, depth=2, decoder_depth=1):
+    """A tiny random model, written down here by the official names and shapes."""
+    generator = torch.Generator().manual_seed(0)
+    state_dict = {}
+
+    def tensor(key, *shape):
+        state_dict[key] = torch.randn(shape, generator=generator)
+
+    def linear(key, outputs, *inputs):
+        tensor(f"{key}.weight", outputs, *inputs)
+        tensor(f"{key}.bias", outputs)
+
+    def blocks(prefix, depth, dim):
+        for number in range(depth):
+            linear(f"{prefix}.{number}.norm1", dim)
+            linear(f"{prefix}.{number}.attn.qkv", 3 * dim, dim)
+            linear(f"{prefix}.{number}.attn.proj", dim, dim)
+            linear(f"{prefix}.{number}.norm2", dim)
+            linear(f"{prefix}.{number}.mlp.fc1", 2 * dim, dim)
+            linear(f"{prefix}.{number}.mlp.fc2", dim, 2 * dim)
+
+    tensor("cls_token", 1, 1, 8)
+    tensor("pos_embed", 1, 1 + num_patches, 8)
+    linear("patch_embed.proj", 8, channels, *patch)
+    blocks("blocks", depth, 8)
+    linear("norm", 8)
+    if decoder_depth:
+        linear("decoder_embed", 12, 8)
+        tensor("mask_token", 1, 1, 12)
+        tensor("decoder_pos_embed", 1, 1 + num_patches, 12)
+        blocks("decoder_blocks", decoder_depth, 12)
+        linear("decoder_norm", 12)
+        linear("decoder_pred", patch[0] * patch[1] * channels, 12)
+    return state_dict
+
+
+def assert_identical(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        assert left[key].dtype == right[key].dtype, key
+        assert torch.equal(left[key], right[key]), key
+
+
+def run_cli(*arguments):
+    parser = argparse.ArgumentParser()
+    add_convert_arguments(parser)
+    run_convert(parser.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.mark.parametrize("target", ["normpix", "rawpix"])
+def test_golden_in_and_out(golden_dir, tmp_path, capsys, target):
+    path = golden_dir / f"official_mae_tiny_{target}.pth"
+    flags = ["--num_attention_heads", 4, "--decoder_num_attention_heads", 4]
+    run_cli(path, tmp_path / "model", *flags, *(["--no-norm_pix_loss"] if target == "rawpix" else []))
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 1
+    for part in (
+        "ViTMAERobustForPreTraining",
+        "image 32, patch 8",
+        "encoder 64 x 3 blocks x 4 heads",
+        "decoder 32 x 2",
+    ):
+        assert part in printed
+
+    model, info = ViTMAERobustForPreTraining.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values()), info
+    assert model.config.norm_pix_loss is (target == "normpix")
+    golden = load_file(path.with_suffix(".safetensors"))
+    with torch.no_grad():
+        outputs = model.eval()(golden["pixel_values"], noise=golden["noise"])
+    torch.testing.assert_close(outputs.loss, golden["loss"][0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs.logits, golden["pred"], rtol=0, atol=1e-5)
+    assert torch.equal(outputs.mask, golden["mask"])
+    assert_identical(to_original(model), read_original(path))
+
+
+def test_finetuned_golden_is_read_but_not_supported_yet(golden_dir, tmp_path):
+    path = golden_dir / "official_cls_globalpool_tiny.pth"
+    assert read_original(path)["head.weight"].shape == (7, 96)
+    with pytest.raises(ValueError, match="Fine-tuned classifiers are not supported yet.*fc_norm.bias"):
+        convert(path, tmp_path / "model", num_attention_heads=3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "layout, sizes",
+    [
+        ({}, {"image_size": 16, "patch_size": 4}),
+        ({"patch": (4, 2), "channels": 1}, {"image_size": (16, 8), "patch_size": (4, 2), "num_channels": 1}),
+        ({"depth": 11, "decoder_depth": 3}, {"num_hidden_layers": 11, "decoder_num_hidden_layers": 3}),
+    ],
+    ids=["square", "patch not square", "deep"],
+)
+def test_sizes_are_inferred_and_the_round_trip_is_identical(layout, sizes):
+    original = official_state_dict(**layout)
+    model = from_original(original, **HEADS)
+    assert type(model) is ViTMAERobustForPreTraining
+    assert not model.training
+    assert {field: getattr(model.config, field) for field in sizes} == sizes
+    assert (model.config.hidden_size, model.config.intermediate_size, model.config.decoder_hidden_size) == (8, 16, 12)
+    assert (model.config.norm_pix_loss, model.config.layer_norm_eps) == (True, 1e-6)
+    assert_identical(to_original(model), original)
+
+
+def test_query_key_value_are_split_in_this_order():
+    original = official_state_dict()
+    attention = from_original(original, **HEADS).vit.layers[1].attention
+    parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    assert torch.equal(torch.cat(parts), original["blocks.1.attn.qkv.weight"])
+
+
+def test_our_model_survives_the_way_out_and_back():
+    config = ViTMAERobustConfig(
+        image_size=(16, 24),
+        patch_size=8,
+        hidden_size=8,
+        num_hidden_layers=2,
+        intermediate_size=16,
+        decoder_hidden_size=12,
+        decoder_num_hidden_layers=1,
+        decoder_intermediate_size=24,
+        **HEADS,
+    )
+    model = ViTMAERobustForPreTraining(config)
+    with pytest.raises(ValueError, match=r"6 patches, which is no square grid: pass image_size"):
+        from_original(to_original(model), **HEADS)
+    back = from_original(to_original(model), **HEADS, image_size=(16, 24))
+    assert_identical(back.state_dict(), model.state_dict())
+    assert back.config.to_diff_dict() == model.config.to_diff_dict()
+
+
+def test_the_model_shares_no_memory_and_keeps_its_position_tables_frozen():
+    original = official_state_dict()
+    before = {key: tensor.clone() for key, tensor in original.items()}
+    model = from_original(original, **HEADS)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
+    exported = to_original(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_identical(original, before)
+    assert_identical(exported, before)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["pth", "safetensors"])
+def test_encoder_only(tmp_path, wrapped, capsys):
+    original = official_state_dict(decoder_depth=0)
+    path = tmp_path / ("file.pth" if wrapped else "file.safetensors")
+    # As real files are: more than the model in it, an argparse.Namespace among that.
+    content = {"model": original, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(content, path) if wrapped else save_file(original, path)
+    run_cli(path, tmp_path / "deep" / "model", "--num_attention_heads", 2)
+    assert "decoder" not in capsys.readouterr().out
+    model, info = ViTMAERobustModel.from_pretrained(tmp_path / "deep" / "model", output_loading_info=True)
+    assert not any(info.values()), info
+    assert_identical(to_original(model), original)
+    with pytest.raises(ValueError, match="--decoder_num_attention_heads 4: these weights have no decoder"):
+        from_original(original, **HEADS)
+
+
+def test_bfloat16_stays_bfloat16():
+    original = {key: tensor.bfloat16() for key, tensor in official_state_dict().items()}
+    assert_identical(to_original(from_original(original, **HEADS)), original)
+
+
+def test_a_bare_state_dict_is_read(tmp_path):
+    original = official_state_dict()
+    torch.save(original, tmp_path / "bare.pth")
+    assert_identical(read_original(tmp_path / "bare.pth"), original)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda d: d.update({"blocks.0.ls1.gamma": torch.ones(8)}),
+            r"unknown keys: blocks\.0\.ls1\.gamma\. Expected.*N",
+        ),
+        (lambda d: d.pop("blocks.1.attn.qkv.bias"), r"missing keys: blocks\.1\.attn\.qkv\.bias\."),
+        (lambda d: d.pop("decoder_norm.weight"), r"missing keys: decoder_norm\.weight\."),
+        (lambda d: d.pop("mask_token"), r"missing keys: mask_token\."),
+        (lambda d: [d.pop(k) for k in list(d) if k.startswith("blocks.0.")], r"missing.*blocks\.0\.attn\.proj\.bias"),
+        (lambda d: [d.pop(k) for k in list(d) if k.startswith("decoder_blocks.")], r"missing.*decoder_blocks\.0\."),
+        (lambda d: d.clear(), r"missing keys: blocks\.0\."),
+        (
+            lambda d: d.update({"blocks.0.attn.qkv.bias": torch.ones(25)}),
+            r"qkv\.bias has shape \(25,\): cannot be split",
+        ),
+        (lambda d: d.update({"norm.bias": torch.ones(9)}), r"do not fit the sizes[\s\S]*vit\.layernorm\.bias"),
+        (lambda d: d.update({"patch_embed.proj.weight": torch.ones(8, 48)}), r"proj\.weight has shape \(8, 48\)"),
+        (lambda d: d.update({"pos_embed": torch.ones(1, 16, 8)}), "15 patches, which is no square grid"),
+    ],
+)
+def test_keys_and_shapes_that_do_not_fit(change, message):
+    state_dict = official_state_dict()
+    change(state_dict)
+    with pytest.raises(ValueError, match=message):
+        from_original(state_dict, **HEADS)
+
+
+@pytest.mark.parametrize(
+    "heads, message",
+    [
+        ((None, 4), "--num_attention_heads is needed"),
+        ((2, None), "--decoder_num_attention_heads is needed"),
+        ((3, 4), "--num_attention_heads 3: does not divide the width 8"),
+        ((2, 5), "--decoder_num_attention_heads 5: does not divide the width 12"),
+        ((0, 4), "--num_attention_heads 0"),
+    ],
+)
+def test_heads(heads, message):
+    with pytest.raises(ValueError, match=message):
+        from_original(official_state_dict(), *heads)
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({"mid_mask_ratio": 0.25, "mid_mask_layer_idx": 1}, r"vit\.mid_mask_token"),
+        ({"target_normalization": "global_patch"}, r"target_normalizer\.mean, target_normalizer\.std"),
+    ],
+)
+def test_to_original_refuses_what_the_layout_cannot_hold(settings, name):
+    config = from_original(official_state_dict(), **HEADS).config
+    model = ViTMAERobustForPreTraining(ViTMAERobustConfig(**{**config.to_dict(), **settings}))
+    with pytest.raises(ValueError, match=f"no place for {name}"):
+        to_original(model)
+
+
+class WritesAFile:
+    """A pickle that runs code when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.write_text, (Path(self.path), "executed")
+
+
+class RunsACommand(WritesAFile):
+    def __reduce__(self):
+        return os.system, (f"echo executed > {self.path}",)
+
+
+@pytest.mark.parametrize("kind", [WritesAFile, RunsACommand])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_pickle_that_runs_code_is_refused(tmp_path, kind, form):
+    path, victim = tmp_path / "evil.pth", tmp_path / "victim"
+    content = {"model": official_state_dict(), "args": kind(victim)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content["args"], protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match=r"evil\.pth was refused, and none of its code was run: .* call \S+") as caught:
+        convert(path, tmp_path / "model", **HEADS)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [path]
+    torch.load(path, weights_only=False) if form == "zip" else pickle.loads(pickle.dumps(kind(victim)))
+    assert victim.read_text().strip() == "executed"  # it would have
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_truncated_files(tmp_path, form, keep):
+    path = tmp_path / ("cut.safetensors" if form == "safetensors" else "cut.pth")
+    if form == "safetensors":
+        save_file(official_state_dict(), path)
+    else:
+        torch.save({"model": official_state_dict()}, path, _use_new_zipfile_serialization=form == "zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=r"cut\.(pth|safetensors) is truncated, damaged or no"):
+        read_original(path)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"epoch": 3}, {"model": {}}, 5, {"model": {"epoch": 3}}])
+def test_files_without_tensors(tmp_path, content):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"file\.pth holds no tensors"):
+        read_original(tmp_path / "file.pth")
+
+
+def test_other_things_that_are_no_checkpoint(tmp_path):
+    torch.save({"norm.weight": torch.ones(2), "epoch": 3}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"no named tensors: epoch"):
+        read_original(tmp_path / "file.pth")
+    (tmp_path / "text.pth").write_text("<html>404</html>")
+    with pytest.raises(ValueError, match=r"text\.pth is truncated, damaged or no PyTorch file"):
+        read_original(tmp_path / "text.pth")
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            read_original(path)
+
+
+def test_convert_leaves_no_half_written_folder(tmp_path, monkeypatch):
+    torch.save({"model": official_state_dict()}, tmp_path / "file.pth")
+    output_dir = tmp_path / "model"
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_mae_robust.checkpoints.evaluation_processor", fail)  # called when the weights are written
+        with pytest.raises(OSError, match="disk full"):
+            convert(tmp_path / "file.pth", output_dir, **HEADS)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+    output_dir.mkdir()
+    convert(tmp_path / "file.pth", output_dir, **HEADS)  # an empty folder is fine
+    written = {path.name for path in output_dir.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_vit_mae_robust.py"} <= written
+    with pytest.raises(FileExistsError, match="model exists and is not an empty folder"):
+        convert(tmp_path / "file.pth", output_dir, **HEADS)
+    assert {path.name for path in output_dir.iterdir()} == written
