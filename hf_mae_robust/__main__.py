@@ -38,7 +38,7 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_statistics(args: argparse.Namespace) -> None:
     """Compute the population statistics of a data set's patches and write them to a file."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available())
     config = ViTMAERobustConfig(
         image_size=args.image_size[0] if len(args.image_size) == 1 else args.image_size,
         patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
@@ -63,8 +63,8 @@ def run_statistics(args: argparse.Namespace) -> None:
     if state.is_main_process:
         statistics.save(args.output)
         print(
-            f"{args.output}: statistics of {statistics.count:,} patches of {statistics.metadata['num_images']:,} "
-            f"images; mean {statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
+            f"{args.output}: {statistics.count:,} patches of {statistics.metadata['num_images']:,} images; mean "
+            f"{statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
             f"{len(statistics.mean)} numbers of a patch)"
         )
     state.wait_for_everyone()

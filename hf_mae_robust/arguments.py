@@ -1,12 +1,14 @@
 """Command-line arguments, as dataclasses for `HfArgumentParser`, and `--config` files."""
 
 import difflib
+import os
 import sys
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
@@ -149,6 +151,17 @@ class MAETrainingArguments(TrainingArguments):
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
         metadata={"help": "Where to log: tensorboard, wandb, trackio, ..., or none."},
     )
+
+    def __post_init__(self):
+        # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
+        # and each trains the whole model.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+        if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:
+            raise ValueError(
+                f"The launcher started {os.environ['WORLD_SIZE']} processes, but this one sees {self.world_size}: they "
+                "would train side by side, not together. Check the launcher's settings."
+            )
 
 
 def recipe_path(name: str) -> Path:
