@@ -1,4 +1,4 @@
-"""Pre-train a masked autoencoder.
+r"""Pre-train a masked autoencoder.
 
 Without arguments: a small model on scikit-learn's handwritten digits, on a CPU, in about two minutes.
 

@@ -1,7 +1,7 @@
 """Command-line arguments, as dataclasses for `HfArgumentParser`, and `--config` files."""
 
+import argparse
 import difflib
-import os
 import sys
 from dataclasses import dataclass, field
 from importlib import resources
@@ -97,6 +97,10 @@ class DataArguments:
         0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
     )
 
+    def __post_init__(self):
+        if len(self.crop_scale) != 2:
+            raise ValueError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
+
 
 @dataclass
 class RecipeArguments:
@@ -157,11 +161,6 @@ class MAETrainingArguments(TrainingArguments):
         # and each trains the whole model.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        if int(os.environ.get("WORLD_SIZE", 1)) != self.world_size:
-            raise ValueError(
-                f"The launcher started {os.environ['WORLD_SIZE']} processes, but this one sees {self.world_size}: they "
-                "would train side by side, not together. Check the launcher's settings."
-            )
 
 
 def recipe_path(name: str) -> Path:
@@ -179,12 +178,35 @@ def _similar(word: str, words: list[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it was written, one spelling of each flag, and no default where there is none."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=42)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        kind = getattr(action.type, "__name__", "").upper()
+        metavar = action.metavar or (kind if kind in ("INT", "FLOAT") else "VALUE")
+        return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class RecipeParser(HfArgumentParser):
     """`HfArgumentParser` that reads `--config file.yaml` first: its keys are the names of the flags, a flag on the
     command line wins, and a key that is no flag is an error."""
 
     def __init__(self, dataclass_types, default_recipe: str | None = None, **options):
-        super().__init__(dataclass_types, allow_abbrev=False, **options)
+        super().__init__(
+            dataclass_types,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+            usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",  # the default lists some 150 flags, twice
+            **options,
+        )
         self.default_recipe = default_recipe
         self.add_argument("--config", metavar="FILE", help="YAML file of flags, or the name of a shipped recipe.")
 

@@ -286,13 +286,13 @@ class _ParquetSplit:
 def _load(location: DataLocation) -> dict:
     """Split name -> data set (or `_ParquetSplit`)."""
     name = location.dataset_name
-    if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
-        loaded = datasets.load_from_disk(name)
-        return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     options = {"name": location.dataset_config_name, "revision": location.dataset_revision, "token": location.token}
     if Path(name).exists():
         options.pop("revision")
     try:
+        if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(name)
+            return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
         if not location.dataset_streaming:
             return load_dataset(name, **options)
         builder = load_dataset_builder(name, **options)
@@ -304,7 +304,7 @@ def _load(location: DataLocation) -> dict:
                 for split, urls in files.items()
             }
         return load_dataset(name, streaming=True, **options)
-    except (FileNotFoundError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+    except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
         raise DataError(
             f"--dataset_name {name}: {type(error).__name__}: {error}\n"
             "Give a Hub id (gated ones need `hf auth login`), or a folder with images, Parquet files or a data set "

@@ -111,7 +111,10 @@ class TargetNormalizer(nn.Module):
         self.register_buffer("std", torch.full((dim,), float("nan")))
         # A Python flag, because looking at the buffers in every step would make the GPU wait and break compilation.
         self.ready = False
-        self.register_load_state_dict_post_hook(lambda module, _: module.check())
+        self.register_load_state_dict_post_hook(TargetNormalizer._check_after_load)
+
+    def _check_after_load(self, incompatible_keys) -> None:
+        self.check()
 
     def check(self) -> bool:
         self.ready = self.mean.device.type != "meta" and bool(torch.isfinite(self.mean).all() & (self.std >= 0).all())

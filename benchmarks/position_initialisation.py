@@ -1,0 +1,63 @@
+r"""Why the package initialises models by itself: the loss from stock's initialisation against ours.
+
+Trains the same model on the same images in the same order with the same masks, from
+
+- ours: MAE's initialisation, with sine-cosine position tables;
+- zero_positions: the same, with both position tables at zero, as stock's `ViTMAEForPreTraining(config)` has them;
+- stock: every tensor as stock's `ViTMAEForPreTraining(config)` draws it.
+
+Takes the flags of run_pretrain.py; writes results.json and a line a variant.
+
+    python benchmarks/position_initialisation.py --config small_32px --dataset_name path/to/cifar10 \
+        --dataset_streaming --num_train_epochs 1 --output_dir outputs/position_initialisation
+"""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from hf_mae_robust.pretrain import describe_run, make_parser, prepare, say
+
+VARIANTS = ("ours", "zero_positions", "stock")
+
+
+def initialise(model, variant: str) -> None:
+    if variant == "zero_positions":
+        model.vit.embeddings.position_embeddings.data.zero_()
+        model.decoder.decoder_pos_embed.data.zero_()
+    elif variant == "stock":
+        config = ViTMAEConfig(**{k: v for k, v in model.config.to_dict().items() if hasattr(ViTMAEConfig(), k)})
+        fresh = ViTMAEForPreTraining(config).state_dict()
+        model.load_state_dict(fresh, strict=False)  # our own tensors (mid-level token, statistics) stay
+
+
+def main() -> None:
+    model_args, data_args, recipe, training = make_parser(description=__doc__).parse()
+    folder = Path(training.output_dir)
+    results = {}
+    for variant in VARIANTS:
+        training.output_dir = str(folder / variant)
+        training.save_strategy = "no"
+        trainer, _ = prepare(model_args, data_args, recipe, training)
+        initialise(trainer.model, variant)
+        say(f"{variant}: {describe_run(trainer)}")
+        trainer.train()
+        metrics = trainer.evaluate()
+        results[variant] = {key: metrics[key] for key in ("eval_loss", "eval_loss_of_mean")}
+        results[variant]["log"] = [entry for entry in trainer.state.log_history if "loss" in entry]
+        say(f"{variant}: evaluation loss {metrics['eval_loss']:.4f}")
+    results["versions"] = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as v1
+from transformers import AutoImageProcessor
+
+from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.transforms import EvaluationTransform, evaluation_processor, training_transform
+
+
+def picture(height=300, width=400):
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([y % 256, x % 256, (x + y) // 3 % 256], axis=-1).astype(np.uint8))
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def test_processor_does_the_official_evaluation():
+    """Resize the short side to 256 bicubic, centre crop 224, ImageNet statistics: as torchvision does on PIL images."""
+    image = picture()
+    official = v1.Compose(
+        [
+            v1.Resize(256, interpolation=v1.InterpolationMode.BICUBIC),
+            v1.CenterCrop(224),
+            v1.ToTensor(),
+            v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )(image)
+    ours = evaluation_processor(ViTMAERobustConfig())(image, return_tensors="pt").pixel_values[0]
+    # Within 3 of 255 grey levels: torchvision's tensor and PIL resizing round differently.
+    assert (ours - official).abs().max() < 3 / 255 / 0.224
+
+
+def test_processor_is_found_by_auto_class(tmp_path):
+    evaluation_processor(ViTMAERobustConfig(image_size=32, patch_size=4), crop_pct=1.0).save_pretrained(tmp_path)
+    values = AutoImageProcessor.from_pretrained(tmp_path)(picture(50, 40), return_tensors="pt").pixel_values
+    assert values.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("image_size", "channels"), [(32, 3), ([32, 64], 3), (32, 1)])
+def test_evaluation_transform_is_the_processor_without_normalisation(image_size, channels):
+    config = ViTMAERobustConfig(image_size=image_size, patch_size=16, num_channels=channels)
+    processor = evaluation_processor(config, crop_pct=0.8)
+    image = to_tensor(picture())[:channels]
+    transformed = EvaluationTransform(processor)(image)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    assert transformed.shape == (channels, height, width) and transformed.dtype == torch.uint8
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
+    expected = processor(images=image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close((transformed / 255 - mean) / std, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_images_smaller_than_a_patch_are_enlarged():
+    config = ViTMAERobustConfig(image_size=32, patch_size=8)
+    tiny = to_tensor(picture(1, 3))
+    assert EvaluationTransform(evaluation_processor(config))(tiny).shape == (3, 32, 32)
+    assert training_transform(32)(tiny).shape == (3, 32, 32)
+
+
+def test_training_crops_cover_the_areas_asked_for():
+    """The crop of a linear ramp tells its width: its values span that share of the ramp."""
+    ramp = torch.arange(256, dtype=torch.uint8).expand(3, 256, 256).contiguous()
+    torch.manual_seed(0)
+    transform = training_transform(64, crop_scale=(0.5, 1.0), horizontal_flip=True)
+    crops = [transform(ramp)[0, 0].float() for _ in range(300)]
+    widths = torch.tensor([(crop.max() - crop.min()).item() / 255 for crop in crops])
+    # Between sqrt(0.5 * 3/4) and 1, up to resampling at the ends.
+    assert widths.min() > 0.58 and widths.max() <= 1.0
+    flipped = sum((crop[-1] < crop[0]).item() for crop in crops)
+    assert 110 < flipped < 190
+    never = training_transform(64, horizontal_flip=False)
+    assert all(never(ramp)[0, 0, 0] < never(ramp)[0, 0, -1] for _ in range(30))
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.6, 0.5), (0.5, 1.2)])
+def test_wrong_crop_scale_is_refused(scale):
+    with pytest.raises(ValueError, match="crop_scale"):
+        training_transform(32, scale)
+
+
+@pytest.mark.parametrize("crop_pct", [0, 1.5, -1])
+def test_wrong_crop_pct_is_refused(crop_pct):
+    with pytest.raises(ValueError, match="crop_pct"):
+        evaluation_processor(ViTMAERobustConfig(), crop_pct)
