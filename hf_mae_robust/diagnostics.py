@@ -61,6 +61,7 @@ def save_loss_plot(log_history: list[dict[str, Any]], path: str | Path) -> None:
             axes.plot(*zip(*points), style, label=label, markersize=3)
     axes.set(xlabel="epoch", ylabel="loss (mean squared error of the target)", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -20,7 +20,7 @@ from .arguments import (
     RecipeParser,
     parse_config_overrides,
 )
-from .data import DataLocation, ImageSource, load_head_of_stream, open_splits, sequential_loader
+from .data import DataError, DataLocation, ImageSource, load_head_of_stream, open_splits, sequential_loader
 from .decoding import ImageDecodingError
 from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
@@ -349,11 +349,10 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
             raise InputError(str(error)) from error
         try:
             run(trainer, checkpoint)
-        except (ImageDecodingError, CheckpointError) as error:
+        except (ImageDecodingError, CheckpointError, DataError) as error:
             # From a worker process the message comes as a traceback that ends in it.
-            raise InputError(
-                str(error).strip().splitlines()[-1].removeprefix(f"{ImageDecodingError.__module__}.")
-            ) from error
+            last_line = str(error).strip().splitlines()[-1]
+            raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
     except InputError as error:
         if arguments[-1].log_level == "debug":
             raise

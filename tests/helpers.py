@@ -36,7 +36,7 @@ def photos(count: int, size: int = 16, channels: int = 3, seed: int = 0) -> list
 def image_table(count: int, size: int = 16, seed: int = 0) -> Dataset:
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
     return Dataset.from_dict(
-        {"image": photos(count, size, seed=seed), "label": [0, 1] * (count // 2)}, features=features
+        {"image": photos(count, size, seed=seed), "label": [i % 2 for i in range(count)]}, features=features
     )
 
 

@@ -48,7 +48,7 @@ WRONG = [
     *[({field: value}, [f"{field}={value}", "[0, 1)"]) for field in DROPOUTS for value in (-0.1, 1.0, float("nan"))],
     *[({field: 0}, [f"{field}=0", "at least 1"]) for field in POSITIVE],
     ({"image_size": [32]}, ["image_size=[32]", "pair (height, width)"]),
-    ({"patch_size": (8, 8, 8)}, ["patch_size=(8, 8, 8)", "pair (height, width)"]),
+    ({"patch_size": [8, 8, 8]}, ["patch_size=[8, 8, 8]", "pair (height, width)"]),
     ({"image_size": 0}, ["image_size=0", "at least 1"]),
     ({"patch_size": [8, -8]}, ["patch_size=[8, -8]", "at least 1"]),
     ({"image_size": 30}, ["image_size=30", "patch_size=8", "height 30", "6 pixels", "24 and 32"]),
@@ -87,12 +87,12 @@ def test_default(field, value):
 
 
 def test_docstring_names_every_field_of_ours_with_its_default():
-    docstring = inspect.getdoc(ViTMAERobustConfig)
+    docstring = inspect.getdoc(ViTMAERobustConfig).replace("`", "")
     for field in vars(ViTMAERobustConfig)["__annotations__"]:
         assert field in docstring
     for field in ("decoder_attention_probs_dropout_prob", "norm_pix_loss", "mid_mask_ratio", "mid_mask_layer_idx"):
         line = next(line for line in docstring.splitlines() if line.strip().startswith(f"{field} ("))
-        assert f"defaults to `{DEFAULTS[field]}`" in line
+        assert f"defaults to {DEFAULTS[field]}" in line
 
 
 @pytest.mark.parametrize(

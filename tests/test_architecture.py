@@ -1,0 +1,52 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
+
+# A module may import from modules that stand in an earlier line, and from none of its own line.
+LAYERS = [
+    {"version", "model"},
+    {"arguments", "decoding", "plan", "optimization", "statistics", "transforms"},
+    {"data"},
+    {"checkpoints", "diagnostics", "resume", "target_statistics"},
+    {"trainer"},
+    {"pretrain"},
+    {"__main__", "__init__"},
+]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names of our own modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found.add(node.module.split(".")[0] if node.module else "__init__")
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {
+            name.split(".")[1] if "." in name else "__init__" for name in names if name.split(".")[0] == "hf_mae_robust"
+        }
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_modules_import_only_from_lower_layers(path):
+    layer = next((i for i, names in enumerate(LAYERS) if path.stem in names), None)
+    assert layer is not None, f"{path.name} has no place in LAYERS"
+    allowed = set().union(*LAYERS[:layer])
+    assert imports_of(path) <= allowed
+
+
+def test_every_module_named_here_exists():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {"model"}
+    assert set().union(*LAYERS) == modules
+
+
+def test_scripts_are_thin():
+    script = PACKAGE.parent / "run_pretrain.py"
+    statements = [node for node in ast.parse(script.read_text()).body if not isinstance(node, ast.Expr)]
+    assert len(statements) <= 2

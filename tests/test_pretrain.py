@@ -1,0 +1,226 @@
+"""The command line as users run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from hf_mae_robust.pretrain import main
+from hf_mae_robust.resume import newest_checkpoint
+from hf_mae_robust.statistics import PatchStatistics
+from tests.helpers import TINY, TINY_OVERRIDES, image_table, photos, write_parquet_set
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words, processes=1, timeout=240):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, str(ROOT / "run_pretrain.py"), *words],
+        env=environment, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def flags(folder, output_dir, *words):
+    return [
+        "--dataset_name", str(folder), "--config_overrides", TINY_OVERRIDES, "--output_dir", str(output_dir),
+        "--per_device_train_batch_size", "8", "--num_train_epochs", "1", "--dataloader_num_workers", "0",
+        "--logging_steps", "1", "--report_to", "none", "--crop_pct", "1.0", *words,
+    ]  # fmt: skip
+
+
+def logged(output_dir):
+    history = json.loads((Path(output_dir) / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def photos_dir(tmp_path_factory):
+    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 48, "validation": 11})
+
+
+def test_no_argument_but_a_shorter_run(tmp_path):
+    result = run("--max_steps", "4", "--logging_steps", "1", "--output_dir", str(tmp_path), "--report_to", "none")
+    assert result.returncode == 0, result.stderr
+    first_line = result.stdout.splitlines()[0]
+    assert first_line.startswith("Pre-training") and "effective batch 50" in first_line and "digits" in first_line
+    assert "learning rate" in first_line and "4 steps" in first_line
+    assert "loss=" in result.stderr and "images/s=" not in result.stderr.split("loss=")[0]
+    for name in ("reconstructions.png", "loss.png"):
+        assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
+    assert json.loads((tmp_path / "all_results.json").read_text())["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_two_processes_train_together(photos_dir, tmp_path, streaming):
+    """Same losses as one process with the double batch where the order allows it; statistics of everything, masks,
+    evaluation over every image once."""
+    common = [
+        "--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25",
+        "--decoder_attention_probs_dropout_prob", "0", "--dataset_streaming", streaming,
+    ]  # fmt: skip
+    os.environ["HF_HOME"], home = str(tmp_path / "home"), os.environ.get("HF_HOME", "")
+    try:
+        words = flags(photos_dir, tmp_path / "two", *common, "--per_device_train_batch_size", "4")
+        result = run(*words, processes=2)
+    finally:
+        os.environ["HF_HOME"] = home
+    assert result.returncode == 0, result.stderr
+    assert "effective batch 8 (4 x 2 processes" in result.stdout
+    assert result.stdout.count("Pre-training") == 1
+    main(flags(photos_dir, tmp_path / "one", *common))
+    ours, alone = (PatchStatistics.load(tmp_path / name / "target_statistics.safetensors") for name in ("two", "one"))
+    assert ours.metadata["num_images"] == 48
+    torch.testing.assert_close(ours.mean, alone.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.std, alone.std, rtol=1e-9, atol=0)
+    if streaming == "false":
+        assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), rel=1e-4)
+        results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("two", "one")]
+        assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], rel=1e-3)
+
+
+def test_goes_on_by_itself_from_the_newest_checkpoint_unless_told_otherwise(photos_dir, tmp_path, capsys):
+    words = flags(photos_dir, tmp_path, "--save_strategy", "epoch")
+    main(words)
+    main([*words, "--num_train_epochs", "2"])
+    assert f"Going on from {tmp_path / 'checkpoint-6'}" in capsys.readouterr().out
+    assert len(logged(tmp_path)) == 12
+    main([*words, "--num_train_epochs", "2", "--resume_from_checkpoint", str(tmp_path / "checkpoint-6")])
+    assert len(logged(tmp_path)) == 12
+    capsys.readouterr()
+    main([*words, "--overwrite_output_dir"])
+    output = capsys.readouterr().out
+    assert "Starting anew: removed" in output and "Going on" not in output
+    assert len(logged(tmp_path)) == 6
+
+
+def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
+    names = set(ViTMAEConfig().to_dict())
+    stock = ViTMAEForPreTraining(ViTMAEConfig(**{key: value for key, value in TINY.items() if key in names}))
+    stock.save_pretrained(tmp_path / "stock")
+    words = flags(photos_dir, tmp_path / "out", "--model_name_or_path", str(tmp_path / "stock"), "--learning_rate", "0")
+    words.remove("--config_overrides"), words.remove(TINY_OVERRIDES)
+    main(words)
+    assert "lacks" not in capsys.readouterr().out
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    expected = stock.state_dict()
+    key = "vit.encoder.layer.1.output.dense.weight"
+    assert torch.equal(trained[key], expected["vit.layers.1.mlp.fc2.weight"])
+
+
+def test_an_unseekable_stream_needs_and_takes_steps(tmp_path, capsys):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for i, pixels in enumerate(photos(10)):
+        Image.fromarray(pixels).save(tmp_path / "images" / "train" / f"{i}.png")
+    words = flags(tmp_path / "images", tmp_path / "out", "--dataset_streaming", "--per_device_train_batch_size", "4")
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "give --max_steps" in capsys.readouterr().err
+    main([*words, "--max_steps", "5", "--warmup_steps", "1"])
+    assert len(logged(tmp_path / "out")) == 5 and (tmp_path / "out" / "reconstructions.png").is_file()
+
+
+def statistics_of_patch_2(tmp_path):
+    path = tmp_path / "stats.safetensors"
+    save_file(
+        {"mean": torch.zeros(12), "std": torch.ones(12)}, path, metadata={"format": "hf_mae_robust.patch_statistics"}
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image_column_name", "photo"], "no column 'photo'"),
+        (["--train_split_name", "training"], "no split 'training'"),
+        (["--dataset_name", "no/such/folder"], "--dataset_name no/such/folder"),
+        (["--mask_ratio", "1.5"], "mask_ratio=1.5"),
+        (["--config_overrides", "patch_sise=4"], "no setting patch_sise"),
+        (["--config_overrides", "image_size=30,patch_size=4"], "not a multiple of patch_size=4"),
+        (["--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "7"], "mid_mask_layer_idx=7"),
+        (["--target_normalization", "global_patch"], "needs --target_statistics"),
+        (["--target_statistics", "auto"], "for --target_normalization global_patch"),
+        (
+            ["--target_normalization", "global_patch", "--target_statistics", "none.safetensors"],
+            "No patch statistics at",
+        ),
+        (["--per_device_train_batch_size", "500"], "fewer than one batch of 500"),
+        (["--resume_from_checkpoint", "nowhere"], "no such folder"),
+        (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),
+        (["--crop_scale", "0.9", "0.5"], "crop_scale"),
+        (["--crop_scale", "0.9"], "--crop_scale takes two numbers"),
+        (["--crop_pct", "2"], "crop_pct=2"),
+        (["--attn_implementation", "flash_attention_2"], "flash-attn"),
+        (["--max_train_samples", "0"], "At least one image"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(photos_dir, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main(flags(photos_dir, tmp_path / "out", *words))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_statistics_of_another_shape_and_unknown_yaml_key(photos_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(
+            flags(
+                photos_dir, tmp_path / "out", "--target_normalization", "global_patch",
+                "--target_statistics", statistics_of_patch_2(tmp_path),
+            )
+        )  # fmt: skip
+    assert "patches of 12 numbers" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"epochs": 3}))
+    with pytest.raises(SystemExit):
+        main(["--config", str(tmp_path / "recipe.yaml"), *flags(photos_dir, tmp_path / "out")])
+    assert "unknown key 'epochs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_image_is_named_and_checkpoints_stay(tmp_path, capsys, workers):
+    table = image_table(24)
+    table = table.cast_column("image", table.features["image"].__class__(decode=False))
+    rows = [row["image"] for row in table]
+    rows[17] = {"bytes": b"<html>404</html>", "path": "lost.jpg"}
+    features = image_table(2).features
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict({"image": rows, "label": [0] * 24}, features=features).to_parquet(tmp_path / "set/train.parquet")
+    with pytest.raises(SystemExit) as stop:
+        main(
+            flags(
+                tmp_path / "set", tmp_path / "out", "--save_strategy", "steps", "--save_steps", "1",
+                "--per_device_train_batch_size", "2", "--dataloader_num_workers", workers, "--seed", "3",
+            )
+        )  # fmt: skip
+    assert stop.value.code == 2
+    assert "error: Row 17 (lost.jpg) cannot be decoded" in capsys.readouterr().err
+    assert newest_checkpoint(tmp_path / "out") is not None
+
+
+def test_gray_cmyk_and_tiny_images_are_trained_on(tmp_path):
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    pictures = [Image.fromarray(pixels) for pixels in photos(8)]
+    pictures[0].convert("L").save(folder / "gray.jpg")
+    pictures[1].convert("CMYK").save(folder / "cmyk.jpg")
+    pictures[2].resize((2, 1)).save(folder / "tiny.png")
+    for i, picture in enumerate(pictures[3:]):
+        picture.save(folder / f"{i}.png")
+    main(
+        flags(tmp_path / "images", tmp_path / "out", "--train_val_split", "0.25", "--per_device_train_batch_size", "3")
+    )
+    assert np.isfinite(logged(tmp_path / "out")).all()
