@@ -484,6 +484,15 @@ def test_target(kind, norm_pix, unbiased):
     )
 
 
+@pytest.mark.parametrize(("kind", "norm_pix"), TARGETS)
+def test_target_of_low_precision_images_is_computed_in_float32(kind, norm_pix):
+    model = build(target_normalization=kind, norm_pix_loss=norm_pix)
+    pixel_values = images().to(torch.bfloat16)
+    target = model.compute_target(pixel_values)
+    assert target.dtype == torch.float32
+    assert torch.equal(target, model.compute_target(pixel_values.float()))
+
+
 def test_target_uses_the_image_statistics_of_the_config():
     model = build(target_normalization="none", norm_pix_loss=False, image_mean=[0.1, 0.2, 0.3], image_std=[0.4] * 3)
     pixel_values = torch.zeros(1, 3, 32, 32)

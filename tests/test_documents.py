@@ -1,0 +1,126 @@
+"""README, recipes and CI say what is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hf_mae_robust import __version__
+from hf_mae_robust.__main__ import make_parser as make_command_parser
+from hf_mae_robust.arguments import recipe_path
+from hf_mae_robust.pretrain import build_config, make_parser
+from hf_mae_robust.transforms import training_transform
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RECIPES = sorted((ROOT / "hf_mae_robust" / "recipes").glob("*.yaml"))
+
+
+def commands(text):
+    """Command lines of the fenced shell blocks, continued lines joined."""
+    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield shlex.split(line, comments=True)
+
+
+def test_ci_runs_the_two_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "pip install . && python run_pretrain.py\n" in README and 'pip install ".[test]" && pytest\n' in README
+    for line in ("pip install --quiet .\n", "python run_pretrain.py ", 'pip install --quiet ".[test]"\n', "\npytest\n"):
+        assert line in script
+
+
+@pytest.mark.parametrize("words", [words for words in commands(README) if "run_pretrain.py" in words], ids=" ".join)
+def test_pretraining_commands_parse(words, monkeypatch):
+    arguments = [word for word in words[words.index("run_pretrain.py") + 1 :] if word not in ("&&", "...")]
+    # A GPU is what bf16 and torch.compile are for; the names are what is checked here.
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True, raising=False)
+    make_parser().parse(arguments)
+
+
+@pytest.mark.parametrize("words", [words for words in commands(README) if "hf_mae_robust" in words], ids=" ".join)
+def test_other_commands_parse(words):
+    make_command_parser().parse_args(words[words.index("hf_mae_robust") + 1 :])
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(block, scope)
+    assert scope["filled_in"].shape == (4, 3, 64, 64) and scope["features"].shape == (4, 65, 192)
+    assert torch.isfinite(scope["loss"])
+
+
+def test_file_tree_is_complete():
+    tree = README.split("## Files")[1]
+    missing = [path.name for path in (ROOT / "hf_mae_robust").rglob("*.py") if path.name not in tree]
+    assert [name for name in missing if name not in ("__init__.py", "version.py")] == []
+    for name in re.findall(r"^ +(\w+\.py)", tree, flags=re.MULTILINE):
+        assert list(ROOT.rglob(name)), f"{name} is in the tree only"
+
+
+def test_nothing_is_left_to_fill_in():
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        assert not re.search(r"@[A-Z_]+@|TODO|TBD", (ROOT / name).read_text()), name
+
+
+def test_changelog_has_this_version():
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_say_how_to_run_them(path):
+    model, data, recipe, training = make_parser().parse(["--config", str(path)])
+    config = build_config(model)
+    training_transform(config.image_size, data.crop_scale)
+    if config.target_normalization == "global_patch":
+        assert model.target_statistics == "auto"
+    comment = path.read_text().split("config_overrides:")[0]
+    assert "run_pretrain.py" in comment and f"`{path.stem}`" in README
+    assert recipe_path(path.stem) == path
+
+
+def settings(name):
+    model, data, recipe, training = make_parser().parse(["--config", name])
+    return build_config(model), data, recipe, training
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES if path.stem.startswith("vit_")])
+def test_paper_rows_have_maes_settings(name):
+    """RECIPES of He et al. 2022, PRETRAIN.md."""
+    config, data, recipe, training = settings(name)
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 4096
+    assert recipe.base_learning_rate == 1.5e-4 and recipe.warmup_epochs == 40
+    assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.05)
+    assert training.max_grad_norm == 0 and config.mask_ratio == 0.75 and config.norm_pix_loss
+    assert (config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads) == (
+        512,
+        8,
+        16,
+    )
+    sizes = {"base": (768, 12, 12), "large": (1024, 24, 16)}["large" if "large" in name else "base"]
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == sizes
+
+
+def test_paper_rows_differ_from_the_baseline_in_the_ingredients():
+    base, data, *_ = settings("vit_base_800ep")
+    assert base.decoder_attention_probs_dropout_prob == 0.3 and base.target_normalization == "global_patch"
+    assert data.crop_scale == [0.5, 1.0]
+    large, data, *_ = settings("vit_large_800ep")
+    assert large.decoder_attention_probs_dropout_prob == 0.3 and data.crop_scale == [0.2, 1.0]
+    baseline, data, _, training = settings("vit_base_mae_1600ep")
+    assert baseline.decoder_attention_probs_dropout_prob == 0 and baseline.target_normalization == "global_rgb"
+    assert baseline.mid_mask_ratio == 0 and data.crop_scale == [0.2, 1.0] and training.num_train_epochs == 1600
+    mid, *_ = settings("vit_base_midlevel_800ep")
+    assert (mid.mid_mask_ratio, mid.mid_mask_layer_idx) == (0.25, 8)
+
+
+def test_recipes_are_packaged():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'hf_mae_robust = ["recipes/*.yaml"]' in project
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in RECIPES)
