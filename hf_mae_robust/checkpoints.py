@@ -7,7 +7,6 @@ absent, is an error: nothing is skipped or left at its random initialisation.
 
 import argparse
 import math
-import os
 import pickle
 import re
 import tempfile
@@ -183,8 +182,8 @@ def from_original(
             `(d, C, patch height, patch width)`, `pos_embed` `(1, 1 + L, d)`, `blocks.N.attn.qkv.weight` `(3 * d, d)`,
             `decoder_pred.weight` `(D, decoder d)`. They are copied, and kept in their type; the position tables are
             taken as they are.
-        num_attention_heads, decoder_num_attention_heads: what shapes do not tell. The latter is for files with a
-            decoder, and must be left out for others.
+        num_attention_heads, decoder_num_attention_heads: what shapes do not tell. The latter is needed for files
+            with a decoder, and not looked at for others.
         config_overrides: fields of [`ViTMAERobustConfig`]. `image_size` is needed where the grid of patches is not
             square; `norm_pix_loss=False` for models trained so (default: True). To train on exactly as MAE does, pass
             `decoder_attention_probs_dropout_prob=0.0`: the default of 0.3 is this project's.
@@ -214,11 +213,6 @@ def from_original(
     if has_decoder:
         _check_heads("decoder_num_attention_heads", decoder_num_attention_heads, sizes["decoder_hidden_size"])
         sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
-    elif decoder_num_attention_heads is not None:
-        raise ValueError(
-            f"--decoder_num_attention_heads {decoder_num_attention_heads}: these weights have no decoder. Leave it out "
-            "to convert the encoder alone."
-        )
     config = ViTMAERobustConfig(**{**sizes, "num_attention_heads": num_attention_heads, **config_overrides})
 
     renamed = {}
@@ -281,7 +275,7 @@ def convert(
         complete = Path(folder) / "complete"
         model.save_pretrained(complete)
         evaluation_processor(model.config).save_pretrained(complete)
-        os.replace(complete, output_dir)  # noqa: PTH105
+        complete.replace(output_dir)
     return model
 
 

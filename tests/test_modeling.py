@@ -295,10 +295,8 @@ def test_every_tensor_is_initialised_as_in_the_official_code(way):
             assert not values.any(), name
         else:  # uniform
             fan_in = module.weight[0].numel()
-            if name.endswith("bias"):
-                bound = fan_in**-0.5  # of the patch projection: PyTorch's default
-            else:
-                bound = (6 / (fan_in + module.weight.shape[0])) ** 0.5  # xavier
+            xavier, default_of_pytorch = (6 / (fan_in + module.weight.shape[0])) ** 0.5, fan_in**-0.5
+            bound = default_of_pytorch if name.endswith("bias") else xavier  # the patch projection's bias
             assert 0.95 * bound < values.abs().max() <= bound, name
             assert abs(values.std() - bound / 3**0.5) < 4 * bound / len(values) ** 0.5, name
             assert abs(values.mean()) < 4 * bound / (3 * len(values)) ** 0.5, name
@@ -510,6 +508,8 @@ def test_global_patch_without_statistics_says_what_to_do():
 def test_global_patch_on_top_of_a_checkpoint_without_statistics_is_refused_too(tmp_path):
     build().save_pretrained(tmp_path)
     model = ViTMAERobustForPreTraining.from_pretrained(tmp_path, target_normalization="global_patch")
+    assert model.target_normalizer.mean.isnan().all()  # not whatever lay in the memory
+    assert model.target_normalizer.std.isnan().all()
     with pytest.raises(ValueError, match="--target_statistics"):
         model(images())
     model.set_target_statistics(torch.zeros(192), torch.ones(192))
