@@ -560,6 +560,17 @@ def test_constant_patches_give_a_finite_loss_and_gradient(kind, norm_pix):
         assert torch.isfinite(gradient).all(), name
 
 
+def test_casting_the_model_does_not_lower_the_statistics():
+    """As Trainer does with --bf16_full_eval."""
+    model = build(target_normalization="global_patch")
+    mean, pixels = model.target_normalizer.mean.clone(), images()
+    target = model.compute_target(pixels)
+    model.to(torch.bfloat16)
+    assert model.decoder.decoder_pred.weight.dtype == torch.bfloat16
+    assert model.target_normalizer.mean.dtype == torch.float32 and torch.equal(model.target_normalizer.mean, mean)
+    assert torch.equal(model.compute_target(pixels), target)
+
+
 # ---------------------------------------------------------------- mid-level mask tokens
 
 
@@ -818,6 +829,13 @@ def test_larger_image_that_is_not_square():
     assert torch.isfinite(outputs.loss)
     assert model.reconstruct(pixel_values, interpolate_pos_encoding=True).shape == pixel_values.shape
     assert model.vit(pixel_values, interpolate_pos_encoding=True).last_hidden_state.shape == (2, 41, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(36, 32), (32, 4)])
+def test_sizes_that_are_no_multiple_of_the_patch_are_refused(height, width):
+    for model in (build(), build().vit):
+        with pytest.raises(ValueError, match=f"{height} x {width} pixels are not a multiple of patch_size=8"):
+            model(images(height=height, width=width), interpolate_pos_encoding=True)
 
 
 # ---------------------------------------------------------------- training machinery

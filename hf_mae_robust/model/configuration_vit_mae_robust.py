@@ -1,5 +1,7 @@
 """Configuration of the robustly and effectively optimized masked autoencoder."""
 
+from math import isfinite
+
 from huggingface_hub.dataclasses import strict
 from transformers import ViTMAEConfig
 
@@ -117,10 +119,11 @@ class ViTMAERobustConfig(ViTMAEConfig):
                 raise ValueError(f"{field}={value!r}: sizes are in pixels and must be at least 1.")
         for axis, image, patch in zip(("height", "width"), to_pair(self.image_size), to_pair(self.patch_size)):
             if image % patch:
+                nearest = [size for size in (image - image % patch, image - image % patch + patch) if size]
                 raise ValueError(
                     f"image_size={self.image_size!r} is not a multiple of patch_size={self.patch_size!r}: "
                     f"the {axis} {image} leaves {image % patch} pixels over. "
-                    f"Nearest that fit: {image - image % patch or patch} and {image - image % patch + patch}."
+                    f"Nearest that fit: {' and '.join(map(str, nearest))}."
                 )
         for field in (
             "num_channels",
@@ -161,6 +164,11 @@ class ViTMAERobustConfig(ViTMAEConfig):
                 f"mid_mask_ratio={self.mid_mask_ratio!r}: is a share of all patches, taken from the masked ones, so it "
                 f"must lie in [0, mask_ratio={self.mask_ratio!r}]."
             )
+        if self.mid_mask_ratio > 0 and int(self.num_patches * self.mid_mask_ratio) == 0:
+            raise ValueError(
+                f"mid_mask_ratio={self.mid_mask_ratio!r} makes no mid-level token of {self.num_patches} patches: "
+                f"it must be 0 or at least {1 / self.num_patches:.3g} (one patch)."
+            )
         if self.mid_mask_ratio > 0 and not 0 <= self.mid_mask_layer_idx < self.num_hidden_layers:
             raise ValueError(
                 f"mid_mask_layer_idx={self.mid_mask_layer_idx!r}: must lie in [0, {self.num_hidden_layers - 1}] "
@@ -176,6 +184,8 @@ class ViTMAERobustConfig(ViTMAEConfig):
             value = getattr(self, field)
             if len(value) != self.num_channels:
                 raise ValueError(f"{field}={value!r}: needs one number a channel (num_channels={self.num_channels}).")
+            if not all(isfinite(number) for number in value):
+                raise ValueError(f"{field}={value!r}: must be finite numbers.")
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std={self.image_std!r}: standard deviations must be greater than 0.")
         if self.norm_pix_loss and self.patch_dim == 1:

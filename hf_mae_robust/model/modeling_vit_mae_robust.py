@@ -113,6 +113,15 @@ class TargetNormalizer(nn.Module):
         self.ready = False
         self.register_load_state_dict_post_hook(TargetNormalizer._check_after_load)
 
+    def _apply(self, fn, recurse=True):
+        """`.to()`, `.half()` and their kin may move the statistics, but not lower their type."""
+        kept = {"mean": self.mean, "std": self.std}
+        super()._apply(fn, recurse)
+        for name, values in kept.items():
+            if getattr(self, name).dtype != values.dtype:
+                setattr(self, name, values.to(getattr(self, name).device))
+        return self
+
     def _check_after_load(self, incompatible_keys) -> None:
         self.check()
 
@@ -166,9 +175,13 @@ class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(B, C, H, W)` -> CLS token `(1, 1, d)`, patch tokens `(B, L, d)` and their positions `(1, L, d)`."""
         height, width = pixel_values.shape[-2:]
+        patch_height, patch_width = to_pair(self.patch_size)
         position_embeddings = self.position_embeddings
         if interpolate_pos_encoding:
-            patch_height, patch_width = to_pair(self.patch_size)
+            if height % patch_height or width % patch_width or not height or not width:
+                raise ValueError(
+                    f"Images of {height} x {width} pixels are not a multiple of patch_size={self.patch_size}."
+                )
             position_embeddings = interpolate_position_embedding(
                 position_embeddings, self.grid_size, (height // patch_height, width // patch_width)
             )
