@@ -109,40 +109,47 @@ class TableRows:
 
 
 class ParquetRows:
-    """Random access to one column of Parquet files, local or remote. A row costs the reading of its row group, so
-    the last ones are kept: enough for the stretches that plan.py shuffles within."""
+    """Random access to one column of Parquet files, local or remote.
+
+    A row costs the reading of its row group, so the last ones are kept: for each slot of plan.py that this process
+    reads, the stretch of rows that is shuffled, and a row group more at either end. Over all worker processes of a
+    rank that makes `buffer_size` rows and 2 * NUM_SLOTS row groups at the most.
+    """
 
     def __init__(self, groups: list[tuple[str, int, int]], column: str, token: str | None, buffer_size: int):
         """groups: (URL, index of the row group in the file, number of rows)."""
         self.groups, self.column, self.token, self.buffer_size = groups, column, token, buffer_size
         self.ends = np.cumsum([num_rows for *_, num_rows in groups])
-        self.cache: OrderedDict[int, list] = OrderedDict()
-        self.file: tuple[str, pq.ParquetFile] | None = None
+        self.largest = max((num_rows for *_, num_rows in groups), default=1)
+        self.rows: OrderedDict[int, list] = OrderedDict()
+        self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     def __getstate__(self):
         # Worker processes open files of their own.
-        return {**self.__dict__, "cache": OrderedDict(), "file": None}
+        return {**self.__dict__, "rows": OrderedDict(), "files": OrderedDict()}
 
     def _read(self, group: int) -> list:
         url, index, _ = self.groups[group]
-        if self.file is None or self.file[0] != url:
-            if self.file is not None:
-                self.file[1].close(force=True)
-            self.file = (url, open_parquet(url, self.token))
-        return self.file[1].read_row_group(index, columns=[self.column]).column(self.column).to_pylist()
+        file = _recent(self.files, url, NUM_SLOTS, lambda: open_parquet(url, self.token))
+        return file.read_row_group(index, columns=[self.column]).column(self.column).to_pylist()
 
     def __getitem__(self, row: int) -> Any:
         group = int(np.searchsorted(self.ends, row, side="right"))
-        if group not in self.cache:
-            self.cache[group] = self._read(group)
-            # One stretch of rows a slot, which may begin and end inside a row group.
-            workers = get_worker_info()
-            num_rows = self.buffer_size / (workers.num_workers if workers else 1)
-            largest = max(len(rows) for rows in self.cache.values())
-            while len(self.cache) > max(2 * NUM_SLOTS, 1) and len(self.cache) * largest > num_rows + 2 * largest:
-                self.cache.popitem(last=False)
-        self.cache.move_to_end(group)
-        return self.cache[group][row - (int(self.ends[group - 1]) if group else 0)]
+        workers = get_worker_info()
+        slots = -(-NUM_SLOTS // (workers.num_workers if workers else 1))
+        groups_a_slot = -(-self.buffer_size // (NUM_SLOTS * self.largest)) + 1
+        rows = _recent(self.rows, group, slots * groups_a_slot, lambda: self._read(group))
+        return rows[row - (int(self.ends[group - 1]) if group else 0)]
+
+
+def _recent(cache: OrderedDict, key: Any, limit: int, make: Callable) -> Any:
+    """`cache[key]`, made where it is not there; the `limit` entries used last are kept."""
+    if key not in cache:
+        cache[key] = make()
+    cache.move_to_end(key)
+    while len(cache) > limit:
+        cache.popitem(last=False)
+    return cache[key]
 
 
 def open_parquet(url: str, token: str | None) -> pq.ParquetFile:

@@ -199,12 +199,13 @@ def describe_run(trainer: MAETrainer) -> str:
     image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
     source = trainer.train_dataset
     images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
     length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"
     return (
         f"Pre-training a masked autoencoder (encoder {config.hidden_size}x{config.num_hidden_layers}, decoder "
-        f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.1f} M parameters; {image} px, "
+        f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} px, "
         f"patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}) on {images}: {length}, effective batch "
-        f"{trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x {args.world_size} processes x "
+        f"{trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x {processes} x "
         f"{args.gradient_accumulation_steps} accumulated), learning rate {args.learning_rate:.3g} after "
         f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{' bf16' if args.bf16 else ''}"
     )
