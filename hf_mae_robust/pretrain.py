@@ -306,6 +306,7 @@ def run(trainer: MAETrainer, checkpoint: str | None) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+    result.metrics.pop("total_flos", None)  # not counted, see MAETrainer.floating_point_ops
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
