@@ -44,15 +44,7 @@ def run_statistics(args: argparse.Namespace) -> None:
         patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
         num_channels=args.num_channels,
     )
-    location = DataLocation(
-        dataset_name=args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        dataset_revision=args.dataset_revision,
-        image_column_name=args.image_column_name,
-        dataset_streaming=args.dataset_streaming,
-        token=args.token,
-    )
-    source, _ = open_splits(location, args.split, eval_split=None)
+    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
     statistics = statistics_of_source(
         source.head(args.max_samples),
         config,

@@ -11,7 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,13 @@ class DataLocation:
     dataset_revision: str | None = None
     image_column_name: str | None = None
     dataset_streaming: bool = False
-    trust_remote_code: bool = False
     token: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Any, token: str | None) -> "DataLocation":
+        """From parsed flags of the same names."""
+        names = [setting.name for setting in fields(cls) if setting.name != "token"]
+        return cls(**{name: getattr(arguments, name) for name in names}, token=token)
 
 
 @dataclass(frozen=True)
@@ -415,6 +420,15 @@ class EpochDataLoader(DataLoader):
             self.batch_sampler.set_epoch(epoch)
 
 
+def check_fills_a_batch(source: ImageSource, batch_size: int, world_size: int) -> None:
+    """Raises DataError where the images do not fill one batch on every rank."""
+    if source.num_rows is not None and source.num_rows < batch_size * world_size:
+        raise DataError(
+            f"{source.description} has {source.num_rows:,} images, fewer than one batch of {batch_size} on each of "
+            f"{world_size} process(es): lower --per_device_train_batch_size."
+        )
+
+
 def training_loader(
     source: ImageSource,
     transform: Callable,
@@ -432,6 +446,7 @@ def training_loader(
 
     Raises DataError where the images do not fill one batch on every rank.
     """
+    check_fills_a_batch(source, batch_size, world_size)
     if source.row_groups is None:
         dataset = ImageStream(
             source,
@@ -445,11 +460,6 @@ def training_loader(
             endless=True,
         )
         return EpochDataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_options)
-    if source.num_rows < batch_size * world_size:
-        raise DataError(
-            f"{source.description} has {source.num_rows:,} images, fewer than one batch of {batch_size} on each of "
-            f"{world_size} process(es): lower --per_device_train_batch_size."
-        )
     sampler = EpochBatchSampler(
         source.row_groups,
         rank=rank,

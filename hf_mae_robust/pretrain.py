@@ -20,7 +20,15 @@ from .arguments import (
     RecipeParser,
     parse_config_overrides,
 )
-from .data import DataError, DataLocation, ImageSource, load_head_of_stream, open_splits, sequential_loader
+from .data import (
+    DataError,
+    DataLocation,
+    ImageSource,
+    check_fills_a_batch,
+    load_head_of_stream,
+    open_splits,
+    sequential_loader,
+)
 from .decoding import ImageDecodingError
 from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
@@ -136,16 +144,8 @@ def find_statistics(
 
 
 def open_sources(model: ModelArguments, data: DataArguments, seed: int) -> tuple[ImageSource, ImageSource | None]:
-    location = DataLocation(
-        dataset_name=data.dataset_name,
-        dataset_config_name=data.dataset_config_name,
-        dataset_revision=data.dataset_revision,
-        image_column_name=data.image_column_name,
-        dataset_streaming=data.dataset_streaming,
-        token=model.token,
-    )
     train, evaluation = open_splits(
-        location,
+        DataLocation.of(data, model.token),
         data.train_split_name,
         None if data.eval_split_name == "none" else data.eval_split_name,
         data.train_val_split,
@@ -162,6 +162,7 @@ def open_sources(model: ModelArguments, data: DataArguments, seed: int) -> tuple
 
 def set_schedule(source: ImageSource, recipe: RecipeArguments, training: MAETrainingArguments) -> None:
     """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps."""
+    check_fills_a_batch(source, training.train_batch_size, training.world_size)
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     if training.learning_rate is None:
         training.learning_rate = scale_learning_rate(recipe.base_learning_rate, batch)
@@ -217,9 +218,6 @@ def find_checkpoint(recipe: RecipeArguments, training: MAETrainingArguments, con
     if recipe.overwrite_output_dir:
         if named:
             raise ValueError("--overwrite_output_dir starts anew; it cannot be combined with --resume_from_checkpoint.")
-        if training.process_index == 0 and (removed := remove_checkpoints(training.output_dir)):
-            say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
-        PartialState().wait_for_everyone()
         return None
     if named and str(named).lower() not in ("true", "auto"):
         checkpoint = Path(named)
@@ -273,6 +271,11 @@ def prepare(
         horizontal_flip=data_arguments.horizontal_flip,
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,
     )
+    # Last of all: whatever was wrong with the arguments or the data has been found by now.
+    starts_anew = recipe.overwrite_output_dir and training.process_index == 0
+    if starts_anew and (removed := remove_checkpoints(training.output_dir)):
+        say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
+    PartialState().wait_for_everyone()
     return trainer, checkpoint
 
 
@@ -296,7 +299,8 @@ def save_pictures(trainer: MAETrainer) -> None:
     images = trainer._prepare_inputs({"pixel_values": batch["pixel_values"][batch["row"] >= 0]})["pixel_values"]
     noise = batch["noise"][: len(images)].to(args.device)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    save_reconstructions(model, images, noise, output_dir / "reconstructions.png")
+    with trainer.compute_loss_context_manager():  # flash attention works under autocast only
+        save_reconstructions(model, images, noise, output_dir / "reconstructions.png")
     save_loss_plot(trainer.state.log_history, output_dir / "loss.png")
 
 

@@ -107,6 +107,15 @@ def test_goes_on_by_itself_from_the_newest_checkpoint_unless_told_otherwise(phot
     assert len(logged(tmp_path)) == 6
 
 
+def test_starting_anew_with_bad_input_removes_nothing(photos_dir, tmp_path, capsys):
+    words = flags(photos_dir, tmp_path, "--save_strategy", "epoch")
+    main(words)
+    for bad in (["--image_column_name", "photo"], ["--per_device_train_batch_size", "500"], ["--crop_scale", "1", "0"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--overwrite_output_dir", *bad])
+    assert newest_checkpoint(tmp_path).name == "checkpoint-6"
+
+
 def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
     names = set(ViTMAEConfig().to_dict())
     stock = ViTMAEForPreTraining(ViTMAEConfig(**{key: value for key, value in TINY.items() if key in names}))
