@@ -22,7 +22,9 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
     data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
     data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument("--image_column_name", help="Column with the images; default: the only one of type Image.")
+    data.add_argument(
+        "--image_column_name", help="Column with the images; default: 'image', or the only one of type Image."
+    )
     data.add_argument("--max_samples", type=int, help="Only the first so many images.")
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     form = parser.add_argument_group("form of the images (must be the model's)")

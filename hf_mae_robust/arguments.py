@@ -68,7 +68,9 @@ class DataArguments:
     )
     dataset_config_name: str | None = _option(None, "Configuration of the data set.")
     dataset_revision: str | None = _option(None, "Branch, tag or commit of the data set on the Hub.")
-    image_column_name: str | None = _option(None, "Column with the images; default: the only one of type Image.")
+    image_column_name: str | None = _option(
+        None, "Column with the images; default: 'image', or the only one of type Image."
+    )
     dataset_streaming: bool = _option(
         False, "Read while training instead of downloading and preparing first. Parquet keeps epochs and exact order."
     )
@@ -252,7 +254,7 @@ class RecipeParser(HfArgumentParser):
         return tuple(parsed)
 
     def fail(self, error: Exception) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {error}\n")
+        self.exit(2, f"\n{self.prog}: error: {error}\n")  # below a progress bar that may stand there
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:

@@ -225,6 +225,8 @@ def _choose_column(features: Features | None, wanted: str | None, name: str) -> 
         if wanted not in features:
             raise DataError(f"{name} has no column '{wanted}' (--image_column_name). It has: {columns}.")
         return wanted
+    if "image" in images:
+        return "image"
     if len(images) != 1:
         found = f"{len(images)} image columns" if images else "no column of type Image"
         raise DataError(f"{name} has {found}: choose one with --image_column_name. It has: {columns}.")

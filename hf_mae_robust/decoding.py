@@ -20,12 +20,12 @@ def _open(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, dict):
-        if value.get("bytes"):
+        if value.get("bytes") is not None:
             value = value["bytes"]
         elif value.get("path"):
             with fsspec.open(value["path"], "rb") as file:
                 value = file.read()
-    if isinstance(value, bytes):
+    if isinstance(value, bytes) and value:
         return Image.open(io.BytesIO(value))
     if isinstance(value, (np.ndarray, list)):
         return Image.fromarray(np.asarray(value, dtype=np.uint8))

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_mae_robust.data import (
@@ -195,6 +196,18 @@ def test_what_is_missing_is_named_with_what_there_is(parquet_set, tmp_path, stre
         open_splits(DataLocation(str(parquet_set), image_column_name="photo", dataset_streaming=streaming))
     with pytest.raises(DataError, match="nowhere"):
         open_splits(DataLocation(str(tmp_path / "nowhere"), dataset_streaming=streaming))
+
+
+@pytest.mark.parametrize("columns", [["image", "annotation"], ["photo", "annotation"]])
+def test_of_several_image_columns_the_one_called_image(tmp_path, columns):
+    features = Features({column: ImageFeature() for column in columns})
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict({c: photos(2) for c in columns}, features=features).to_parquet(tmp_path / "set/train.parquet")
+    if "image" in columns:
+        assert open_splits(DataLocation(str(tmp_path / "set")))[0].rows.column == "image"
+    else:
+        with pytest.raises(DataError, match="2 image columns.*photo.*annotation"):
+            open_splits(DataLocation(str(tmp_path / "set")))
 
 
 def test_no_image_column_empty_split_and_too_few_images(tmp_path):

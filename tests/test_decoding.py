@@ -70,6 +70,7 @@ def test_a_path_is_read(tmp_path):
         b"",
         None,
         {"bytes": None, "path": None},
+        {"bytes": b"", "path": "zero_byte.jpg"},
         b"<html>404</html>",
         encode(Image.fromarray(GRADIENT), "JPEG")[:200],
         {"bytes": None, "path": "no/such/file.jpg"},
