@@ -1,26 +1,21 @@
+"""Fixtures of all tests. The suite neither reads nor writes the user's caches, and asks nothing of the network."""
+
+import os
+import shutil
+import tempfile
 from pathlib import Path
+
+# Before anything reads them.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_mae_robust-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("HF_DATASETS_CACHE", None)
 
 import pytest
 import torch
 
-from hf_mae_robust import ViTMAERobustConfig
 
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "decoder_hidden_size": 32,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 128,
-}
-
-
-def tiny_config(**overrides) -> ViTMAERobustConfig:
-    return ViTMAERobustConfig(**{**TINY, "mid_mask_layer_idx": 1, **overrides})
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -65,19 +65,16 @@ def test_no_argument_but_a_shorter_run(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_two_processes_train_together(photos_dir, tmp_path, streaming):
+def test_two_processes_train_together(photos_dir, tmp_path, monkeypatch, streaming):
     """Same losses as one process with the double batch where the order allows it; statistics of everything, masks,
     evaluation over every image once."""
     common = [
         "--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25",
         "--decoder_attention_probs_dropout_prob", "0", "--dataset_streaming", streaming,
     ]  # fmt: skip
-    os.environ["HF_HOME"], home = str(tmp_path / "home"), os.environ.get("HF_HOME", "")
-    try:
-        words = flags(photos_dir, tmp_path / "two", *common, "--per_device_train_batch_size", "4")
-        result = run(*words, processes=2)
-    finally:
-        os.environ["HF_HOME"] = home
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # nothing cached
+    words = flags(photos_dir, tmp_path / "two", *common, "--per_device_train_batch_size", "4")
+    result = run(*words, processes=2)
     assert result.returncode == 0, result.stderr
     assert "effective batch 8 (4 x 2 processes" in result.stdout
     assert result.stdout.count("Pre-training") == 1

@@ -1,10 +1,10 @@
 import inspect
 
 import pytest
-from conftest import TINY, tiny_config
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_mae_robust import ViTMAERobustConfig
+from tests.model_helpers import TINY, tiny_config
 
 DEFAULTS = {
     "decoder_attention_probs_dropout_prob": 0.3,

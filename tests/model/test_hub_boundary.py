@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import hf_mae_robust.model
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
+from tests.model_helpers import tiny_config
 
 FOLDER = Path(hf_mae_robust.model.__file__).parent
 CODE_FILES = {"configuration_vit_mae_robust.py", "modeling_vit_mae_robust.py"}
