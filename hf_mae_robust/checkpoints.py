@@ -294,7 +294,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
 
 
 def run_convert(args: argparse.Namespace):
-    """`convert` from the command line; prints one line that says what was written."""
+    """Turn a checkpoint of the official MAE code into a folder that from_pretrained loads."""
     heads = args.num_attention_heads, args.decoder_num_attention_heads
     model = convert(args.path, args.output_dir, *heads, norm_pix_loss=args.norm_pix_loss)
     config = model.config
