@@ -65,8 +65,11 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
         )
     )  # fmt: skip
     assert losses(accumulated) == pytest.approx(losses(large), rel=1e-5)
-    for first, second in zip(large.model.parameters(), accumulated.model.parameters()):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+    expected = dict(large.model.named_parameters())
+    for name, parameter in accumulated.model.named_parameters():
+        # Softmax does not feel the bias of the keys: its gradient is rounding, which Adam makes as large as any other.
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
