@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from hf_mae_robust.pretrain import describe_run, make_parser, prepare, say
+from hf_mae_robust.pretrain import make_parser, prepare, say
 
 VARIANTS = ("ours", "zero_positions", "stock")
 
@@ -44,7 +44,6 @@ def main() -> None:
         training.save_strategy = "no"
         trainer, _ = prepare(model_args, data_args, recipe, training)
         initialise(trainer.model, variant)
-        say(f"{variant}: {describe_run(trainer)}")
         trainer.train()
         metrics = trainer.evaluate()
         results[variant] = {key: metrics[key] for key in ("eval_loss", "eval_loss_of_mean")}

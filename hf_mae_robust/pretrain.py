@@ -240,7 +240,8 @@ def prepare(
     recipe: RecipeArguments,
     training: MAETrainingArguments,
 ) -> tuple[MAETrainer, str | None]:
-    """Everything up to the first step: the trainer, and the checkpoint to go on from."""
+    """Everything up to the first step, its line of description included: the trainer, and the checkpoint to go on
+    from."""
     if Path(training.output_dir).is_file():
         raise NotADirectoryError(f"--output_dir {training.output_dir} is a file.")
     set_seed(training.seed)
@@ -253,16 +254,8 @@ def prepare(
             "name one with --eval_split_name or hold images out with --train_val_split 0.05."
         )
     set_schedule(train_source, recipe, training)
-    statistics = find_statistics(model_arguments, data_arguments, config, train_source, training.dataloader_num_workers)
-    # The position in the stream of random numbers must not depend on whether statistics were computed.
-    set_seed(training.seed)
-    model = build_model(model_arguments, config)
-    if statistics is not None:
-        model.set_target_statistics(statistics.mean, statistics.std)
-        if training.process_index == 0:
-            statistics.save(Path(training.output_dir) / STATISTICS_FILE)
     trainer = MAETrainer(
-        model=model,
+        model=build_model(model_arguments, config),
         args=training,
         train_source=train_source,
         eval_source=eval_source,
@@ -271,6 +264,19 @@ def prepare(
         horizontal_flip=data_arguments.horizontal_flip,
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,
     )
+    say(describe_run(trainer))
+    statistics = find_statistics(model_arguments, data_arguments, config, train_source, training.dataloader_num_workers)
+    if statistics is not None:
+        trainer.model.set_target_statistics(statistics.mean, statistics.std)
+        if training.process_index == 0:
+            statistics.save(Path(training.output_dir) / STATISTICS_FILE)
+    elif config.target_normalization == "global_patch" and not trainer.model.target_normalizer.ready:
+        raise ValueError(
+            f"--target_normalization global_patch: {model_arguments.model_name_or_path} holds no patch statistics; give "
+            "--target_statistics auto."
+        )
+    # Dropout must not depend on whether the statistics were computed or found in the cache.
+    set_seed(training.seed)
     # Last of all: whatever was wrong with the arguments or the data has been found by now.
     starts_anew = recipe.overwrite_output_dir and training.process_index == 0
     if starts_anew and (removed := remove_checkpoints(training.output_dir)):
@@ -306,7 +312,6 @@ def save_pictures(trainer: MAETrainer) -> None:
 
 def run(trainer: MAETrainer, checkpoint: str | None) -> None:
     """Train, evaluate, and fill the output folder."""
-    say(describe_run(trainer))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

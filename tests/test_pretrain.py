@@ -119,6 +119,9 @@ def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
     stock.save_pretrained(tmp_path / "stock")
     words = flags(photos_dir, tmp_path / "out", "--model_name_or_path", str(tmp_path / "stock"), "--learning_rate", "0")
     words.remove("--config_overrides"), words.remove(TINY_OVERRIDES)
+    with pytest.raises(SystemExit):
+        main([*words, "--target_normalization", "global_patch"])
+    assert "holds no patch statistics; give --target_statistics auto" in capsys.readouterr().err
     main(words)
     assert "lacks" not in capsys.readouterr().out
     trained = load_file(tmp_path / "out" / "model.safetensors")
