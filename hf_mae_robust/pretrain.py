@@ -272,8 +272,8 @@ def prepare(
             statistics.save(Path(training.output_dir) / STATISTICS_FILE)
     elif config.target_normalization == "global_patch" and not trainer.model.target_normalizer.ready:
         raise ValueError(
-            f"--target_normalization global_patch: {model_arguments.model_name_or_path} holds no patch statistics; give "
-            "--target_statistics auto."
+            f"--target_normalization global_patch: {model_arguments.model_name_or_path} holds no patch statistics; "
+            "give --target_statistics auto."
         )
     # Dropout must not depend on whether the statistics were computed or found in the cache.
     set_seed(training.seed)
