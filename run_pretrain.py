@@ -1,6 +1,6 @@
 r"""Pre-train a masked autoencoder.
 
-Without arguments: a small model on scikit-learn's handwritten digits, on a CPU, in about two minutes.
+Without arguments: a small model on scikit-learn's handwritten digits, on a CPU, in two to three minutes.
 
     python run_pretrain.py
 
