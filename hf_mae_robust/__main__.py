@@ -10,8 +10,8 @@ import transformers
 from accelerate import PartialState
 
 from .checkpoints import add_convert_arguments, run_convert
-from .data import DataLocation, open_splits
 from .model import ViTMAERobustConfig
+from .sources import DataLocation, open_splits
 from .target_statistics import statistics_of_source
 
 

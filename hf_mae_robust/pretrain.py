@@ -20,21 +20,14 @@ from .arguments import (
     RecipeParser,
     parse_config_overrides,
 )
-from .data import (
-    DataError,
-    DataLocation,
-    ImageSource,
-    check_fills_a_batch,
-    load_head_of_stream,
-    open_splits,
-    sequential_loader,
-)
+from .data import check_fills_a_batch, sequential_loader
 from .decoding import ImageDecodingError
 from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .optimization import scale_learning_rate, warmup_steps
 from .resume import CheckpointError, check_config, fault_of, newest_checkpoint, remove_checkpoints
+from .sources import DataError, DataLocation, ImageSource, load_head_of_stream, open_splits
 from .statistics import PatchStatistics
 from .target_statistics import cached_statistics_of_source
 from .trainer import MAETrainer

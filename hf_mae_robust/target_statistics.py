@@ -7,9 +7,10 @@ from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
-from .data import ImageSource, sequential_loader
+from .data import sequential_loader
 from .model import ViTMAERobustConfig
 from .model.configuration_vit_mae_robust import to_pair
+from .sources import ImageSource
 from .statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 from .transforms import EvaluationTransform, evaluation_processor
 from .version import __version__

@@ -11,9 +11,10 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from .data import ImageSource, sequential_loader, training_loader
+from .data import sequential_loader, training_loader
 from .optimization import decayed_parameter_names
 from .resume import CheckpointError
+from .sources import ImageSource
 from .transforms import EvaluationTransform, training_transform
 
 

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 LAYERS = [
     {"version", "model"},
     {"arguments", "decoding", "plan", "optimization", "statistics", "transforms"},
+    {"sources"},
     {"data"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
     {"trainer"},

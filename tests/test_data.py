@@ -5,18 +5,16 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_mae_robust.data import (
+from hf_mae_robust.data import ImageDataset, sequential_loader, training_loader
+from hf_mae_robust.sources import (
     DataError,
     DataLocation,
-    ImageDataset,
     ParquetRows,
     load_embedded_digits,
     load_head_of_stream,
     open_splits,
-    sequential_loader,
-    training_loader,
 )
-from hf_mae_robust.data import _source as source_of
+from hf_mae_robust.sources import _source as source_of
 from hf_mae_robust.transforms import training_transform
 from tests.helpers import image_table, photos, write_parquet_set
 
