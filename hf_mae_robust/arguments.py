@@ -87,6 +87,12 @@ class DataArguments:
     shuffle_buffer_size: int = _option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )
+    dataset_retry_seconds: float = _option(
+        300.0, "When data on the network cannot be read: keep trying for so long, then stop."
+    )
+    max_bad_images: float = _option(
+        0.01, "Share of the images that may be undecodable; those are replaced and listed in skipped_images.jsonl."
+    )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.2, 1.0],
         metadata={
@@ -102,11 +108,15 @@ class DataArguments:
     def __post_init__(self):
         if len(self.crop_scale) != 2:
             raise ValueError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
+        if not 0 <= self.max_bad_images <= 1:
+            raise ValueError(f"--max_bad_images {self.max_bad_images}: a fraction, from 0 to 1.")
+        if self.dataset_retry_seconds < 0:
+            raise ValueError(f"--dataset_retry_seconds {self.dataset_retry_seconds}: must not be negative.")
 
 
 @dataclass
 class RecipeArguments:
-    """MAE's rules for learning rate and warm-up, and what to do with an output folder that is not empty."""
+    """MAE's rules for learning rate and warm-up; going on from checkpoints; what to do when a step goes wrong."""
 
     _argument_group_name = "recipe"
 
@@ -119,6 +129,20 @@ class RecipeArguments:
     overwrite_output_dir: bool = _option(
         False, "Start anew: delete the checkpoints in --output_dir. Default: go on from the newest."
     )
+    allow_elastic_resume: bool = _option(
+        False,
+        "Go on from a checkpoint of another number of processes, batch, data or schedule. Gives up equality with an "
+        "uninterrupted run, and in the epoch of the resume some images come twice and others not at all.",
+    )
+    skip_nonfinite_steps: int = _option(
+        0,
+        "Pass over so many steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
+        "wait for the CPU once a step.",
+    )
+
+    def __post_init__(self):
+        if self.skip_nonfinite_steps < 0:
+            raise ValueError(f"--skip_nonfinite_steps {self.skip_nonfinite_steps}: must not be negative.")
 
 
 @dataclass
@@ -163,6 +187,10 @@ class MAETrainingArguments(TrainingArguments):
         # and each trains the whole model.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.enable_jit_checkpoint:
+            raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
+        if self.ignore_data_skip:
+            raise ValueError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
 
 
 def recipe_path(name: str) -> Path:
@@ -253,8 +281,8 @@ class RecipeParser(HfArgumentParser):
             self.error("unknown " + ", ".join(f"{word}{_similar(word, flags)}" for word in unknown))
         return tuple(parsed)
 
-    def fail(self, error: Exception) -> NoReturn:
-        self.exit(2, f"\n{self.prog}: error: {error}\n")  # below a progress bar that may stand there
+    def fail(self, error: Exception, code: int = 2) -> NoReturn:
+        self.exit(code, f"\n{self.prog}: error: {error}\n")  # below a progress bar that may stand there
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Pre-training, from arguments to a folder that `from_pretrained` loads."""
 
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, set_seed
@@ -23,12 +26,25 @@ from .arguments import (
 from .data import check_fills_a_batch, sequential_loader
 from .decoding import ImageDecodingError
 from .diagnostics import save_loss_plot, save_reconstructions
+from .guards import NonFiniteError
+from .launch import check_launch
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .optimization import scale_learning_rate, warmup_steps
-from .resume import CheckpointError, check_config, fault_of, newest_checkpoint, remove_checkpoints
+from .resume import (
+    CheckpointError,
+    check_config,
+    differences_from_record,
+    explain_differences,
+    fault_of,
+    newest_checkpoint,
+    read_record,
+    remove_checkpoints,
+)
+from .saving import SavingError, recover
 from .sources import DataError, DataLocation, ImageSource, load_head_of_stream, open_splits
 from .statistics import PatchStatistics
+from .stopping import EXIT_STOPPED, StopRequested
 from .target_statistics import cached_statistics_of_source
 from .trainer import MAETrainer
 from .transforms import evaluation_processor
@@ -41,8 +57,15 @@ MAX_EVAL_SAMPLES_OF_STREAM = 5000
 INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, StrictDataclassError)
 
 
+# Written when a signal ended the run, for scripts: torchrun and `accelerate launch` do not pass an exit code on.
+STOPPED_FILE = "stopped.json"
+
+
 class InputError(Exception):
     """Something the user can mend; the message says how."""
+
+
+EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4}
 
 
 def say(message: str) -> None:
@@ -205,6 +228,48 @@ def describe_run(trainer: MAETrainer) -> str:
     )
 
 
+def record_of(
+    model: ModelArguments,
+    data: DataArguments,
+    training: MAETrainingArguments,
+    source: ImageSource,
+) -> dict[str, Any]:
+    """What decides over the course of a run, beside the model's settings: a resumed run must have the same."""
+    names = (
+        "world_size",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_epochs",
+        "max_steps",
+        "seed",
+        "data_seed",
+        "learning_rate",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "optim",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "bf16",
+        "fp16",
+    )
+    return {
+        **{name: getattr(training, name) for name in names},
+        "dataset_name": data.dataset_name,
+        "dataset_revision": getattr(source, "revision", None),
+        "dataset_fingerprint": source.fingerprint,
+        "num_images": source.num_rows,
+        "dataset_streaming": data.dataset_streaming,
+        "shuffle_buffer_size": data.shuffle_buffer_size if data.dataset_streaming else None,
+        "crop_scale": list(data.crop_scale),
+        "horizontal_flip": data.horizontal_flip,
+        "target_statistics": model.target_statistics,
+    }
+
+
 def find_checkpoint(recipe: RecipeArguments, training: MAETrainingArguments, config: ViTMAERobustConfig) -> str | None:
     """The checkpoint to go on from: the one named, or the newest complete one in the output folder."""
     named = training.resume_from_checkpoint
@@ -219,12 +284,40 @@ def find_checkpoint(recipe: RecipeArguments, training: MAETrainingArguments, con
         if fault := fault_of(checkpoint):
             raise CheckpointError(f"--resume_from_checkpoint {named} cannot be resumed from: {fault}.")
     else:
+        recover(training.output_dir)
         checkpoint = newest_checkpoint(training.output_dir)
     if checkpoint is None:
         return None
     check_config(checkpoint, config)
     say(f"Going on from {checkpoint} (--overwrite_output_dir starts anew)")
     return str(checkpoint)
+
+
+def agree_on_checkpoint(*arguments) -> str | None:
+    """`find_checkpoint`, by one process for all: verifying takes time, and all must go on from the same one.
+
+    Raises CheckpointError in all of them, and where a process does not see the checkpoint.
+    """
+    outcome = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [find_checkpoint(*arguments), None]
+        except (ValueError, OSError) as error:
+            outcome = [None, str(error)]
+    checkpoint, error = broadcast_object_list(outcome)
+    if error:
+        raise CheckpointError(error)
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise CheckpointError(f"Process {PartialState().process_index} does not see {checkpoint}, which others do.")
+    return checkpoint
+
+
+def pin_revision(data: DataArguments, checkpoint: str | None) -> None:
+    """Go on with the commit of the data set that the run began with, though its branch may have moved since."""
+    if checkpoint and data.dataset_revision is None:
+        record = read_record(Path(checkpoint))
+        if record.get("dataset_name") == data.dataset_name:
+            data.dataset_revision = record.get("dataset_revision")
 
 
 def prepare(
@@ -237,9 +330,11 @@ def prepare(
     from."""
     if Path(training.output_dir).is_file():
         raise NotADirectoryError(f"--output_dir {training.output_dir} is a file.")
+    check_launch(training)
     set_seed(training.seed)
     config = build_config(model_arguments)
-    checkpoint = find_checkpoint(recipe, training, config)
+    checkpoint = agree_on_checkpoint(recipe, training, config)
+    pin_revision(data_arguments, checkpoint)
     train_source, eval_source = open_sources(model_arguments, data_arguments, training.seed)
     if eval_source is None and training.eval_strategy != "no":
         raise ValueError(
@@ -247,6 +342,13 @@ def prepare(
             "name one with --eval_split_name or hold images out with --train_val_split 0.05."
         )
     set_schedule(train_source, recipe, training)
+    record = record_of(model_arguments, data_arguments, training, train_source)
+    is_elastic = False
+    if checkpoint and (differences := differences_from_record(Path(checkpoint), record)):
+        if not recipe.allow_elastic_resume:
+            raise CheckpointError(explain_differences(checkpoint, differences))
+        is_elastic = True
+        say(f"Other settings than {checkpoint} (--allow_elastic_resume): {'; '.join(differences)}")
     trainer = MAETrainer(
         model=build_model(model_arguments, config),
         args=training,
@@ -256,9 +358,36 @@ def prepare(
         crop_scale=tuple(data_arguments.crop_scale),
         horizontal_flip=data_arguments.horizontal_flip,
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,
+        record=record,
+        allow_elastic_resume=is_elastic,
+        skip_nonfinite_steps=recipe.skip_nonfinite_steps,
     )
     say(describe_run(trainer))
-    statistics = find_statistics(model_arguments, data_arguments, config, train_source, training.dataloader_num_workers)
+    if train_source.row_groups is None:
+        say(
+            f"Note: {train_source.description} can only be read from its beginning. There are no epochs; a resumed run "
+            "starts it over, so some images come more often than others; shuffling is within "
+            f"{data_arguments.shuffle_buffer_size:,} images. Parquet files, or a data set that is not streamed, have "
+            "none of these limits."
+        )
+    if checkpoint is None:  # which holds them
+        set_statistics(trainer, model_arguments, data_arguments)
+    # Dropout must not depend on whether the statistics were computed or found in the cache.
+    set_seed(training.seed)
+    # Last of all: whatever was wrong with the arguments or the data has been found by now.
+    starts_anew = recipe.overwrite_output_dir and training.process_index == 0
+    if starts_anew and (removed := remove_checkpoints(training.output_dir)):
+        say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
+    PartialState().wait_for_everyone()
+    return trainer, checkpoint
+
+
+def set_statistics(trainer: MAETrainer, model_arguments: ModelArguments, data_arguments: DataArguments) -> None:
+    """Give the model its target statistics, where it needs any."""
+    training, config = trainer.args, trainer.model.config
+    statistics = find_statistics(
+        model_arguments, data_arguments, config, trainer.train_dataset, training.dataloader_num_workers
+    )
     if statistics is not None:
         trainer.model.set_target_statistics(statistics.mean, statistics.std)
         if training.process_index == 0:
@@ -268,14 +397,6 @@ def prepare(
             f"--target_normalization global_patch: {model_arguments.model_name_or_path} holds no patch statistics; "
             "give --target_statistics auto."
         )
-    # Dropout must not depend on whether the statistics were computed or found in the cache.
-    set_seed(training.seed)
-    # Last of all: whatever was wrong with the arguments or the data has been found by now.
-    starts_anew = recipe.overwrite_output_dir and training.process_index == 0
-    if starts_anew and (removed := remove_checkpoints(training.output_dir)):
-        say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
-    PartialState().wait_for_everyone()
-    return trainer, checkpoint
 
 
 def save_pictures(trainer: MAETrainer) -> None:
@@ -340,15 +461,19 @@ def pretrain(
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:
-    """Command line of run_pretrain.py: bad input ends in one sentence and exit code 2, without a traceback (which
-    --log_level debug shows)."""
+    """Command line of run_pretrain.py. Ends in one sentence instead of a traceback (which --log_level debug shows)
+    and, beside 0, with exit code 2: bad input; 3: a loss or gradient that is not finite; 4: a checkpoint could not be
+    written; 75: stopped by a signal, to be started again."""
     parser = make_parser(description=description)
     arguments = parser.parse(argv)
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
+    training: MAETrainingArguments = arguments[-1]
+    stopped = Path(training.output_dir) / STOPPED_FILE
     try:
         try:
             trainer, checkpoint = prepare(*arguments)
+            stopped.unlink(missing_ok=True)
         except INPUT_ERRORS as error:
             raise InputError(str(error)) from error
         try:
@@ -357,9 +482,17 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
             # From a worker process the message comes as a traceback that ends in it.
             last_line = str(error).strip().splitlines()[-1]
             raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
-    except InputError as error:
-        if arguments[-1].log_level == "debug":
+    except StopRequested as stop:
+        say(f"{stop}. The same command goes on from there.")
+        if PartialState().is_main_process:
+            content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
+            stopped.write_text(json.dumps(content) + "\n")
+        PartialState().destroy_process_group()
+        sys.exit(EXIT_STOPPED)
+    except (InputError, NonFiniteError, SavingError) as error:
+        if training.log_level == "debug":
             raise
-        parser.fail(error)
-    finally:
+        # Other processes may be waiting for this one; the launcher ends them.
+        parser.fail(error, EXIT_CODES[type(error)])
+    else:
         PartialState().destroy_process_group()

@@ -2,55 +2,70 @@
 
 import json
 import logging
-import re
-import shutil
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from typing import Any
 
 from .model import ViTMAERobustConfig
+from .saving import broken_file_of, checkpoints_in, remove
 
 logger = logging.getLogger(__name__)
+
+
+# The settings of the run, beside the model's own in config.json.
+RECORD = "run.json"
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be resumed from; the message says which and why."""
 
 
-def checkpoints_in(output_dir: str | Path) -> list[Path]:
-    """The `checkpoint-N` folders, newest (highest N) first."""
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    folders = Path(output_dir).iterdir() if Path(output_dir).is_dir() else ()
-    found = [(int(match[1]), path) for path in folders if path.is_dir() and (match := pattern.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+def write_record(checkpoint: Path, record: dict[str, Any], num_processes: int) -> None:
+    """Put the run's settings into a checkpoint that is complete so far.
+
+    Raises OSError where one of the `num_processes` that share the folder has not written its part.
+    """
+    present = len(list(checkpoint.glob("rng_state*.pth")))
+    if (checkpoint / "optimizer.pt").exists() and present < num_processes:
+        raise OSError(
+            f"the random-number states of {num_processes - present} of {num_processes} processes did not arrive: all "
+            "machines must share --output_dir, or each must keep its own (--save_on_each_node)"
+        )
+    (checkpoint / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / RECORD).read_text())
 
 
 def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder; None where it can be resumed from."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-        weights = list(checkpoint.glob("*.safetensors"))
-        sharded = any(path.is_dir() for path in checkpoint.iterdir())  # FSDP and DeepSpeed keep folders
-        if not weights and not sharded:
-            return "it holds no weights"
-        for path in weights:
-            with safe_open(path, framework="pt"):
-                pass
-        if not sharded and not any((checkpoint / name).is_file() for name in ("optimizer.pt", "optimizer.bin")):
-            return "it holds no optimizer state"
-    except (OSError, ValueError, SafetensorError) as error:
-        return f"{type(error).__name__}: {error}"
+    if fault := broken_file_of(checkpoint):
+        return fault
+    names = {path.name for path in checkpoint.iterdir()}
+    sharded = any(path.is_dir() for path in checkpoint.iterdir())  # FSDP and DeepSpeed keep folders
+    if not sharded and not names & {"optimizer.pt", "optimizer.bin"}:
+        return "it holds no optimizer state (was it written with --save_only_model?)"
+    if missing := {"trainer_state.json", "config.json", RECORD} - names:
+        return f"{', '.join(sorted(missing))} is missing"
     return None
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint in a folder; broken ones are skipped with a warning."""
-    for checkpoint in checkpoints_in(output_dir):
+    """The newest complete checkpoint in a folder; broken ones are skipped with a warning.
+
+    Raises CheckpointError where there are checkpoints, but no complete one.
+    """
+    checkpoints = checkpoints_in(output_dir)
+    for checkpoint in checkpoints:
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint
         logger.warning("Skipping %s: %s.", checkpoint, fault)
+    if checkpoints:
+        raise CheckpointError(
+            f"None of the {len(checkpoints)} checkpoint(s) in {output_dir} can be resumed from (see above). Choose "
+            "another --output_dir, or start anew with --overwrite_output_dir, which deletes them."
+        )
     return None
 
 
@@ -58,15 +73,12 @@ def remove_checkpoints(output_dir: str | Path) -> list[Path]:
     """Delete the `checkpoint-N` folders, and nothing else."""
     removed = checkpoints_in(output_dir)
     for checkpoint in removed:
-        shutil.rmtree(checkpoint)
+        remove(checkpoint)
     return removed
 
 
 def check_config(checkpoint: Path, config: ViTMAERobustConfig) -> None:
     """Raises CheckpointError naming every model setting in which a checkpoint differs from the run."""
-    path = checkpoint / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{checkpoint} holds no config.json.")
     there, here = ViTMAERobustConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
     bookkeeping = {"architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"}
     differences = [
@@ -83,3 +95,21 @@ def check_config(checkpoint: Path, config: ViTMAERobustConfig) -> None:
 
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
+
+
+def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[str]:
+    """Each setting of `record` that was another one when the checkpoint was written, with both values."""
+    there, here = read_record(checkpoint), json.loads(json.dumps(record))
+    return [
+        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted(set(there) | set(here))
+        if there.get(name) != here.get(name)
+    ]
+
+
+def explain_differences(checkpoint: str | Path, differences: list[str]) -> str:
+    return (
+        f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). With those, the resumed run "
+        "equals an uninterrupted one. --allow_elastic_resume goes on with the new ones: not with the same losses, and "
+        "in the epoch of the resume some images come twice and others not at all. --overwrite_output_dir starts anew."
+    )

@@ -6,18 +6,39 @@ import torch
 from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.resume import CheckpointError, check_config, fault_of, newest_checkpoint, remove_checkpoints
+from hf_mae_robust.resume import (
+    CheckpointError,
+    check_config,
+    differences_from_record,
+    explain_differences,
+    fault_of,
+    newest_checkpoint,
+    remove_checkpoints,
+    write_record,
+)
+from hf_mae_robust.saving import seal
 from tests.helpers import TINY
+
+RECORD = {"world_size": 1, "seed": 42, "dataset_revision": None, "crop_scale": [0.2, 1.0]}
 
 
 def write_checkpoint(folder, step):
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     save_file({"weight": torch.zeros(3)}, checkpoint / "model.safetensors")
-    (checkpoint / "optimizer.pt").write_bytes(b"state")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (checkpoint / name).write_bytes(b"state of " + name.encode())
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     ViTMAERobustConfig(**TINY).save_pretrained(checkpoint)
+    write_record(checkpoint, RECORD, num_processes=1)
+    seal(checkpoint)
     return checkpoint
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def test_newest_by_number_not_by_name_or_time(tmp_path):
@@ -30,22 +51,47 @@ def test_newest_by_number_not_by_name_or_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        lambda c: (c / "model.safetensors").write_bytes((c / "model.safetensors").read_bytes()[:-4]),
-        lambda c: (c / "model.safetensors").unlink(),
-        lambda c: (c / "trainer_state.json").unlink(),
-        lambda c: (c / "trainer_state.json").write_text('{"global_st'),
-        lambda c: (c / "optimizer.pt").unlink(),
+        (lambda c: (c / "model.safetensors").write_bytes(b"half"), "model.safetensors has 4 bytes"),
+        (lambda c: (c / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda c: flip_a_bit(c / "model.safetensors"), "model.safetensors has changed"),
+        (lambda c: flip_a_bit(c / "optimizer.pt"), "optimizer.pt has changed"),
+        (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda c: (c / "scheduler.pt").unlink(), "scheduler.pt is missing"),
+        (lambda c: (c / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+        (lambda c: (c / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+        (lambda c: (c / "trainer_state.json").write_text('{"global_st'), "trainer_state.json has"),
+        (lambda c: (c / "manifest.json").unlink(), "no manifest.json"),
+        (lambda c: (c / "manifest.json").write_text('{"files": {'), "manifest.json cannot be read"),
     ],
 )
-def test_a_broken_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, damage):
+def test_a_broken_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, damage, said):
     write_checkpoint(tmp_path, 10)
     damage(write_checkpoint(tmp_path, 20))
     with caplog.at_level(logging.WARNING):
         assert newest_checkpoint(tmp_path).name == "checkpoint-10"
-    assert "checkpoint-20" in caplog.text
+    assert "checkpoint-20" in caplog.text and said in caplog.text
     assert fault_of(tmp_path / "checkpoint-20") and fault_of(tmp_path / "checkpoint-10") is None
+
+
+def test_nothing_but_broken_ones_does_not_look_like_a_fresh_start(tmp_path):
+    (write_checkpoint(tmp_path, 10) / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match="None of the 1 checkpoint.*--overwrite_output_dir"):
+        newest_checkpoint(tmp_path)
+
+
+def test_weights_alone_cannot_be_resumed_from(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 10)
+    (checkpoint / "optimizer.pt").unlink()
+    seal(checkpoint)
+    assert "--save_only_model" in fault_of(checkpoint)
+
+
+def test_a_state_that_another_process_did_not_write_is_noticed_when_saving(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 10)
+    with pytest.raises(OSError, match="1 of 2 processes did not arrive.*--save_on_each_node"):
+        write_record(checkpoint, RECORD, num_processes=2)
 
 
 def test_removing_takes_checkpoints_only(tmp_path):
@@ -53,7 +99,7 @@ def test_removing_takes_checkpoints_only(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "checkpoint-best").mkdir()
     assert [path.name for path in remove_checkpoints(tmp_path)] == ["checkpoint-10"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-best", "notes.txt"]
+    assert {path.name for path in tmp_path.iterdir()} - {"_staging"} == {"checkpoint-best", "notes.txt"}
 
 
 def test_another_model_is_refused_with_what_differs(tmp_path):
@@ -61,3 +107,11 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
     check_config(checkpoint, ViTMAERobustConfig(**TINY))
     with pytest.raises(CheckpointError, match="hidden_size: 32 there, 64 here; mask_ratio: 0.75 there, 0.5 here"):
         check_config(checkpoint, ViTMAERobustConfig(**{**TINY, "hidden_size": 64}, mask_ratio=0.5))
+
+
+def test_another_run_is_told_by_what_differs(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 10)
+    assert differences_from_record(checkpoint, {**RECORD, "crop_scale": (0.2, 1.0)}) == []
+    differences = differences_from_record(checkpoint, {**RECORD, "world_size": 2, "bf16": True})
+    assert differences == ["bf16: None there, True here", "world_size: 1 there, 2 here"]
+    assert "--allow_elastic_resume" in explain_differences(checkpoint, differences)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from hf_mae_robust import ViTMAERobustForPreTraining
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
 from hf_mae_robust.resume import CheckpointError
+from hf_mae_robust.saving import seal
 from tests.helpers import TINY_OVERRIDES, write_parquet_set
 
 ALL_ON = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
@@ -105,8 +106,9 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(arguments, tmp_pa
     missing = next(name for name in tensors if "layer.1.output.dense.weight" in name)
     del tensors[missing]
     save_file(tensors, path, metadata={"format": "pt"})
+    seal(path.parent)
     with pytest.raises(CheckpointError, match=r"vit\.layers\.1\.mlp\.fc2\.weight"):
-        pretrain(*arguments("--num_train_epochs", "3"))
+        pretrain(*arguments("--save_strategy", "steps", "--save_steps", "5"))
 
 
 def test_evaluation_is_the_mean_over_images_with_fixed_masks(arguments):

@@ -1,0 +1,72 @@
+"""Stopping on SIGTERM and SIGINT: every process at the same step, with a checkpoint."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+# What a run ends with that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
+EXIT_STOPPED = 75
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# torchrun and `accelerate launch` pass a signal on that a terminal or a scheduler has sent to the whole group already:
+# what comes twice within this time came once.
+ECHO_SECONDS = 2.0
+
+
+class StopRequested(Exception):
+    """Training ended because of a signal, after a checkpoint was written."""
+
+    def __init__(self, signal_number: int, step: int, checkpoint: str):
+        super().__init__(signal_number, step, checkpoint)
+        self.signal_name = signal.Signals(signal_number).name
+        self.step, self.checkpoint = step, checkpoint
+
+    def __str__(self) -> str:
+        return f"Stopped by {self.signal_name} after step {self.step}; {self.checkpoint} holds everything up to there"
+
+
+class StopSignals:
+    """While entered: the first SIGTERM or SIGINT is remembered, a second one ends the process at once.
+
+    `agreed()` is for all processes to call at the same points; they all get the same answer, whichever of them got
+    the signal.
+    """
+
+    def __init__(self):
+        self.received = 0
+        self.received_at = 0.0
+        self._former = {}
+        self._group = None
+
+    def __enter__(self) -> "StopSignals":
+        self.received = 0
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and self._group is None:
+            # On the CPU: asking a GPU would make it wait for the step to end.
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self.received_at = number, time.monotonic()
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or time.monotonic() - self.received_at > ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def agreed(self) -> int:
+        """The signal to stop for, 0 for none; the same in every process."""
+        if self._group is None:
+            return self.received
+        number = torch.tensor(self.received)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
+        return int(number)

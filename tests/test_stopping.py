@@ -1,0 +1,46 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hf_mae_robust.stopping import StopRequested, StopSignals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_remembered_and_handlers_are_restored(number):
+    before = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert signals.agreed() == 0
+        os.kill(os.getpid(), number)
+        assert signals.agreed() == number
+    assert signal.getsignal(number) is before
+    assert number.name in str(StopRequested(number, 7, "out/checkpoint-7"))
+
+
+PROGRAM = """
+import os, signal, time
+from hf_mae_robust.stopping import StopSignals
+with StopSignals():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep({pause})
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "pause", "survives"),
+    [({}, 0, False), ({"TORCHELASTIC_RUN_ID": "x"}, 0, True), ({"TORCHELASTIC_RUN_ID": "x"}, 2.2, False)],
+)
+def test_a_second_signal_ends_the_process_unless_a_launcher_echoed_the_first(launcher, pause, survives):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(pause=pause)],
+        env={**os.environ, "PYTHONPATH": ".", **launcher},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == (0 if survives else -signal.SIGTERM)
+    assert ("still here" in done.stdout) is survives
