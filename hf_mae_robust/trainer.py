@@ -113,6 +113,9 @@ class MAETrainer(Trainer):
             "prefetch_factor": self.args.dataloader_prefetch_factor,
             "multiprocessing_context": self.args.dataloader_multiprocessing_context,
             "pin_memory": self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            # Otherwise each epoch draws a number from the generator that dropout uses, or not: that depends on whether
+            # there are worker processes.
+            "generator": torch.Generator(),
         }
 
     def get_train_dataloader(self) -> DataLoader:

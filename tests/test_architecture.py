@@ -13,6 +13,7 @@ LAYERS = [
     {"arguments", "decoding", "plan", "optimization", "statistics", "transforms"},
     {"sources"},
     {"data"},
+    {"saving", "stopping", "guards", "launch"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
     {"trainer"},
     {"pretrain"},
