@@ -221,7 +221,7 @@ def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tm
     out = tmp_path / "out"
     words = tiny_run(photos_dir, "--per_device_train_batch_size", "4", "--output_dir", str(out), "--use_cpu")
     start = {
-        "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
         "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
     }[launcher]
     fault = "rank == 0 and trainer.state.global_step == 5 and (print('REACHED', flush=True), time.sleep(2))"
