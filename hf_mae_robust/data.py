@@ -1,22 +1,32 @@
 """From an `ImageSource` to batches of uint8 images, each rank its own."""
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
-from .decoding import decode_image
+from .bad_images import SkippedImage
+from .decoding import ImageDecodingError, decode_image
 from .plan import EpochBatchSampler, SequentialBatchSampler
 from .sources import DataError, ImageSource
+
+# More bad images than this one after another are no accident: a wrong column, or files that are gone.
+MAX_BAD_IN_A_ROW = 32
 
 
 class ImageDataset(torch.utils.data.Dataset):
     """Keys `(epoch, row)` -> decoded, transformed images. What comes out, random transforms and the noise of the masks
     included, depends on (seed, epoch, row) alone: not on the process, on what it did before, or on who else is there.
+
+    An item is `{"pixel_values": (C, H, W) uint8, "row": int}`, with `noise_length` also `"noise"`, and, where an image
+    could not be decoded, `"skipped"`: a list of `SkippedImage`.
+
+    A row of -1 is a filler: zeros, to be left out of sums.
     """
 
     def __init__(
@@ -26,37 +36,109 @@ class ImageDataset(torch.utils.data.Dataset):
         num_channels: int,
         seed: int = 0,
         noise_length: int | None = None,
+        replace_bad_images: bool = True,
     ):
-        """noise_length: add `noise` of this many uniform numbers to each image."""
+        """
+        Args:
+            noise_length: add `noise` of this many uniform numbers to each image.
+            replace_bad_images: take the next row that can be decoded instead, under the number, the augmentation and
+                the noise of the one asked for (for training, where every place is filled); otherwise a bad image
+                becomes a filler (for means, which are then exact over the good ones).
+
+        Items raise DataError where MAX_BAD_IN_A_ROW rows after one another cannot be decoded.
+        """
         self.source, self.transform, self.num_channels = source, transform, num_channels
-        self.seed, self.noise_length = seed, noise_length
+        self.seed, self.noise_length, self.replace_bad_images = seed, noise_length, replace_bad_images
 
     def __len__(self) -> int:
         return self.source.num_rows
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, row = key
-        image = decode_image(self.source.rows[max(row, 0)], self.num_channels, row)
+        image, skipped = self._decode(row)
         seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
         # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(int(seed >> 1))
         try:
-            return _item(self.transform(image), row, self.noise_length)
+            if image is None:
+                return _filler(self.transform, self.num_channels, self.noise_length, skipped)
+            return _item(self.transform(image), row, self.noise_length, skipped)
         finally:
             torch.set_rng_state(state)
 
+    def _decode(self, row: int) -> tuple[torch.Tensor | None, list[SkippedImage]]:
+        """The image that stands at a row, None for a filler, and what was met on the way to it."""
+        skipped = []
+        if row < 0:
+            return None, skipped
+        for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
+            try:
+                return decode_image(self.source.rows[row], self.num_channels, row), skipped
+            except ImageDecodingError as error:
+                skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
+            row = (row + 1) % len(self)
+        if self.replace_bad_images:
+            _raise_too_many(skipped)
+        return None, skipped
 
-def _item(image: torch.Tensor, row: int, noise_length: int | None) -> dict[str, Any]:
+
+def _item(
+    image: torch.Tensor, row: int, noise_length: int | None, skipped: list[SkippedImage] | None = None
+) -> dict[str, Any]:
     item = {"pixel_values": image, "row": row}
     if noise_length is not None:
         item["noise"] = torch.rand(noise_length)
+    if skipped:
+        item["skipped"] = skipped
     return item
+
+
+def _filler(
+    transform: Callable, num_channels: int, noise_length: int | None, skipped: list[SkippedImage]
+) -> dict[str, Any]:
+    """Zeros of the shape that the transform gives."""
+    blank = torch.zeros(num_channels, 16, 16, dtype=torch.uint8)
+    return _item(torch.zeros_like(transform(blank)), -1, noise_length, skipped)
+
+
+def _raise_too_many(skipped: list[SkippedImage]) -> None:
+    last = skipped[-1]
+    raise DataError(
+        f"{len(skipped)} images in a row of {last.split} cannot be decoded, up to row {last.row} ({last.kind}: "
+        f"{last.detail}). Look at the files, or at --image_column_name."
+    )
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Items -> a batch. `"skipped"` is the list of all bad images met for it; without any, there is no such key."""
+    skipped = [record for item in items for record in item.get("skipped", ())]
+    batch = default_collate([{key: value for key, value in item.items() if key != "skipped"} for item in items])
+    return {**batch, "skipped": skipped} if skipped else batch
+
+
+def outlive_signals(worker_id: int) -> None:
+    """For worker processes of a data loader: ignore SIGINT and the first SIGTERM, end at the second.
+
+    Terminals and schedulers signal the whole process group, and the training process still needs images to finish its
+    step and save. It ends its workers itself: asks first, then terminates those that do not answer, and once more when
+    Python exits.
+    """
+
+    def ignore_once(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, ignore_once)
 
 
 class ImageStream(torch.utils.data.IterableDataset):
     """A `datasets` stream that cannot seek. Each rank and worker reads a share of its files, or leaves out the others'
-    rows where there are fewer files than readers."""
+    rows where there are fewer files than readers.
+
+    The `row` of an image is its place in what its reader has read so far, times the number of readers, plus the number
+    of the reader: no two images of a run have the same.
+    """
 
     def __init__(
         self,
@@ -71,22 +153,43 @@ class ImageStream(torch.utils.data.IterableDataset):
         buffer_size: int = 1,
         endless: bool = False,
     ):
+        """endless: for training; begins again at the end, and a bad image is left out. Otherwise it becomes a filler
+        (see `ImageDataset`)."""
         rows = source.rows
         if shuffle_seed is not None and buffer_size > 1:
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
+        self.description, self.rank, self.world_size = source.description, rank, world_size
         self.transform, self.num_channels, self.endless = transform, num_channels, endless
         self.noise_length = noise_length
 
+    def _numbers(self) -> Iterator[int]:
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        return itertools.count(worker_id * self.world_size + self.rank, workers * self.world_size)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        numbers, skipped = self._numbers(), []
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
-            number = -1
-            for number, row in enumerate(self.rows):
-                image = decode_image(row["image"], self.num_channels, number)
-                yield _item(self.transform(image), number, self.noise_length)
+            is_empty = True
+            for row in self.rows:
+                is_empty, number = False, next(numbers)
+                try:
+                    image = decode_image(row["image"], self.num_channels, number)
+                except ImageDecodingError as error:
+                    skipped.append(SkippedImage(self.description, number, error.kind, error.detail))
+                    if self.endless:
+                        if len(skipped) == MAX_BAD_IN_A_ROW:
+                            _raise_too_many(skipped)
+                        continue
+                    item = _filler(self.transform, self.num_channels, self.noise_length, skipped)
+                else:
+                    item = _item(self.transform(image), number, self.noise_length, skipped)
+                yield item
+                skipped = []
             # Workers beyond the number of files get nothing.
-            if not self.endless or number < 0:
+            if not self.endless or is_empty:
                 return
 
 
@@ -121,10 +224,12 @@ def training_loader(
     **loader_options,
 ) -> EpochDataLoader:
     """Batches `{"pixel_values": (B, C, H, W) uint8, "noise": (B, L), "row": (B,)}` of one rank, all of them full.
+    A bad image is replaced by another one and listed under `"skipped"` (see `collate`).
 
     Raises DataError where the images do not fill one batch on every rank.
     """
     check_fills_a_batch(source, batch_size, world_size)
+    loader_options = {"collate_fn": collate, "worker_init_fn": outlive_signals, **loader_options}
     if source.row_groups is None:
         dataset = ImageStream(
             source,
@@ -162,10 +267,11 @@ def sequential_loader(
     **loader_options,
 ) -> DataLoader:
     """Every image once over all ranks, `row` -1 marking fillers; for a stream: this rank's share of it, each image
-    once."""
+    once. A bad image becomes a filler and is listed under `"skipped"` (see `collate`)."""
+    loader_options = {"collate_fn": collate, "worker_init_fn": outlive_signals, **loader_options}
     if source.row_groups is None:
         stream = ImageStream(source, transform, num_channels, rank=rank, world_size=world_size)
         return DataLoader(stream, batch_size=batch_size, **loader_options)
     sampler = SequentialBatchSampler(source.num_rows, rank=rank, world_size=world_size, batch_size=batch_size)
-    dataset = ImageDataset(source, transform, num_channels, noise_length=noise_length)
+    dataset = ImageDataset(source, transform, num_channels, noise_length=noise_length, replace_bad_images=False)
     return DataLoader(dataset, batch_sampler=sampler, **loader_options)

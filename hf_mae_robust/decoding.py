@@ -1,57 +1,187 @@
 """Encoded image -> uint8 tensor."""
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
+# Pillow's own limit for an error (twice its default MAX_IMAGE_PIXELS). A program may have moved or lifted that; which
+# images a run sees must not depend on it.
+MAX_PIXELS = 178_956_970
+
+KINDS = {
+    "empty": "null, no bytes, or no pixels",
+    "missing_file": "no bytes, and a path that cannot be read",
+    "truncated": "the bytes end early",
+    "not_an_image": "no image format that Pillow recognises",
+    "bomb": "more than MAX_PIXELS pixels, or text that unpacks to more than Pillow allows",
+    "corrupt": "the bytes contradict the format",
+    "unsupported": "an image that Pillow cannot decode or convert, or a value that is no image",
+}
+
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+PILLOW = r"PIL\."
+
 
 class ImageDecodingError(ValueError):
-    """An image of the data set cannot be decoded. The message says which row and why."""
+    """An image of the data set cannot be decoded. The message says which row and why.
+
+    Attributes:
+        kind: one of KINDS.
+        detail: path, if there is one, and reason; at most 200 characters, and the same in every process.
+    """
+
+    def __init__(self, message: str, kind: str = "corrupt", detail: str = ""):
+        # Between processes an exception travels as its class, `args` and `__dict__`; `args` has to be the message.
+        super().__init__(message)
+        self.kind, self.detail = kind, detail
 
 
-def _open(value: Any) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
+@contextmanager
+def _pillow() -> Iterator[None]:
+    """Pillow with our limit of pixels and without its warnings (of large images, odd palettes, broken EXIF blocks)."""
+    # A filter that stays rather than `catch_warnings`, which makes Python forget each time which warnings of anyone it
+    # has shown: with images decoded in the training process, those would come again in every step.
+    if not warnings.filters or getattr(warnings.filters[0][3], "pattern", None) != PILLOW:
+        warnings.filterwarnings("ignore", module=PILLOW)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _contents(value: Any) -> Any:
+    """Bytes, PIL image or array, read from its path where there are no bytes."""
     if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            value = value["bytes"]
-        elif value.get("path"):
-            with fsspec.open(value["path"], "rb") as file:
-                value = file.read()
-    if isinstance(value, bytes) and value:
-        return Image.open(io.BytesIO(value))
-    if isinstance(value, (np.ndarray, list)):
-        return Image.fromarray(np.asarray(value, dtype=np.uint8))
-    raise ValueError("the image is empty" if not value or isinstance(value, dict) else f"unknown type {type(value)}")
+        path = value.get("path")
+        if value.get("bytes") is not None or not path:
+            return value.get("bytes")
+        try:
+            with fsspec.open(path, "rb") as file:
+                return file.read()
+        except Exception as error:
+            if "://" in path and not isinstance(error, FileNotFoundError):
+                raise  # the network's fault, not the image's: the next attempt may read it
+            raise ImageDecodingError(f"{type(error).__name__}", "missing_file") from error
+    return value
+
+
+def _open(contents: Any) -> Image.Image:
+    """Reads no more than the header of encoded bytes."""
+    if isinstance(contents, (np.ndarray, list)):
+        array = np.asarray(contents)
+        if array.size == 0:
+            raise ImageDecodingError("no pixels", "empty")
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+            raise ImageDecodingError(f"an array of {array.dtype} that are no numbers from 0 to 255", "unsupported")
+        return Image.fromarray(array.astype(np.uint8))
+    if isinstance(contents, Image.Image):
+        image = contents
+    elif contents is None or contents == b"":
+        raise ImageDecodingError("no image" if contents is None else "no bytes", "empty")
+    elif isinstance(contents, bytes):
+        image = Image.open(io.BytesIO(contents))
+    else:
+        raise ImageDecodingError(f"a value of type {type(contents).__name__}", "unsupported")
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageDecodingError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "bomb")
+    if width * height == 0:
+        raise ImageDecodingError(f"{width} x {height} pixels", "empty")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF tag; 1 (as stored) where the EXIF block is broken, which says nothing about the pixels."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of many kinds, as in `_decode`
+        return 1
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit and float images to 255 instead of scaling them; scale them."""
+    """Pillow clips numbers above 255 instead of scaling them, and reads floats as if they went to 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        pixels = np.asarray(image)
+        # PNG (in older versions of Pillow) and PNM have 16 bits here, whatever the largest number is.
+        if image.format in ("PNG", "PPM") or pixels.max() > 255:
+            pixels = pixels >> 8
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         pixels = np.nan_to_num(np.asarray(image))
         return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
     return image
 
 
+def _kind_and_reason(error: Exception) -> tuple[str, str]:
+    """Pillow tells most faults apart in the text of an OSError only."""
+    if isinstance(error, ImageDecodingError):
+        return error.kind, str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not_an_image", "no image format recognised"  # Pillow's own text has an address in memory
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = str(error).lower()
+    if isinstance(error, Image.DecompressionBombError) or "decompressed data too large" in text:
+        return "bomb", reason
+    if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
+        return "truncated", reason
+    if isinstance(error, NotImplementedError) or any(
+        words in text for words in ("not supported", "unsupported", "not available", "cannot find loader")
+    ):
+        return "unsupported", reason
+    return "corrupt", reason
+
+
+def _decode(contents: Any, mode: str) -> torch.Tensor:
+    """Raises ImageDecodingError whatever goes wrong."""
+    try:
+        with _pillow():
+            image = _open(contents)
+            image.load()
+            pixels = _to_8_bit(image).convert(mode)
+            transposition = TRANSPOSITIONS.get(_orientation(image))
+            return pil_to_tensor(pixels if transposition is None else pixels.transpose(transposition))
+    except Exception as error:
+        # Broken bytes make Pillow's plugins raise anything: OSError, SyntaxError, struct.error, IndexError, ...
+        kind, reason = _kind_and_reason(error)
+        raise ImageDecodingError(reason, kind) from error
+
+
 def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> torch.Tensor:
     """Decode one image.
 
-    EXIF orientation is applied; CMYK, palette and grayscale images are converted to the channels asked for; an alpha
-    channel is dropped (unless 4 channels are asked for); of an animation the first frame counts; 16-bit images keep
-    their upper 8 bits, float images are read as [0, 1].
+    The pixels, in this order: of an animation the first frame counts; 16-bit images keep their upper 8 bits; 32-bit
+    integers are taken as they are where none exceeds 255, else as 16-bit; floats are read as [0, 1], NaN as 0, and
+    clipped; palette, CMYK, YCbCr, grayscale and 1-bit images are converted to the channels asked for; alpha is dropped
+    unless 4 channels are asked for, so that a transparent pixel shows the colour stored under it; EXIF orientation is
+    applied, and a broken EXIF block is ignored.
+
+    Images of more than MAX_PIXELS pixels are refused by their header, before any pixel is decoded.
 
     Args:
         value: encoded bytes, `{"bytes": ..., "path": ...}` as `datasets.Image(decode=False)` gives, a PIL image or
-            an array of uint8 `(H, W)` / `(H, W, C)`.
+            an array of integers from 0 to 255, `(H, W)` or `(H, W, C)`.
         num_channels: 1 (grayscale), 3 (RGB) or 4 (RGBA).
         row: row number in the data set, for the error message.
 
@@ -59,18 +189,19 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
         uint8 tensor `(num_channels, H, W)`.
 
     Raises:
-        ImageDecodingError: the bytes are no image, are cut off, or are missing.
+        ImageDecodingError: there is no image, or none that can be decoded; `kind` says which of KINDS it is.
         ValueError: `num_channels` is none of these.
+        Exception: a path that is a URL could not be read, other than for want of the file.
     """
     if num_channels not in PIL_MODES:
         raise ValueError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
     try:
-        image = ImageOps.exif_transpose(_open(value))
-        return pil_to_tensor(_to_8_bit(image).convert(PIL_MODES[num_channels]))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return _decode(_contents(value), PIL_MODES[num_channels])
+    except ImageDecodingError as error:
         path = value.get("path") if isinstance(value, dict) else None
+        # The end of a path tells more than its beginning.
+        detail = f"{path[-100:]}: {error}"[:200] if path else str(error)[:200]
         where = f"Row {row}" if row is not None else "Image"
         raise ImageDecodingError(
-            f"{where}{f' ({path})' if path else ''} cannot be decoded: {type(error).__name__}: {error}. "
-            "Remove or repair it and start again (finished checkpoints are kept)."
+            f"{where}{f' ({path})' if path else ''} cannot be decoded ({error.kind}): {error}.", error.kind, detail
         ) from error

@@ -1,19 +1,26 @@
 """The statistics pass over a data set: on every process, with a progress bar, cached."""
 
 import hashlib
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
+from .bad_images import SkippedImages, describe
 from .data import sequential_loader
 from .model import ViTMAERobustConfig
 from .model.configuration_vit_mae_robust import to_pair
-from .sources import ImageSource
+from .sources import DataError, ImageSource
 from .statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 from .transforms import EvaluationTransform, evaluation_processor
 from .version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def statistics_of_source(
@@ -23,10 +30,15 @@ def statistics_of_source(
     crop_pct: float,
     batch_size: int = 64,
     num_workers: int = 0,
+    max_bad_images: float = 0.01,
 ) -> PatchStatistics:
     """Population statistics of the patches of all images of a source, preprocessed as for evaluation (resize and
     centre crop, nothing random). Under `accelerate launch` or torchrun each process reads its part, and all get the
-    same result."""
+    same result. Images that cannot be decoded are left out, counted and logged.
+
+    Raises DataError, in every process, where these are more than a share of `max_bad_images`, or all.
+    """
+    skipped = SkippedImages(None, max_bad_images)
     state = PartialState()
     transform = EvaluationTransform(evaluation_processor(config, crop_pct))
     loader = sequential_loader(
@@ -41,8 +53,9 @@ def statistics_of_source(
     total = None if source.num_rows is None else len(loader)
     batches = tqdm(loader, total=total, desc="Patch statistics", unit="batch", disable=not state.is_main_process)
     statistics = merge_across_processes(
-        compute_patch_statistics(batches, to_pair(config.patch_size), config.num_channels)
+        compute_patch_statistics(_collecting(batches, skipped, source), to_pair(config.patch_size), config.num_channels)
     )
+    _report(skipped, source, statistics.metadata["num_images"])
     statistics.metadata |= {
         "dataset": source.description,
         "dataset_fingerprint": source.fingerprint,
@@ -53,6 +66,34 @@ def statistics_of_source(
         "hf_mae_robust": __version__,
     }
     return statistics
+
+
+def _collecting(batches: Iterable[dict], skipped: SkippedImages, source: ImageSource) -> Iterator[dict[str, Any]]:
+    """The same batches, their bad images taken in. Ends early where these are too many: the other processes learn of it
+    when all of them meet at the end."""
+    for batch in batches:
+        is_new = skipped.add(batch.pop("skipped", ()))
+        if is_new and source.num_rows is not None and skipped.exceeds(source.description, source.num_rows):
+            return
+        yield batch
+
+
+def _report(skipped: SkippedImages, source: ImageSource, num_images: int) -> None:
+    """Count over all processes. Raises DataError in all of them."""
+    skipped.add(gather_object(list(skipped)))
+    # The pass has seen the whole split: of a stream too the number is known by now.
+    num_rows = source.num_rows if source.num_rows is not None else num_images + len(skipped)
+    skipped.check(source.description, num_rows)
+    if num_images == 0:
+        raise DataError(f"No image of {source.description} can be decoded ({describe(skipped.counts())}).")
+    if len(skipped) and PartialState().is_main_process:
+        logger.warning(
+            "%s: %d of %d images cannot be decoded and were left out (%s).",
+            source.description,
+            len(skipped),
+            num_rows,
+            describe(skipped.counts()),
+        )
 
 
 def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop_pct: float) -> Path:

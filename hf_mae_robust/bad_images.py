@@ -1,0 +1,135 @@
+"""The record of images that cannot be decoded: counted, listed in a file, limited."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .sources import DataError
+
+FILE_NAME = "skipped_images.jsonl"
+
+# Of a stream of unknown length, one bad image among the first few says nothing about the rest.
+MIN_SEEN = 1000
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """One image that could not be decoded.
+
+    Attributes:
+        split: `ImageSource.description`. row: its row number there; for a stream see `ImageStream`.
+        kind: one of `decoding.KINDS`. detail: its path, if it has one, and the reason, at most 200 characters.
+    """
+
+    split: str
+    row: int
+    kind: str
+    detail: str
+
+
+class SkippedImages:
+    """All images that were skipped, each once, kept in a file that a resumed run goes on with.
+
+    Args:
+        path: JSON lines, `{"split", "row", "kind", "detail"}`; None keeps no file.
+        max_fraction: see `check`; 0 allows no bad image, 1 any number.
+
+    Raises:
+        ValueError: `max_fraction` does not lie in [0, 1]. OSError: the file is there and cannot be read.
+    """
+
+    def __init__(self, path: str | Path | None, max_fraction: float):
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f"max_bad_images={max_fraction!r}: must lie in [0, 1], a share of the images.")
+        self.path, self.max_fraction = Path(path) if path is not None else None, max_fraction
+        self._records: dict[tuple[str, int], SkippedImage] = {}
+        self._unwritten: list[SkippedImage] = []
+        self._torn_at: int | None = None
+        if self.path is not None and self.path.exists():
+            self._read_back(self.path.read_bytes())
+
+    def _read_back(self, content: bytes) -> None:
+        whole, newline, torn = content.rpartition(b"\n")
+        if torn:  # the process was killed while it wrote
+            self._torn_at = len(whole) + len(newline)
+        for line in whole.splitlines():
+            try:
+                record = SkippedImage(**json.loads(line))
+                self._records[record.split, record.row] = record
+            except (ValueError, TypeError):
+                continue  # somebody else's line stays, and counts for nothing
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[SkippedImage]:
+        return iter(self._records.values())
+
+    def add(self, records: Iterable[SkippedImage]) -> list[SkippedImage]:
+        """Take in records; those that were not known yet are returned."""
+        new = []
+        for record in records:
+            if (record.split, record.row) not in self._records:
+                self._records[record.split, record.row] = record
+                new.append(record)
+        self._unwritten += new
+        return new
+
+    def counts(self, split: str | None = None) -> dict[str, int]:
+        """Kind -> number of images, the most frequent first; of all splits where None."""
+        counts = Counter(record.kind for record in self if split in (None, record.split))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def write(self) -> None:
+        """Append what is new to the file, on disk when this returns."""
+        if self.path is None or not self._unwritten:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._torn_at is not None and self.path.exists():
+            os.truncate(self.path, self._torn_at)
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in self._unwritten)
+        with self.path.open("ab") as file:
+            self._torn_at = file.tell()  # until all of it is there: the disk may be full
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._torn_at, self._unwritten = None, []
+
+    def exceeds(self, split: str, num_rows: int | None, num_seen: int = 0) -> bool:
+        """Whether `check` would raise."""
+        num_bad = sum(self.counts(split).values())
+        if num_rows is None:
+            if num_seen < MIN_SEEN and self.max_fraction > 0:
+                return False
+            num_rows = num_seen
+        return num_bad / max(num_rows, 1) > self.max_fraction
+
+    def check(self, split: str, num_rows: int | None, num_seen: int = 0) -> None:
+        """Raise DataError where more than `max_fraction` of the images of a split are bad.
+
+        Args:
+            num_rows: images in the split; None for a stream of unknown length, of which
+            num_seen: so many were read, the bad ones included. Below 1000 there is no limit but that of 0.
+        """
+        if not self.exceeds(split, num_rows, num_seen):
+            return
+        counts = self.counts(split)
+        of = f"{num_rows:,}" if num_rows is not None else f"the first {num_seen:,}"
+        if self.path is not None:
+            where, and_list = f"They are listed in {self.path}", " (and that list)"
+        else:
+            first = sorted((record for record in self if record.split == split), key=lambda record: record.row)[:3]
+            where, and_list = "The first: " + "; ".join(f"row {record.row}: {record.detail}" for record in first), ""
+        raise DataError(
+            f"So far {sum(counts.values()):,} of {of} images of {split} cannot be decoded ({describe(counts)}), and "
+            f"--max_bad_images {self.max_fraction:g} allows a share of {self.max_fraction:.2%}. {where}. Repair or "
+            f"remove them{and_list}, or raise --max_bad_images."
+        )
+
+
+def describe(counts: dict[str, int]) -> str:
+    """Counts per kind, for people."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
