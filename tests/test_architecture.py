@@ -12,6 +12,7 @@ LAYERS = [
     {"version", "model"},
     {"arguments", "decoding", "plan", "optimization", "statistics", "transforms"},
     {"sources"},
+    {"bad_images"},
     {"data"},
     {"saving", "stopping", "guards", "launch"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
