@@ -23,8 +23,8 @@ from .arguments import (
     RecipeParser,
     parse_config_overrides,
 )
+from .bad_images import describe
 from .data import check_fills_a_batch, sequential_loader
-from .decoding import ImageDecodingError
 from .diagnostics import save_loss_plot, save_reconstructions
 from .guards import NonFiniteError
 from .launch import check_launch
@@ -156,7 +156,9 @@ def find_statistics(
         )
     if wanted != "auto":
         return PatchStatistics.load(wanted, config.patch_dim)
-    return cached_statistics_of_source(source, config, crop_pct=data.crop_pct, num_workers=num_workers)
+    return cached_statistics_of_source(
+        source, config, crop_pct=data.crop_pct, num_workers=num_workers, max_bad_images=data.max_bad_images
+    )
 
 
 def open_sources(model: ModelArguments, data: DataArguments, seed: int) -> tuple[ImageSource, ImageSource | None]:
@@ -360,6 +362,7 @@ def prepare(
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,
         record=record,
         allow_elastic_resume=is_elastic,
+        max_bad_images=data_arguments.max_bad_images,
         skip_nonfinite_steps=recipe.skip_nonfinite_steps,
     )
     say(describe_run(trainer))
@@ -416,8 +419,9 @@ def save_pictures(trainer: MAETrainer) -> None:
         noise_length=config.num_patches,
     )
     batch = next(iter(loader))
-    images = trainer._prepare_inputs({"pixel_values": batch["pixel_values"][batch["row"] >= 0]})["pixel_values"]
-    noise = batch["noise"][: len(images)].to(args.device)
+    is_image = batch["row"] >= 0
+    images = trainer._prepare_inputs({"pixel_values": batch["pixel_values"][is_image]})["pixel_values"]
+    noise = batch["noise"][is_image].to(args.device)
     model = trainer.accelerator.unwrap_model(trainer.model)
     with trainer.compute_loss_context_manager():  # flash attention works under autocast only
         save_reconstructions(model, images, noise, output_dir / "reconstructions.png")
@@ -438,6 +442,8 @@ def run(trainer: MAETrainer, checkpoint: str | None) -> None:
         trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         save_pictures(trainer)
+        if len(trainer.skipped_images):
+            say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
         say(f"Done. {trainer.args.output_dir} holds the model, reconstructions.png, loss.png and all_results.json.")
 
 
@@ -453,7 +459,7 @@ def pretrain(
     Raises:
         ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, data or
             checkpoint cannot be used. Existing checkpoints are as they were.
-        ImageDecodingError: an image in the data is broken; checkpoints written so far are complete.
+        StopRequested, NonFiniteError, SavingError: as `MAETrainer.train`; checkpoints written so far are complete.
     """
     trainer, checkpoint = prepare(model_arguments, data_arguments, recipe, training)
     run(trainer, checkpoint)
@@ -478,7 +484,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
             raise InputError(str(error)) from error
         try:
             run(trainer, checkpoint)
-        except (ImageDecodingError, CheckpointError, DataError) as error:
+        except (CheckpointError, DataError) as error:
             # From a worker process the message comes as a traceback that ends in it.
             last_line = str(error).strip().splitlines()[-1]
             raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
@@ -19,12 +19,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
 from .data import sequential_loader, training_loader
 from .guards import NonFiniteGuard
 from .optimization import decayed_parameter_names
 from .resume import CheckpointError, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
-from .sources import ImageSource
+from .sources import DataError, ImageSource
 from .stopping import StopRequested, StopSignals
 from .transforms import EvaluationTransform, training_transform
 
@@ -61,6 +62,7 @@ class MAETrainer(Trainer):
         crop_scale, horizontal_flip: see `training_transform`. shuffle_buffer_size: see `epoch_batches`.
         record: what a resumed run must have in common with this one, written into each checkpoint (resume.py).
         allow_elastic_resume: it may differ; see `_init_training_state`.
+        max_bad_images: share of the images that may be undecodable, see bad_images.py.
         skip_nonfinite_steps: so many steps with a loss or gradient that is not finite are passed over.
 
     `train` raises, beside what the Trainer raises:
@@ -80,6 +82,7 @@ class MAETrainer(Trainer):
         shuffle_buffer_size: int = 8192,
         record: dict[str, Any] | None = None,
         allow_elastic_resume: bool = False,
+        max_bad_images: float = 0.01,
         skip_nonfinite_steps: int = 0,
         **kwargs,
     ):
@@ -94,6 +97,8 @@ class MAETrainer(Trainer):
         )
         self.pixel_scale, self.pixel_shift = 1 / (255 * std), -mean / std
         self.record, self.allow_elastic_resume = record or {}, allow_elastic_resume
+        self.skipped_images = SkippedImages(None, max_bad_images)
+        self._newly_skipped: list[SkippedImage] = []
         self.stop_signals = StopSignals()
         description = train_source.description if train_source is not None else ""
         self.guard = NonFiniteGuard(
@@ -113,6 +118,9 @@ class MAETrainer(Trainer):
             "prefetch_factor": self.args.dataloader_prefetch_factor,
             "multiprocessing_context": self.args.dataloader_multiprocessing_context,
             "pin_memory": self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            # Otherwise each epoch draws a number from the generator that dropout uses, or not: that depends on whether
+            # there are worker processes.
+            "generator": torch.Generator(),
         }
 
     def get_train_dataloader(self) -> DataLoader:
@@ -150,6 +158,7 @@ class MAETrainer(Trainer):
         """uint8 images -> normalised float ones, on the device: a quarter of the bytes to hand over and copy. Row
         numbers stay on the CPU."""
         rows = inputs.pop("row", None)
+        self._newly_skipped += inputs.pop("skipped", ())
         inputs = super()._prepare_inputs(inputs)
         if rows is not None:
             inputs["row"] = rows
@@ -163,12 +172,35 @@ class MAETrainer(Trainer):
     def get_decay_parameter_names(self, model) -> list[str]:
         return decayed_parameter_names(model)
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        listed = Path(self.args.output_dir) / FILE_NAME
+        if not resume_from_checkpoint and self.is_world_process_zero():
+            listed.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        # All processes count, and so come to the same conclusion; the first one writes.
+        self.skipped_images = SkippedImages(listed, self.skipped_images.max_fraction)
         try:
             with self.stop_signals:
-                return super().train(*args, **kwargs)
+                return super().train(resume_from_checkpoint, **kwargs)
         finally:
             self.is_in_train = False
+
+    def _take_note_of_skipped_images(self) -> None:
+        """Bring together what all processes could not decode. Raises DataError in all of them where it is too much."""
+        found, self._newly_skipped = self._newly_skipped, []
+        is_new = self.skipped_images.add(gather_object(found) if self.args.world_size > 1 else found)
+        if is_new and self.is_world_process_zero():
+            self.skipped_images.write()
+            logger.warning(
+                "%d images could not be decoded so far (%s); listed in %s.",
+                len(self.skipped_images),
+                describe(self.skipped_images.counts()),
+                self.skipped_images.path,
+            )
+        for source in (self.train_dataset, self.eval_dataset):
+            if source is not None:
+                seen = self.state.global_step * self.get_total_train_batch_size(self.args)
+                self.skipped_images.check(source.description, source.num_rows, seen)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         rows = inputs["row"]
@@ -214,6 +246,7 @@ class MAETrainer(Trainer):
         """After each step."""
         stop = self.stop_signals.agreed()
         if stop or self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._take_note_of_skipped_images()
             self.guard.check()
         if stop:
             self.control.should_evaluate = self.control.should_save = False
@@ -373,8 +406,8 @@ class MAETrainer(Trainer):
             if self.is_in_train and (stop := self.stop_signals.agreed()):
                 # An evaluation can take long; it is not repeated when the run goes on.
                 self._save_and_stop(stop, self.model_wrapped)
-            rows = batch.pop("row")
             inputs = self._prepare_inputs(batch)
+            rows = inputs.pop("row")
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
             valid = (rows >= 0).to(self.args.device)
@@ -386,7 +419,10 @@ class MAETrainer(Trainer):
             sums[2] += valid.sum()
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums = self.accelerator.reduce(sums, reduction="sum")
+        self._take_note_of_skipped_images()
         num_images = int(sums[2].item())
+        if not num_images:
+            raise DataError(f"None of the images of {self.eval_dataset.description} can be decoded.")
         metrics = {
             f"{metric_key_prefix}_loss": (sums[0] / num_images).item(),
             f"{metric_key_prefix}_loss_of_mean": (sums[1] / num_images).item(),

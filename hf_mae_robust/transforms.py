@@ -2,11 +2,15 @@
 
 import torch
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import center_crop
 from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from .model import ViTMAERobustConfig
 from .model.configuration_vit_mae_robust import to_pair
+
+# Narrower images are cut to the middle before they are resized; it is far more than the centre crop keeps.
+MAX_ASPECT_RATIO = 8
 
 
 def evaluation_processor(config: ViTMAERobustConfig, crop_pct: float = 0.875) -> CLIPImageProcessor:
@@ -41,6 +45,10 @@ class EvaluationTransform:
         self.processor = processor
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        short, long = sorted(image.shape[-2:])
+        if long > MAX_ASPECT_RATIO * short and "shortest_edge" in self.processor.size:
+            # Of 20,000 x 3 pixels, resized to 256 at the short side, nothing but the centre would be kept.
+            image = center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])
         return self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
 
     def __repr__(self) -> str:

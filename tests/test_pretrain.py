@@ -92,10 +92,11 @@ def test_two_processes_train_together(photos_dir, tmp_path, monkeypatch, streami
 def test_goes_on_by_itself_from_the_newest_checkpoint_unless_told_otherwise(photos_dir, tmp_path, capsys):
     words = flags(photos_dir, tmp_path, "--save_strategy", "epoch")
     main(words)
-    main([*words, "--num_train_epochs", "2"])
+    longer = [*words, "--num_train_epochs", "2", "--allow_elastic_resume"]
+    main(longer)
     assert f"Going on from {tmp_path / 'checkpoint-6'}" in capsys.readouterr().out
     assert len(logged(tmp_path)) == 12
-    main([*words, "--num_train_epochs", "2", "--resume_from_checkpoint", str(tmp_path / "checkpoint-6")])
+    main([*longer, "--resume_from_checkpoint", str(tmp_path / "checkpoint-6")])
     assert len(logged(tmp_path)) == 12
     capsys.readouterr()
     main([*words, "--overwrite_output_dir"])

@@ -85,3 +85,19 @@ def test_wrong_crop_scale_is_refused(scale):
 def test_wrong_crop_pct_is_refused(crop_pct):
     with pytest.raises(ValueError, match="crop_pct"):
         evaluation_processor(ViTMAERobustConfig(), crop_pct)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4000), (3, 4000, 3), (3, 1, 300)])
+def test_narrow_images_are_evaluated_without_enlarging_all_of_them(shape):
+    """4000 x 3 pixels would become 341,333 x 256; what the centre crop keeps is the same to rounding."""
+    processor = evaluation_processor(ViTMAERobustConfig(), 0.875)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8)
+    sizes = []
+
+    def resize(image, *args, **kwargs):
+        sizes.append(max(image.shape[-2:]))
+        return original(image, *args, **kwargs)
+
+    original, processor.resize = processor.resize, resize
+    assert EvaluationTransform(processor)(image).shape == (3, 224, 224)
+    assert max(sizes) <= 8 * min(shape[1:])

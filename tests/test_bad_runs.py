@@ -1,0 +1,81 @@
+"""Runs over data with bad images in it."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from hf_mae_robust.pretrain import main, make_parser, pretrain
+from tests.helpers import write_parquet_set
+from tests.runs import run, tiny_run
+
+
+@pytest.fixture
+def spoilt_set(tmp_path):
+    """64 images to train on, 3 of them bad, 16 to evaluate on, 2 of them bad."""
+    folder = write_parquet_set(tmp_path / "set", {"train": 64, "validation": 16}, files=1, row_group=10)
+    for split, bad in (("train", {5: b"", 6: b"<html>", 40: None}), ("validation", {0: b"text", 9: None})):
+        path = folder / "data" / f"{split}-00000-of-00001.parquet"
+        table = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).cast_column(
+            "image", Image(decode=False)
+        )
+        images = [{"bytes": bad[i], "path": None} if i in bad else image for i, image in enumerate(table["image"])]
+        images = [None if i in bad and bad[i] is None else image for i, image in enumerate(images)]
+        features = Features({"image": Image(), "label": Value("int64")})
+        spoilt = Dataset.from_dict({"image": images, "label": [0] * len(images)}, features=features)
+        spoilt.to_parquet(path, batch_size=10)
+    return folder
+
+
+ON = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--max_bad_images", "0.2"]
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_run_goes_on_and_lists_them(spoilt_set, tmp_path, capsys, streaming):
+    words = tiny_run(spoilt_set, *ON, "--output_dir", str(tmp_path / "out"), "--dataset_streaming", streaming)
+    trainer = pretrain(*make_parser().parse(words))
+    records = [json.loads(line) for line in (tmp_path / "out" / "skipped_images.jsonl").read_text().splitlines()]
+    found = {(record["split"].rsplit(" ")[-1], record["row"], record["kind"]) for record in records}
+    assert len(records) == len(found) == 5
+    assert found == {
+        ("(train)", 5, "empty"), ("(train)", 6, "not_an_image"), ("(train)", 40, "empty"),
+        ("(validation)", 0, "not_an_image"), ("(validation)", 9, "empty"),
+    }  # fmt: skip
+    assert trainer.state.global_step == 24
+    assert "Not decodable: 3 empty, 2 not_an_image" in capsys.readouterr().out
+    # The evaluation leaves them out.
+    batches = [batch for batch in trainer.get_eval_dataloader() if (batch["row"] >= 0).any()]
+    assert sum(int((batch["row"] >= 0).sum()) for batch in batches) == 14
+    assert torch.tensor(trainer.evaluate()["eval_loss"]).isfinite()
+
+
+def test_too_many_end_the_run_with_a_sentence(spoilt_set, tmp_path, capsys):
+    words = tiny_run(spoilt_set, "--output_dir", str(tmp_path / "out"))
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "of 64 images" in error and "--max_bad_images 0.01" in error and "Traceback" not in error
+    assert (tmp_path / "out" / "skipped_images.jsonl").read_text()
+
+
+def test_two_processes_agree_on_what_is_bad(spoilt_set, tmp_path):
+    words = tiny_run(spoilt_set, "--per_device_train_batch_size", "4", "--dataloader_num_workers", "2")
+    ended = run(words, tmp_path / "strict", processes=2)
+    assert ended.codes == [2, 2] and "Traceback" not in ended.output, ended.output
+    done = run([*words, "--max_bad_images", "0.2"], tmp_path / "out", processes=2)
+    assert done.codes == [0, 0], done.output
+    rows = [json.loads(line)["row"] for line in (tmp_path / "out" / "skipped_images.jsonl").read_text().splitlines()]
+    assert sorted(rows) == [0, 5, 6, 9, 40]
+
+
+def test_a_resumed_run_goes_on_with_the_list(spoilt_set, tmp_path):
+    words = tiny_run(spoilt_set, *ON, "--output_dir", str(tmp_path / "out"), "--save_strategy", "epoch")
+    main(words)
+    listed = tmp_path / "out" / "skipped_images.jsonl"
+    first = listed.read_text()
+    main(words)
+    assert listed.read_text() == first
+    main([*words, "--overwrite_output_dir", "--max_steps", "1", "--eval_split_name", "none"])
+    assert not listed.exists() or len(listed.read_text()) < len(first)

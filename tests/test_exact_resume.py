@@ -1,0 +1,68 @@
+"""Interrupted and resumed runs, in processes of their own, against the uninterrupted one: equal bit by bit.
+
+Dropout, augmentation, mid-level tokens and statistics are on. A streamed run is cut three times, in the first epoch,
+between two epochs and in a later one, and goes on with another number of worker processes each time.
+"""
+
+import signal
+
+import pytest
+
+from hf_mae_robust.stopping import EXIT_STOPPED
+from tests.helpers import write_parquet_set
+from tests.runs import Run, run, send, tiny_run
+
+INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 101}, files=3, row_group=7)
+
+
+def assert_equal_runs(resumed: Run, whole: Run):
+    assert resumed.codes == [0] * len(resumed.codes), resumed.output
+    assert resumed.losses() == whole.losses()
+    assert resumed.weights() == whole.weights()
+    assert resumed.state()["epoch"] == whole.state()["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "streaming"), [(1, 2, "true"), (1, 1, "false"), (2, 2, "true"), (2, 1, "false")]
+)
+def test_a_stopped_run_equals_the_uninterrupted_one(dataset, tmp_path, processes, accumulation, streaming):
+    words = tiny_run(dataset, *INGREDIENTS, "--dataset_streaming", streaming)
+    words += ["--per_device_train_batch_size", str(8 // processes), "--gradient_accumulation_steps", str(accumulation)]
+    whole = run(words, tmp_path / "whole", processes)
+    assert whole.codes == [0] * processes, whole.output
+    steps_an_epoch = -(-12 // accumulation)
+    assert len(whole.losses()) == 3 * steps_an_epoch
+    last = processes - 1
+    cuts = [(steps_an_epoch - 3, 0), (steps_an_epoch - 1, 2), (2 * steps_an_epoch + 1, 4)]
+    if streaming == "false":
+        cuts = cuts[1:2]
+    for step, workers in cuts:
+        stopped = run(
+            [*words, "--dataloader_num_workers", str(workers)],
+            tmp_path / "cut",
+            processes,
+            send(signal.SIGTERM, step, rank=last),
+        )
+        assert stopped.codes == [EXIT_STOPPED] * processes, stopped.output
+        assert f"Stopped by SIGTERM after step {step + 1};" in stopped.output
+        assert (tmp_path / "cut" / f"checkpoint-{step + 1}").is_dir()
+    resumed = run([*words, "--dataloader_num_workers", "2"], tmp_path / "cut", processes)
+    assert f"Going on from {tmp_path / 'cut' / f'checkpoint-{step + 1}'}" in resumed.output
+    assert_equal_runs(resumed, whole)
+    assert not (tmp_path / "cut" / "stopped.json").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_between_checkpoints_equals_the_uninterrupted_one(dataset, tmp_path, processes):
+    words = tiny_run(dataset, *INGREDIENTS, "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "1")
+    words += ["--per_device_train_batch_size", str(8 // processes)]
+    whole = run(words, tmp_path / "whole", processes)
+    killed = run(words, tmp_path / "cut", processes, send(signal.SIGKILL, 17))
+    assert killed.codes[0] == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-15"]
+    assert_equal_runs(run(words, tmp_path / "cut", processes), whole)

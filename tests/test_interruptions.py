@@ -1,0 +1,251 @@
+"""Signals, full disks and other ends of a run; two processes where that matters."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hf_mae_robust.pretrain import main, make_parser, prepare
+from hf_mae_robust.resume import fault_of, newest_checkpoint
+from hf_mae_robust.saving import SavingError
+from hf_mae_robust.stopping import EXIT_STOPPED, StopRequested
+from tests.helpers import write_parquet_set
+from tests.runs import DRIVER, ROOT, environment, processes_of, run, send, tiny_run
+
+
+@pytest.fixture(scope="module")
+def photos_dir(tmp_path_factory):
+    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 48, "validation": 24}, row_group=7)
+
+
+@pytest.fixture
+def words(photos_dir, tmp_path):
+    return tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"))
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def read_until_reached(process):
+    """The output up to the point where a fault prints REACHED."""
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "REACHED" in line:
+            return output
+    raise AssertionError(output)
+
+
+# ---- one process, in this one ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_its_own_code(words, tmp_path, capsys, monkeypatch, number):
+    from hf_mae_robust.trainer import MAETrainer
+
+    step = MAETrainer.training_step
+
+    def with_signal(trainer, *args, **kwargs):
+        if trainer.state.global_step == 3:
+            os.kill(os.getpid(), number)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(MAETrainer, "training_step", with_signal)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == EXIT_STOPPED
+    assert f"Stopped by {number.name} after step 4" in capsys.readouterr().out
+    stopped = json.loads((tmp_path / "out" / "stopped.json").read_text())
+    assert stopped == {
+        "signal": number.name, "step": 4, "checkpoint": str(tmp_path / "out" / "checkpoint-4")
+    }  # fmt: skip
+    assert fault_of(tmp_path / "out" / "checkpoint-4") is None
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_signal_during_evaluation_does_not_wait_for_its_end(words, tmp_path, monkeypatch):
+    words += ["--eval_strategy", "steps", "--eval_steps", "3", "--per_device_eval_batch_size", "1"]
+    trainer, _ = prepare(*make_parser().parse(words))
+    seen = []
+
+    def on_prediction_step(args, state, control):
+        seen.append(state.global_step)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return control
+
+    trainer.callback_handler.on_prediction_step = on_prediction_step
+    with pytest.raises(StopRequested, match="after step 3"):
+        trainer.train()
+    assert len(seen) == 5
+    monkeypatch.undo()
+    main(words)
+    assert sorted(losses(tmp_path / "out")) == list(range(1, 19))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(words, tmp_path, capsys):
+    """A limit on the size of files stands for the full disk: the write fails in the middle of the weights."""
+    words += ["--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1"]
+    trainer, _ = prepare(*make_parser().parse(words))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = trainer._save_checkpoint
+
+    def save_on_full_disk(*args, **kwargs):
+        if trainer.state.global_step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limit[1]))
+        save(*args, **kwargs)
+
+    trainer._save_checkpoint = save_on_full_disk
+    try:
+        with pytest.raises(SavingError, match=r"Step 6: .*could not be written.*newest complete one is .*checkpoint-4"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} <= {"checkpoint-4", "runs"}
+    assert newest_checkpoint(tmp_path / "out").name == "checkpoint-4"
+    main(words)
+    assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_at_the_last_step_does_not_train_on(words, tmp_path):
+    words += ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "4"]
+    main(words)
+    first = (tmp_path / "out" / "model.safetensors").read_bytes()
+    main(words)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == first
+    assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4]
+
+
+def test_the_best_checkpoint_is_kept_under_its_final_name(words, tmp_path):
+    words += ["--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"]
+    words += ["--save_total_limit", "1", "--load_best_model_at_end", "--base_learning_rate", "3"]
+    main(words)
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    best = min((entry["eval_loss"], entry["step"]) for entry in state["log_history"][:-1] if "eval_loss" in entry)
+    assert state["best_model_checkpoint"] == str(tmp_path / "out" / f"checkpoint-{best[1]}")
+    assert fault_of(tmp_path / "out" / f"checkpoint-{best[1]}") is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--seed", "7", "seed: 42 there, 7 here"),
+        ("--per_device_train_batch_size", "4", "train_batch_size: 8 there, 4 here"),
+        ("--max_train_samples", "40", "num_images: 48 there, 40 here"),
+        ("--crop_scale", "0.5 1.0", r"crop_scale: \[0.2, 1.0\] there, \[0.5, 1.0\] here"),
+        ("--dataset_streaming", "true", "dataset_streaming: False there, True here"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(words, tmp_path, capsys, flag, value, said):
+    words += ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
+    main(words)
+    with pytest.raises(SystemExit) as end:
+        main([*words, flag, *value.split()])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error) and "--allow_elastic_resume" in error
+
+
+@pytest.mark.parametrize("flag", ["--enable_jit_checkpoint", "--ignore_data_skip"])
+def test_flags_that_would_break_resuming_are_refused(words, capsys, flag):
+    with pytest.raises(SystemExit) as end:
+        make_parser().parse([*words, flag])
+    assert end.value.code == 2 and flag in capsys.readouterr().err
+
+
+# ---- two processes ----
+
+
+def test_two_processes_with_half_the_batch_train_as_one(words, photos_dir, tmp_path):
+    """The same losses to rounding, map-style: the images of a step do not depend on the number of processes. Dropout
+    does, so it is off."""
+    base = tiny_run(photos_dir, "--decoder_attention_probs_dropout_prob", "0", "--gradient_accumulation_steps", "2")
+    alone = run([*base, "--per_device_train_batch_size", "8"], tmp_path / "one")
+    both = run([*base, "--per_device_train_batch_size", "4"], tmp_path / "two", processes=2)
+    assert [loss for _, loss in both.losses()] == pytest.approx([loss for _, loss in alone.losses()], rel=1e-4)
+    assert len(alone.losses()) == 9
+
+
+def test_another_number_of_processes_is_refused_or_said(photos_dir, tmp_path):
+    base = tiny_run(photos_dir, "--per_device_train_batch_size", "4")
+    stopped = run(base, tmp_path, 2, send(signal.SIGINT, 8, rank=0))
+    assert stopped.codes == [EXIT_STOPPED] * 2, stopped.output
+    refused = run(base, tmp_path)
+    assert refused.codes == [2] and "world_size: 2 there, 1 here" in refused.output
+    elastic = run([*base, "--allow_elastic_resume"], tmp_path)
+    assert elastic.codes == [0] and "world_size: 2 there, 1 here" in elastic.output
+    # 9 of 18 steps of two processes are 18 of 36 of one; the learning rate follows the smaller batch from there.
+    steps = [step for step, _ in elastic.losses()]
+    assert steps == [*range(1, 10), *range(19, 37)]
+    rates = {e["step"]: e["learning_rate"] for e in elastic.state()["log_history"] if "learning_rate" in e}
+    assert rates[19] == pytest.approx(rates[9] / 2, rel=0.15)
+
+
+def test_a_second_signal_ends_a_run_at_once(photos_dir, tmp_path):
+    signals = f"os.kill(os.getpid(), {int(signal.SIGTERM)}), print('REACHED', flush=True), time.sleep(60)"
+    fault = f"trainer.state.global_step == 3 and ({signals})"
+    process = processes_of(tiny_run(photos_dir, "--output_dir", str(tmp_path)), 1, fault)[0]
+    read_until_reached(process)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM and time.monotonic() - begun < 10
+    process.stdout.close()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_loss_that_is_not_finite_on_one_of_two_processes_ends_both(photos_dir, tmp_path):
+    fault = (
+        "rank == 1 and trainer.state.global_step == 3 and "
+        "trainer.model.register_forward_hook(lambda m, a, o: o.__setitem__('loss', o.loss * float('nan')) or o)"
+    )
+    ended = run(tiny_run(photos_dir, "--per_device_train_batch_size", "4"), tmp_path, 2, fault)
+    assert ended.codes == [3, 3], ended.output
+    report = json.loads((tmp_path / "nonfinite-step-4-rank-1.json").read_text())
+    assert report["losses"] == ["nan"] and len(report["rows"][0]) == 4
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tmp_path, launcher):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    out = tmp_path / "out"
+    words = tiny_run(photos_dir, "--per_device_train_batch_size", "4", "--output_dir", str(out), "--use_cpu")
+    start = {
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    }[launcher]
+    fault = "rank == 0 and trainer.state.global_step == 5 and (print('REACHED', flush=True), time.sleep(2))"
+    launched = subprocess.Popen(
+        [sys.executable, "-m", *start, str(script), *words],
+        env=environment(FAULT=fault), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    )  # fmt: skip
+    output = read_until_reached(launched)
+    launched.send_signal(signal.SIGTERM)
+    output += launched.communicate(timeout=120)[0]
+    assert "(4 x 2 processes x 1 accumulated)" in output, output
+    assert launched.returncode != 0
+    assert json.loads((out / "stopped.json").read_text())["step"] == 6
+    assert fault_of(out / "checkpoint-6") is None
+
+
+def test_asking_accelerate_for_two_cpu_processes_and_getting_one_is_said(photos_dir, tmp_path):
+    words = tiny_run(photos_dir, "--max_steps", "1", "--output_dir", str(tmp_path / "out"))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+            str(ROOT / "run_pretrain.py"), *words,
+        ],
+        env=environment(), capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert "asked for 2 processes and started one" in done.stderr, done.stderr
+    assert "torchrun --nproc_per_node 2" in done.stderr
