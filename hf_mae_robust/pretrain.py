@@ -261,7 +261,7 @@ def record_of(
     return {
         **{name: getattr(training, name) for name in names},
         "dataset_name": data.dataset_name,
-        "dataset_revision": getattr(source, "revision", None),
+        "dataset_revision": source.revision,
         "dataset_fingerprint": source.fingerprint,
         "num_images": source.num_rows,
         "dataset_streaming": data.dataset_streaming,

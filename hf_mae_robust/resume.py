@@ -98,8 +98,10 @@ def _plain(value):
 
 
 def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[str]:
-    """Each setting of `record` that was another one when the checkpoint was written, with both values."""
+    """Each setting of `record` that was another one when the checkpoint was written, with both values. The name of the
+    data set may change, as when it was copied to another disk; its fingerprint may not."""
     there, here = read_record(checkpoint), json.loads(json.dumps(record))
+    there.pop("dataset_name", None), here.pop("dataset_name", None)
     return [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(set(there) | set(here))

@@ -201,7 +201,7 @@ def test_statistics_of_another_shape_and_unknown_yaml_key(photos_dir, tmp_path, 
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_broken_image_is_named_and_checkpoints_stay(tmp_path, capsys, workers):
+def test_a_broken_image_beyond_the_limit_is_named_and_checkpoints_stay(tmp_path, capsys, workers):
     table = image_table(24)
     table = table.cast_column("image", table.features["image"].__class__(decode=False))
     rows = [row["image"] for row in table]
@@ -217,7 +217,8 @@ def test_a_broken_image_is_named_and_checkpoints_stay(tmp_path, capsys, workers)
             )
         )  # fmt: skip
     assert stop.value.code == 2
-    assert "error: Row 17 (lost.jpg) cannot be decoded" in capsys.readouterr().err
+    assert "1 of 24 images" in capsys.readouterr().err
+    assert '"row": 17' in (tmp_path / "out" / "skipped_images.jsonl").read_text()
     assert newest_checkpoint(tmp_path / "out") is not None
 
 
