@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 FORMAT = "hf_mae_robust.patch_statistics"
 
@@ -71,13 +71,14 @@ class PatchStatistics:
         metadata = {"format": FORMAT, "num_patches": self.count, **self.metadata}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file(
+            # Not `save_file`, whose files only their owner can read.
+            content = save(
                 {"mean": self.mean.contiguous(), "std": self.std.contiguous()},
-                temporary,
                 metadata={
                     key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()
                 },
             )
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

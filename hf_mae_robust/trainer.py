@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
@@ -105,6 +105,10 @@ class MAETrainer(Trainer):
             self.args.output_dir, self.args.process_index, description, allowed_steps=skip_nonfinite_steps
         )
         self._staging: Path | None = None
+        self._resumed_step = 0
+        if train_source is not None and train_source.row_groups is None:
+            # Otherwise a resume would read and decode everything up to its place, in an order that is not exact anyway.
+            self.args.ignore_data_skip = True
         self._logged_at: tuple[int, float] | None = None
         if self.pop_callback(ProgressCallback):
             self.add_callback(MAEProgressCallback)
@@ -125,13 +129,17 @@ class MAETrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate: the plan has already given each rank its own batches."""
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        if self.train_dataset.row_groups is None:
+            # A stream starts over after a resume; at least not with the same images.
+            seed += self._resumed_step
         return training_loader(
             self.train_dataset,
             self.train_transform,
             self.model.config.num_channels,
             noise_length=self.model.config.num_patches,
             batch_size=self._train_batch_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             buffer_size=self.shuffle_buffer_size,
@@ -179,6 +187,9 @@ class MAETrainer(Trainer):
         self.accelerator.wait_for_everyone()
         # All processes count, and so come to the same conclusion; the first one writes.
         self.skipped_images = SkippedImages(listed, self.skipped_images.max_fraction)
+        if resume_from_checkpoint:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            self._resumed_step = state.global_step
         try:
             with self.stop_signals:
                 return super().train(resume_from_checkpoint, **kwargs)
@@ -333,7 +344,7 @@ class MAETrainer(Trainer):
                 best = self.state.best_model_checkpoint
                 if best is not None and Path(best).parent == staging:
                     self.state.best_model_checkpoint = str(final.with_name(Path(best).name))
-                    self.state.save_to_json(str(staging / name / "trainer_state.json"))
+                    self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
                 each_node = self.args.save_on_each_node
                 sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if each_node else self.args.world_size
                 write_record(staging / name, self.record, sharing)

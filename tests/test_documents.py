@@ -2,16 +2,19 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
-from hf_mae_robust import __version__
+from hf_mae_robust import ViTMAERobustForPreTraining, __version__
 from hf_mae_robust.__main__ import make_parser as make_command_parser
 from hf_mae_robust.arguments import recipe_path
 from hf_mae_robust.pretrain import build_config, make_parser
+from hf_mae_robust.stopping import EXIT_STOPPED
 from hf_mae_robust.transforms import training_transform
 
 ROOT = Path(__file__).parents[1]
@@ -122,5 +125,31 @@ def test_paper_rows_differ_from_the_baseline_in_the_ingredients():
 
 def test_recipes_are_packaged():
     project = (ROOT / "pyproject.toml").read_text()
-    assert 'hf_mae_robust = ["recipes/*.yaml"]' in project
+    assert 'hf_mae_robust = ["recipes/*.yaml", "launch_configs/*"]' in project
     assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in RECIPES)
+
+
+LAUNCH_CONFIGS = ROOT / "hf_mae_robust" / "launch_configs"
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_configurations_are_accepted_by_accelerate(path):
+    """And their comments hold the command."""
+    config = load_config_from_file(str(path))
+    machines = 4 if "4x8" in path.stem else 1
+    assert (config.num_machines, config.num_processes) == (machines, 8 * machines)
+    assert str(config.distributed_type).rpartition(".")[2] == {
+        "ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"
+    }[path.stem.split("_")[0]]  # fmt: skip
+    wrapped = config.fsdp_config.get("fsdp_transformer_layer_cls_to_wrap")
+    assert wrapped in (None, *ViTMAERobustForPreTraining._no_split_modules)
+    assert f"--config_file hf_mae_robust/launch_configs/{path.name}" in path.read_text() or machines == 4
+    assert f"`{path.stem}`" in (ROOT / "README.md").read_text()
+
+
+def test_the_slurm_script_is_valid_and_its_flags_exist():
+    script = LAUNCH_CONFIGS / "pretrain.sbatch"
+    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
+    words = script.read_text().split("run_pretrain.py ")[1].split("'")[0].replace("\\\n", " ").split()
+    make_parser().parse(words)
+    assert f"-eq {EXIT_STOPPED}" in script.read_text()

@@ -4,18 +4,21 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from PIL import Image
 
+from hf_mae_robust import data
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.resume import fault_of, newest_checkpoint
 from hf_mae_robust.saving import SavingError
 from hf_mae_robust.stopping import EXIT_STOPPED, StopRequested
-from tests.helpers import write_parquet_set
+from tests.helpers import photos, write_parquet_set
 from tests.runs import DRIVER, ROOT, environment, processes_of, run, send, tiny_run
 
 
@@ -154,6 +157,24 @@ def test_another_run_is_refused_with_what_differs(words, tmp_path, capsys, flag,
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert re.search(said, error) and "--allow_elastic_resume" in error
+
+
+def test_a_stream_that_cannot_seek_says_so_and_goes_on_without_a_replay(tmp_path, capsys, monkeypatch):
+    for i, pixels in enumerate(photos(24)):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02d}.png")
+    words = tiny_run(tmp_path / "images", "--dataset_streaming", "--output_dir", str(tmp_path / "out"))
+    words += ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "4", "--eval_split_name", "none"]
+    main(words)
+    assert "can only be read from its beginning" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6", ignore_errors=True)
+    decoded = []
+    decode = data.decode_image
+    monkeypatch.setattr(data, "decode_image", lambda *args: decoded.append(1) or decode(*args))
+    main(words)
+    assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
+    assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4, 5, 6]
+    assert len(decoded) <= 4 * 8  # two steps, what is read ahead, and the pictures at the end
 
 
 @pytest.mark.parametrize("flag", ["--enable_jit_checkpoint", "--ignore_data_skip"])

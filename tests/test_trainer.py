@@ -164,6 +164,8 @@ def test_output_folder(arguments, tmp_path):
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "reconstructions.png", "loss.png"} <= names
     assert {"all_results.json", "target_statistics.safetensors", "modeling_vit_mae_robust.py"} <= names
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in out.iterdir() if path.is_file()} == {(tmp_path / "new").stat().st_mode}
     assert not any(path.suffix in (".bin", ".pkl", ".pth") for path in out.iterdir())
     results = json.loads((out / "all_results.json").read_text())
     assert {"train_loss", "eval_loss", "eval_loss_of_mean", "epoch"} <= set(results)
