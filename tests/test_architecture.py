@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 # A module may import from modules that stand in an earlier line, and from none of its own line.
 LAYERS = [
     {"version", "model"},
-    {"arguments", "decoding", "plan", "optimization", "statistics", "transforms"},
+    {"arguments", "decoding", "plan", "optimization", "statistics", "transforms", "remote"},
     {"sources"},
     {"bad_images"},
     {"data"},
