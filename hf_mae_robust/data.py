@@ -1,6 +1,8 @@
 """From an `ImageSource` to batches of uint8 images, each rank its own."""
 
+import atexit
 import itertools
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -121,8 +123,7 @@ def outlive_signals(worker_id: int) -> None:
     """For worker processes of a data loader: ignore SIGINT and the first SIGTERM, end at the second.
 
     Terminals and schedulers signal the whole process group, and the training process still needs images to finish its
-    step and save. It ends its workers itself: asks first, then terminates those that do not answer, and once more when
-    Python exits.
+    step and save. It ends its workers itself (`end_workers`).
     """
 
     def ignore_once(number, frame):
@@ -130,6 +131,15 @@ def outlive_signals(worker_id: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, ignore_once)
+
+
+@atexit.register
+def end_workers() -> None:
+    """When this process ends, its workers do. Python would ask them with SIGTERM, which they may ignore, and then wait
+    for them for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class ImageStream(torch.utils.data.IterableDataset):

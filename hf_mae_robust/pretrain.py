@@ -24,7 +24,7 @@ from .arguments import (
     parse_config_overrides,
 )
 from .bad_images import describe
-from .data import check_fills_a_batch, sequential_loader
+from .data import check_fills_a_batch, end_workers, sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
 from .guards import NonFiniteError
 from .launch import check_launch
@@ -489,6 +489,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
             last_line = str(error).strip().splitlines()[-1]
             raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
     except StopRequested as stop:
+        end_workers()
         say(f"{stop}. The same command goes on from there.")
         if PartialState().is_main_process:
             content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
@@ -498,6 +499,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
     except (InputError, NonFiniteError, SavingError) as error:
         if training.log_level == "debug":
             raise
+        end_workers()
         # Other processes may be waiting for this one; the launcher ends them.
         parser.fail(error, EXIT_CODES[type(error)])
     else:

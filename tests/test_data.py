@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -221,3 +223,33 @@ def test_no_image_column_empty_split_and_too_few_images(tmp_path):
     train, _ = open_splits(DataLocation(str(tmp_path / "four")))
     with pytest.raises(DataError, match="4 images.*batch of 3 on each of 2"):
         training_loader(train, identity, 3, batch_size=3, seed=0, rank=0, world_size=2, buffer_size=8)
+
+
+def test_a_location_is_made_from_flags_and_does_not_show_its_token():
+    flags = SimpleNamespace(
+        dataset_name="a/b", dataset_config_name=None, dataset_revision="v1", image_column_name=None,
+        dataset_streaming=True, dataset_retry_seconds=7.0,
+    )  # fmt: skip
+    location = DataLocation.of(flags, "hf_secret")
+    assert location == DataLocation("a/b", None, "v1", None, True, "hf_secret", 7.0)
+    assert "hf_secret" not in repr(location)
+    del flags.dataset_retry_seconds  # a command without this flag
+    assert DataLocation.of(flags, None).dataset_retry_seconds == 300
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_on_disk_have_no_revision(parquet_set, streaming):
+    train, _ = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming))
+    assert train.revision is None and train.head(3).revision is None
+
+
+def test_a_damaged_file_is_named_with_the_row_group(tmp_path):
+    folder = write_parquet_set(tmp_path / "set", {"train": 20}, files=1)
+    (path,) = (folder / "data").iterdir()
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(1996)
+    path.write_bytes(content)
+    train, _ = open_splits(DataLocation(str(folder), dataset_streaming=True))
+    with pytest.raises(DataError, match=r"Row group 0 of .*train-00000-of-00001\.parquet cannot be read as Parquet"):
+        train.rows[0]
+    assert train.rows[19]["bytes"]
