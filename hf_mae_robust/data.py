@@ -4,6 +4,7 @@ import atexit
 import itertools
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -137,6 +138,8 @@ def outlive_signals(worker_id: int) -> None:
 def end_workers() -> None:
     """When this process ends, its workers do. Python would ask them with SIGTERM, which they may ignore, and then wait
     for them for ever."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of a worker for an accident
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

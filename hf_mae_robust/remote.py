@@ -192,8 +192,8 @@ def retry(
             passed, attempts = retrying.statistics["delay_since_first_attempt"], retrying.statistics["attempt_number"]
             raise DataError(
                 f"{public(what)} failed for {passed:.0f} s, {attempts} attempt(s); the last error: "
-                f"{describe(_root(error))}. Look at the connection and at https://status.huggingface.co, then start again; "
-                "--dataset_retry_seconds sets for how long to try."
+                f"{describe(_root(error))}. Look at the connection and at https://status.huggingface.co, then start "
+                "again; --dataset_retry_seconds sets for how long to try."
             ) from error
         reason = refusal(error, dataset)
         if reason is None:
