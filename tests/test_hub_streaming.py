@@ -29,9 +29,9 @@ from tests.loopback_hub import TOKEN, Fault, LoopbackHub
 ROOT = Path(__file__).parents[1]
 REPO = "org/photos"
 FIRST, SECOND, FAT = "1" * 40, "2" * 40, "3" * 40
-RETRY_SECONDS, PATIENT = 1.0, 5.0
+RETRY_SECONDS, PATIENT = 0.6, 4.0
 # huggingface_hub's own waits (1, 2, 4, 8, 8 s) and timeouts, made shorter in the client.
-FASTER, TIMEOUT = 20, 0.3
+FASTER, TIMEOUT = 50, 0.3
 
 
 def hashes(source) -> list[str]:
