@@ -496,6 +496,8 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
             stopped.write_text(json.dumps(content) + "\n")
         PartialState().destroy_process_group()
         sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:  # before or after the training, which takes note of it
+        sys.exit(130)
     except (InputError, NonFiniteError, SavingError) as error:
         if training.log_level == "debug":
             raise

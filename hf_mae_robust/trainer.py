@@ -32,8 +32,8 @@ from .transforms import EvaluationTransform, training_transform
 logger = logging.getLogger(__name__)
 
 
-# Where `parameter.grad` is the gradient, or, with FSDP2, a DTensor of it.
-_PLAIN_GRADIENTS = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+# Where `parameter.grad` is the gradient, averaged over all processes.
+_PLAIN_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class MAEProgressCallback(ProgressCallback):
@@ -227,13 +227,14 @@ class MAETrainer(Trainer):
             # fp16: gradients are scaled here, and the scaler itself passes over those that are not finite.
             self.guard.close_step(step, None)
             return grad_norm
-        if grad_norm is None and self.accelerator.distributed_type in (DistributedType.NO, *_PLAIN_GRADIENTS):
+        if grad_norm is None and (self.accelerator.distributed_type in _PLAIN_GRADIENTS or self.accelerator.is_fsdp2):
             grad_norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if hasattr(grad_norm, "full_tensor"):  # FSDP: each process holds a part of each gradient
+            if hasattr(grad_norm, "full_tensor"):  # FSDP2: each process holds a part of each gradient
                 grad_norm = grad_norm.full_tensor()
         else:
             grad_norm = super()._get_grad_norm(model, grad_norm)
-        self.guard.close_step(step, torch.as_tensor(grad_norm, device=self.args.device))
+        known = grad_norm is not None  # DeepSpeed does not always tell
+        self.guard.close_step(step, torch.as_tensor(grad_norm, device=self.args.device) if known else None)
         if self.guard.allowed_steps and (reason := self.guard.skip()):
             logger.warning(reason)
             # The optimizer leaves parameters without a gradient, and its state for them, as they are.

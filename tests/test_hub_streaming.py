@@ -354,6 +354,18 @@ def test_training_without_workers(hub, ask, tmp_path):
     check_trained(hub, tmp_path / "out")
 
 
+def test_a_resumed_run_stays_at_the_commit_it_began_with(hub, ask, tmp_path):
+    words = [*flags(tmp_path / "out", workers=0), "--save_strategy", "steps", "--save_steps", "1"]
+    ask("train", words=words)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    hub.main = SECOND
+    hub.requests.clear()
+    ask("train", words=words)
+    assert json.loads((tmp_path / "out" / "checkpoint-2" / "run.json").read_text())["dataset_revision"] == FIRST
+    read = [request for request in map(str, hub.requests) if ".parquet" in request]
+    assert read and not any(SECOND in request for request in read)
+
+
 def test_the_command_line_ends_in_a_sentence_where_access_ends(hub, tmp_path):
     """In a worker process, while another one waits for work."""
     hub.faults = [Fault(403, "/data/train", after=4)]
