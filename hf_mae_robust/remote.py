@@ -18,7 +18,6 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tenacity
-from aiohttp import ClientError  # of fsspec's http, which `datasets` brings along
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -33,6 +32,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+try:
+    from aiohttp import ClientError  # what fsspec raises for http:// and others, where it is installed
+except ImportError:
+
+    class ClientError(Exception):
+        """Nothing raises it."""
+
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

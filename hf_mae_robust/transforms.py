@@ -49,7 +49,9 @@ class EvaluationTransform:
         if long > MAX_ASPECT_RATIO * short and "shortest_edge" in self.processor.size:
             # Of 20,000 x 3 pixels, resized to 256 at the short side, nothing but the centre would be kept.
             image = center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])
-        return self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
+        # Of 1 x 1 pixels the processor could not tell where the channels are.
+        layout = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        return self.processor(images=image, do_rescale=False, do_normalize=False, **layout).pixel_values[0]
 
     def __repr__(self) -> str:
         return f"resize {self.processor.size}, centre crop {self.processor.crop_size}, bicubic"

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tenacity
-from aiohttp import ClientPayloadError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub.errors import (
@@ -28,6 +27,7 @@ from huggingface_hub.errors import (
 
 from hf_mae_robust import remote
 from hf_mae_robust.remote import (
+    ClientError,
     DataError,
     UnexpectedLengthError,
     VerifiedFile,
@@ -65,7 +65,7 @@ def masked(error: Exception, context: Exception) -> Exception:
         (OSError("of some file system"), True),
         (UnexpectedLengthError("3 came"), True),
         (HTTPError("server disconnected"), True),
-        (ClientPayloadError("not enough data"), True),
+        (ClientError("not enough data"), True),
         *[(refused(status), True) for status in (408, 429, 500, 502, 503, 504)],
         (masked(FileNotFoundError("no data file"), chained(LocalEntryNotFoundError("?"), HTTPError("reset"))), True),
         *[(refused(status), False) for status in (400, 401, 403, 404, 416)],
