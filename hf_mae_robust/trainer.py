@@ -23,7 +23,7 @@ from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
 from .data import sequential_loader, training_loader
 from .guards import NonFiniteGuard
 from .optimization import decayed_parameter_names
-from .resume import CheckpointError, write_record
+from .resume import CheckpointError, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
 from .sources import DataError, ImageSource
 from .stopping import StopRequested, StopSignals
@@ -180,7 +180,13 @@ class MAETrainer(Trainer):
     def get_decay_parameter_names(self, model) -> list[str]:
         return decayed_parameter_names(model)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As the Trainer's; True means the newest checkpoint that is whole, not the newest folder."""
+        if resume_from_checkpoint is True:
+            newest = newest_checkpoint(self.args.output_dir)
+            if newest is None:
+                raise CheckpointError(f"{self.args.output_dir} holds no checkpoint to resume from.")
+            resume_from_checkpoint = str(newest)
         listed = Path(self.args.output_dir) / FILE_NAME
         if not resume_from_checkpoint and self.is_world_process_zero():
             listed.unlink(missing_ok=True)

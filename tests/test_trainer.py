@@ -111,6 +111,18 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(arguments, tmp_pa
         pretrain(*arguments("--save_strategy", "steps", "--save_steps", "5"))
 
 
+def test_the_trainers_own_way_to_resume_passes_over_a_broken_checkpoint(arguments, tmp_path):
+    words = ["--save_strategy", "steps", "--save_steps", "4"]
+    whole = pretrain(*arguments(*words))
+    (tmp_path / "out" / "checkpoint-10" / "optimizer.pt").unlink()
+    trainer, _ = prepare(*arguments(*words, "--output_dir", str(tmp_path / "other")))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.args.output_dir = str(tmp_path / "out")
+    trainer.train(resume_from_checkpoint=True)
+    assert losses(trainer) == losses(whole)
+
+
 def test_evaluation_is_the_mean_over_images_with_fixed_masks(arguments):
     """Against a loop over single images; the last batch is short, and the batch size must not matter."""
     trainer, _ = prepare(*arguments("--per_device_eval_batch_size", "4"))
