@@ -20,6 +20,33 @@ def dataset(tmp_path_factory):
     return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 101}, files=3, row_group=7)
 
 
+@pytest.fixture(scope="module")
+def words_of(dataset):
+    """Flags of a run of 8 images a micro-step over all processes."""
+
+    def build(processes, accumulation, streaming):
+        words = tiny_run(dataset, *INGREDIENTS, "--dataset_streaming", streaming)
+        words += ["--per_device_train_batch_size", str(8 // processes)]
+        return [*words, "--gradient_accumulation_steps", str(accumulation)]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def whole_run(words_of, tmp_path_factory):
+    """The uninterrupted run, without worker processes; each kind is run once."""
+    runs = {}
+
+    def get(processes, accumulation, streaming):
+        kind = (processes, accumulation, streaming)
+        if kind not in runs:
+            runs[kind] = run(words_of(*kind), tmp_path_factory.mktemp("whole"), processes)
+            assert runs[kind].codes == [0] * processes, runs[kind].output
+        return runs[kind]
+
+    return get
+
+
 def assert_equal_runs(resumed: Run, whole: Run):
     assert resumed.codes == [0] * len(resumed.codes), resumed.output
     assert resumed.losses() == whole.losses()
@@ -27,17 +54,12 @@ def assert_equal_runs(resumed: Run, whole: Run):
     assert resumed.state()["epoch"] == whole.state()["epoch"] == 3
 
 
-@pytest.mark.parametrize(
-    ("processes", "accumulation", "streaming"), [(1, 2, "true"), (1, 1, "false"), (2, 2, "true"), (2, 1, "false")]
-)
-def test_a_stopped_run_equals_the_uninterrupted_one(dataset, tmp_path, processes, accumulation, streaming):
-    words = tiny_run(dataset, *INGREDIENTS, "--dataset_streaming", streaming)
-    words += ["--per_device_train_batch_size", str(8 // processes), "--gradient_accumulation_steps", str(accumulation)]
-    whole = run(words, tmp_path / "whole", processes)
-    assert whole.codes == [0] * processes, whole.output
+@pytest.mark.parametrize(("processes", "accumulation", "streaming"), [(1, 2, "true"), (2, 2, "true"), (2, 1, "false")])
+def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_path, processes, accumulation, streaming):
+    words = words_of(processes, accumulation, streaming)
+    whole = whole_run(processes, accumulation, streaming)
     steps_an_epoch = -(-12 // accumulation)
     assert len(whole.losses()) == 3 * steps_an_epoch
-    last = processes - 1
     cuts = [(steps_an_epoch - 3, 0), (steps_an_epoch - 1, 2), (2 * steps_an_epoch + 1, 4)]
     if streaming == "false":
         cuts = cuts[1:2]
@@ -46,7 +68,7 @@ def test_a_stopped_run_equals_the_uninterrupted_one(dataset, tmp_path, processes
             [*words, "--dataloader_num_workers", str(workers)],
             tmp_path / "cut",
             processes,
-            send(signal.SIGTERM, step, rank=last),
+            send(signal.SIGTERM, step, rank=processes - 1),
         )
         assert stopped.codes == [EXIT_STOPPED] * processes, stopped.output
         assert f"Stopped by SIGTERM after step {step + 1};" in stopped.output
@@ -58,11 +80,10 @@ def test_a_stopped_run_equals_the_uninterrupted_one(dataset, tmp_path, processes
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_killed_between_checkpoints_equals_the_uninterrupted_one(dataset, tmp_path, processes):
-    words = tiny_run(dataset, *INGREDIENTS, "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "1")
-    words += ["--per_device_train_batch_size", str(8 // processes)]
-    whole = run(words, tmp_path / "whole", processes)
-    killed = run(words, tmp_path / "cut", processes, send(signal.SIGKILL, 17))
+def test_a_run_killed_between_checkpoints_equals_the_uninterrupted_one(words_of, whole_run, tmp_path, processes):
+    words = words_of(processes, 2, "true")
+    words += ["--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "1"]
+    killed = run(words, tmp_path / "cut", processes, send(signal.SIGKILL, 12))
     assert killed.codes[0] == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-15"]
-    assert_equal_runs(run(words, tmp_path / "cut", processes), whole)
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-10"]
+    assert_equal_runs(run(words, tmp_path / "cut", processes), whole_run(processes, 2, "true"))
