@@ -57,7 +57,7 @@ def ways(arguments: argparse.Namespace) -> dict[str, Callable[[int], Iterable]]:
         shuffled = stream.shuffle(seed=epoch, buffer_size=min(arguments.buffer_size, 1000)).map(
             plain, remove_columns=[column]
         )
-        return DataLoader(shuffled.with_format("torch"), batch_size=arguments.batch_size, **options)
+        return DataLoader(shuffled, batch_size=arguments.batch_size, **options)
 
     def mapped(epoch: int) -> Iterable:
         rows = table.with_transform(plain_batch)

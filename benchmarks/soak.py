@@ -3,10 +3,10 @@
     python benchmarks/soak.py --kills 50
 
 Real runs of run_pretrain.py on a tiny model, in turns with 1 and 2 processes: streamed Parquet, dropout, augmentation,
-accumulation of 2, workers, a checkpoint every third step. Half of the kills (SIGKILL) wait until a checkpoint is being
-written, the others come at any time from the start of the run on. After each, the newest checkpoint has to be whole. A
-run that gets to its end is compared with the undisturbed one: losses of all steps, and the weights, bit by bit.
-Ends with code 1 where anything differs.
+accumulation of 2, workers, a checkpoint every third step. Two thirds of the kills (SIGKILL) wait until a checkpoint is
+being written, the others come at any time from the start of the run on. After each, the newest checkpoint has to be
+whole. A run that gets to its end is compared with the undisturbed one: losses of all steps, and the weights, bit by
+bit. Ends with code 1 where anything differs.
 """
 
 import argparse
@@ -126,7 +126,8 @@ def main() -> None:
                 while not ended(running) and checkpoints_in(folder)[:1] == newest and time.monotonic() - begun < 120:
                     time.sleep(0.005)
                 time.sleep(chance.uniform(0, 1.5))
-                while chance.random() < 0.9 and not ended(running) and not list(folder.glob(f"{STAGING}/checkpoint-*")):
+                aimed = chance.random() < 0.9
+                while aimed and not ended(running) and not list(folder.glob(f"{STAGING}/checkpoint-*")):
                     time.sleep(0.0005)
                 time.sleep(chance.uniform(0, 0.02))
             if not ended(running):

@@ -274,7 +274,9 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as folder:
         complete = Path(folder) / "complete"
         model.save_pretrained(complete)
-        evaluation_processor(model.config).save_pretrained(complete)
+        config = model.config
+        form = {name: getattr(config, name) for name in ("num_channels", "image_mean", "image_std")}
+        evaluation_processor(config.image_size, **form).save_pretrained(complete)
         complete.replace(output_dir)
     return model
 

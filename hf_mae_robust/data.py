@@ -26,8 +26,8 @@ class ImageDataset(torch.utils.data.Dataset):
     """Keys `(epoch, row)` -> decoded, transformed images. What comes out, random transforms and the noise of the masks
     included, depends on (seed, epoch, row) alone: not on the process, on what it did before, or on who else is there.
 
-    An item is `{"pixel_values": (C, H, W) uint8, "row": int}`, with `noise_length` also `"noise"`, and, where an image
-    could not be decoded, `"skipped"`: a list of `SkippedImage`.
+    An item is `{"pixel_values": (C, H, W), "row": int}`, of a source with labels also `"labels"` (a class), with
+    `noise_length` also `"noise"`, and, where an image could not be decoded, `"skipped"`: a list of `SkippedImage`.
 
     A row of -1 is a filler: zeros, to be left out of sums.
     """
@@ -58,38 +58,43 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, row = key
-        image, skipped = self._decode(row)
+        image, label, skipped = self._decode(row)
         seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
         # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(int(seed >> 1))
         try:
             if image is None:
-                return _filler(self.transform, self.num_channels, self.noise_length, skipped)
-            return _item(self.transform(image), row, self.noise_length, skipped)
+                return _filler(self.transform, self.num_channels, self.noise_length, skipped, label)
+            return _item(self.transform(image), row, self.noise_length, skipped, label)
         finally:
             torch.set_rng_state(state)
 
-    def _decode(self, row: int) -> tuple[torch.Tensor | None, list[SkippedImage]]:
-        """The image that stands at a row, None for a filler, and what was met on the way to it."""
+    def _decode(self, row: int) -> tuple[torch.Tensor | None, int | None, list[SkippedImage]]:
+        """The image that stands at a row, None for a filler; its class, where there are any; and what was met on the
+        way to it."""
         skipped = []
+        filler_label = None if self.source.class_names is None else 0
         if row < 0:
-            return None, skipped
+            return None, filler_label, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
             try:
-                return decode_image(self.source.rows[row], self.num_channels, row), skipped
+                image = decode_image(self.source.rows[row], self.num_channels, row)
+                return image, None if self.source.class_names is None else self.source.rows.label(row), skipped
             except ImageDecodingError as error:
                 skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
             row = (row + 1) % len(self)
         if self.replace_bad_images:
             _raise_too_many(skipped)
-        return None, skipped
+        return None, filler_label, skipped
 
 
 def _item(
-    image: torch.Tensor, row: int, noise_length: int | None, skipped: list[SkippedImage] | None = None
+    image: torch.Tensor, row: int, noise_length: int | None, skipped: list[SkippedImage], label: int | None
 ) -> dict[str, Any]:
     item = {"pixel_values": image, "row": row}
+    if label is not None:
+        item["labels"] = label
     if noise_length is not None:
         item["noise"] = torch.rand(noise_length)
     if skipped:
@@ -98,11 +103,11 @@ def _item(
 
 
 def _filler(
-    transform: Callable, num_channels: int, noise_length: int | None, skipped: list[SkippedImage]
+    transform: Callable, num_channels: int, noise_length: int | None, skipped: list[SkippedImage], label: int | None
 ) -> dict[str, Any]:
     """Zeros of the shape that the transform gives."""
     blank = torch.zeros(num_channels, 16, 16, dtype=torch.uint8)
-    return _item(torch.zeros_like(transform(blank)), -1, noise_length, skipped)
+    return _item(torch.zeros_like(transform(blank)), -1, noise_length, skipped, label)
 
 
 def _raise_too_many(skipped: list[SkippedImage]) -> None:
@@ -196,9 +201,9 @@ class ImageStream(torch.utils.data.IterableDataset):
                         if len(skipped) == MAX_BAD_IN_A_ROW:
                             _raise_too_many(skipped)
                         continue
-                    item = _filler(self.transform, self.num_channels, self.noise_length, skipped)
+                    item = _filler(self.transform, self.num_channels, self.noise_length, skipped, row.get("label"))
                 else:
-                    item = _item(self.transform(image), number, self.noise_length, skipped)
+                    item = _item(self.transform(image), number, self.noise_length, skipped, row.get("label"))
                 yield item
                 skipped = []
             # Workers beyond the number of files get nothing.
@@ -236,7 +241,7 @@ def training_loader(
     noise_length: int | None = None,
     **loader_options,
 ) -> EpochDataLoader:
-    """Batches `{"pixel_values": (B, C, H, W) uint8, "noise": (B, L), "row": (B,)}` of one rank, all of them full.
+    """Batches `{"pixel_values": (B, C, H, W), "noise": (B, L), "labels": (B,), "row": (B,)}` of one rank, all full.
     A bad image is replaced by another one and listed under `"skipped"` (see `collate`).
 
     Raises DataError where the images do not fill one batch on every rank.

@@ -356,7 +356,9 @@ def prepare(
         args=training,
         train_source=train_source,
         eval_source=eval_source,
-        processing_class=evaluation_processor(config, data_arguments.crop_pct),
+        processing_class=evaluation_processor(
+            config.image_size, data_arguments.crop_pct, config.num_channels, config.image_mean, config.image_std
+        ),
         crop_scale=tuple(data_arguments.crop_scale),
         horizontal_flip=data_arguments.horizontal_flip,
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,
@@ -433,7 +435,7 @@ def run(trainer: MAETrainer, checkpoint: str | None) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    result.metrics.pop("total_flos", None)  # not counted, see MAETrainer.floating_point_ops
+    result.metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:

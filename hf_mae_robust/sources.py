@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
+from .labels import Labels, find_labels
 from .plan import NUM_SLOTS
 from .remote import RETRY_SECONDS, DataError, describe, open_parquet, parquet_errors, retry
 
@@ -42,6 +43,7 @@ EVAL_SPLITS = ("validation", "valid", "val", "test")
 class DataLocation:
     """Where images come from; the fields are named after the command line's.
 
+    label_column_name: column of class labels to read as well, or "auto" for the only one there is; None: no labels.
     dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
     """
 
@@ -52,6 +54,7 @@ class DataLocation:
     dataset_streaming: bool = False
     token: str | None = field(default=None, repr=False)
     dataset_retry_seconds: float = RETRY_SECONDS
+    label_column_name: str | None = None
 
     @classmethod
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
@@ -65,12 +68,14 @@ class ImageSource:
     """One split of a data set.
 
     Attributes:
-        rows: encoded images: something with `rows[i]`, or an iterable data set where `row_groups` is None.
+        rows: encoded images: something with `rows[i]`, or an iterable data set of `{"image": ...}` where `row_groups`
+            is None. With labels also `rows.label(i)`, or a key "label".
         row_groups: numbers of rows that are read at once, in order; None for a stream that cannot seek.
         seekable_at_no_cost: whether any row is as quick to reach as the next one (a memory-mapped table).
         description: for people. fingerprint: changes when the data does, but not with where it lies.
         revision: commit (40 hexadecimal digits) of a data set on the Hub, at which everything is read; None for local
             ones, and where a copy in the cache does not tell.
+        class_names: of the labels 0, 1, ...; None where no labels were asked for.
     """
 
     rows: Any
@@ -79,6 +84,7 @@ class ImageSource:
     description: str
     fingerprint: str
     revision: str | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def num_rows(self) -> int | None:
@@ -109,9 +115,10 @@ class ImageSource:
 
 
 class TableRows:
-    """Random access to the image column of a memory-mapped `datasets.Dataset`."""
+    """Random access to the image column of a memory-mapped `datasets.Dataset`, and to labels."""
 
-    def __init__(self, table: datasets.Dataset, column: str):
+    def __init__(self, table: datasets.Dataset, column: str, labels: Labels | None = None):
+        self.labels = labels.check(table[labels.column]) if labels is not None else None
         table = table.select_columns([column])
         if isinstance(table.features[column], datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
@@ -120,9 +127,23 @@ class TableRows:
     def __getitem__(self, row: int) -> Any:
         return self.table[row][self.column]
 
+    def label(self, row: int) -> int:
+        return int(self.labels[row])
+
+
+class HeldRows(list):
+    """Encoded images in memory, and their labels."""
+
+    def __init__(self, images: list, labels: Sequence[int] = ()):
+        super().__init__(images)
+        self.labels = labels
+
+    def label(self, row: int) -> int:
+        return int(self.labels[row])
+
 
 class ParquetRows:
-    """Random access to one column of Parquet files, local or remote.
+    """Random access to the image column of Parquet files, local or remote, and to labels.
 
     A row costs the reading of its row group, so the last ones are kept: for each slot of plan.py that this process
     reads, the stretch of rows that is shuffled, and a row group more at either end. Over all worker processes of a
@@ -136,13 +157,14 @@ class ParquetRows:
         token: str | None,
         buffer_size: int,
         retry_seconds: float = RETRY_SECONDS,
+        labels: Labels | None = None,
     ):
         """groups: (URL, index of the row group in the file, number of rows)."""
         self.groups, self.column, self.token, self.buffer_size = groups, column, token, buffer_size
-        self.retry_seconds = retry_seconds
+        self.retry_seconds, self.labels = retry_seconds, labels
         self.ends = np.cumsum([num_rows for *_, num_rows in groups])
         self.largest = max((num_rows for *_, num_rows in groups), default=1)
-        self.rows: OrderedDict[int, list] = OrderedDict()
+        self.rows: OrderedDict[int, tuple[list, np.ndarray | None]] = OrderedDict()
         self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self.process = os.getpid()
 
@@ -150,22 +172,35 @@ class ParquetRows:
         # Worker processes open files of their own.
         return {**self.__dict__, "rows": OrderedDict(), "files": OrderedDict()}
 
-    def _read(self, group: int) -> list:
+    def _read(self, group: int) -> tuple[list, np.ndarray | None]:
         url, index, _ = self.groups[group]
+        columns = [self.column] if self.labels is None else [self.column, self.labels.column]
         if self.process != os.getpid():  # forked: connections and event loops stayed behind
             self.files, self.process = OrderedDict(), os.getpid()
         file = _recent(self.files, url, NUM_SLOTS, lambda: open_parquet(url, self.token, self.retry_seconds))
         with parquet_errors(f"Row group {index} of {url}"):
-            return file.read_row_group(index, columns=[self.column]).column(self.column).to_pylist()
+            table = file.read_row_group(index, columns=columns)
+        images, first_row = table.column(self.column).to_pylist(), int(self.ends[group - 1]) if group else 0
+        if self.labels is None:
+            return images, None
+        return images, self.labels.check(table.column(self.labels.column).to_pylist(), first_row)
 
     def __getitem__(self, row: int) -> Any:
         """Raises DataError where the row group cannot be read."""
+        (images, _), i = self._find(row)
+        return images[i]
+
+    def label(self, row: int) -> int:
+        (_, labels), i = self._find(row)
+        return int(labels[i])
+
+    def _find(self, row: int) -> tuple[tuple[list, np.ndarray | None], int]:
         group = int(np.searchsorted(self.ends, row, side="right"))
         workers = get_worker_info()
         slots = -(-NUM_SLOTS // (workers.num_workers if workers else 1))
         groups_a_slot = -(-self.buffer_size // (NUM_SLOTS * self.largest)) + 1
-        rows = _recent(self.rows, group, slots * groups_a_slot, lambda: self._read(group))
-        return rows[row - (int(self.ends[group - 1]) if group else 0)]
+        columns = _recent(self.rows, group, slots * groups_a_slot, lambda: self._read(group))
+        return columns, row - (int(self.ends[group - 1]) if group else 0)
 
 
 def _recent(cache: OrderedDict, key: Any, limit: int, make: Callable) -> Any:
@@ -179,7 +214,12 @@ def _recent(cache: OrderedDict, key: Any, limit: int, make: Callable) -> Any:
 
 
 def _parquet_source(
-    split: "_ParquetSplit", column: str, location: DataLocation, buffer_size: int, description: str
+    split: "_ParquetSplit",
+    column: str,
+    location: DataLocation,
+    buffer_size: int,
+    description: str,
+    labels: Labels | None,
 ) -> ImageSource:
     urls, token, retry_seconds = split.urls, location.token, location.dataset_retry_seconds
 
@@ -201,12 +241,18 @@ def _parquet_source(
         )
     groups = [(url, i, n) for url, sizes in footers for i, (n, _) in enumerate(sizes) if n]
     return ImageSource(
-        rows=ParquetRows(groups, column, token, buffer_size, retry_seconds),
+        rows=ParquetRows(groups, column, token, buffer_size, retry_seconds, labels),
         row_groups=tuple(n for *_, n in groups),
         seekable_at_no_cost=False,
         description=description,
-        fingerprint=_digest(column, [(url.rsplit("/", 1)[-1], sizes) for url, sizes in footers]),
+        fingerprint=_digest(column, [(url.rsplit("/", 1)[-1], sizes) for url, sizes in footers], *_parts(labels)),
+        class_names=labels.class_names if labels is not None else None,
     )
+
+
+def _parts(labels: Labels | None) -> tuple:
+    """What of the labels belongs into a fingerprint."""
+    return () if labels is None else (labels.column, labels.class_names)
 
 
 def _digest(*parts: Any) -> str:
@@ -278,7 +324,7 @@ def open_splits(
     splits = list(tables)
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in splits and split != train_split), None)
-    sources = []
+    sources, labels = [], None
     for split in (train_split, eval_split):
         if split is None:
             sources.append(None)
@@ -286,8 +332,14 @@ def open_splits(
         data = tables[_choose_split(splits, split, name)]
         if callable(data):
             data = data()
-        column = _choose_column(getattr(data, "features", None), location.image_column_name, name)
-        source = _source(data, column, location, f"{name} ({split})", buffer_size)
+        features, description = getattr(data, "features", None), f"{name} ({split})"
+        column = _choose_column(features, location.image_column_name, name)
+        if labels is not None:
+            labels = labels.of_split(features, description)
+        elif location.label_column_name is not None:
+            read_column = (lambda column, data=data: data[column][:]) if isinstance(data, datasets.Dataset) else None
+            labels = find_labels(features, location.label_column_name, description, read_column)
+        source = _source(data, column, location, description, buffer_size, labels)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
         sources.append(replace(source, revision=revision))
@@ -302,7 +354,9 @@ def open_splits(
         parts = train.rows.table.train_test_split(test_size=train_val_split, seed=seed)
         train, evaluation = (
             replace(
-                _source(parts[part], train.rows.column, location, f"{part} part of {train.description}", buffer_size),
+                _source(
+                    parts[part], train.rows.column, location, f"{part} part of {train.description}", buffer_size, labels
+                ),
                 revision=revision,
             )
             for part in ("train", "test")
@@ -383,17 +437,33 @@ def _parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str
     return {split: _ParquetSplit(urls, features) for split, urls in files.items()}
 
 
-def _source(data: Any, column: str, location: DataLocation, description: str, buffer_size: int) -> ImageSource:
+def _source(
+    data: Any,
+    column: str,
+    location: DataLocation,
+    description: str,
+    buffer_size: int,
+    labels: Labels | None = None,
+) -> ImageSource:
+    class_names = labels.class_names if labels is not None else None
     if isinstance(data, _ParquetSplit):
-        return _parquet_source(data, column, location, buffer_size, description)
+        return _parquet_source(data, column, location, buffer_size, description, labels)
     if isinstance(data, IterableDataset):
         features = data.features
         if features is not None and isinstance(features[column], datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
-        rows = data.map(lambda row: {"image": row[column]}, remove_columns=data.column_names)
-        return ImageSource(rows, None, False, description, _digest(description))
-    rows = TableRows(data, column)
-    return ImageSource(rows, (len(data),), True, description, _fingerprint(rows, len(data)))
+
+        def columns(row: dict) -> dict:
+            label = {} if labels is None else {"label": int(labels.check([row[labels.column]], None)[0])}
+            return {"image": row[column], **label}
+
+        rows = data.map(columns, remove_columns=data.column_names)
+        return ImageSource(rows, None, False, description, _digest(description), class_names=class_names)
+    rows = TableRows(data, column, labels)
+    fingerprint = _fingerprint(rows, len(data))
+    if labels is not None:
+        fingerprint = _digest(fingerprint, *_parts(labels), hashlib.sha256(rows.labels.tobytes()).hexdigest())
+    return ImageSource(rows, (len(data),), True, description, fingerprint, class_names=class_names)
 
 
 def _fingerprint(rows: TableRows, num_rows: int) -> str:
@@ -413,9 +483,13 @@ def _fingerprint(rows: TableRows, num_rows: int) -> str:
 
 def load_head_of_stream(source: ImageSource, num_rows: int) -> ImageSource:
     """The first images of a stream, held (encoded) in memory, as a source with random access."""
-    rows = [row["image"] for row in source.rows.take(num_rows)]
+    rows = list(source.rows.take(num_rows))
     if not rows:
         raise DataError(f"{source.description} is empty.")
-    return ImageSource(
-        rows, (len(rows),), True, f"first {len(rows):,} of {source.description}", source.fingerprint, source.revision
+    return replace(
+        source,
+        rows=HeldRows([row["image"] for row in rows], [row.get("label", -1) for row in rows]),
+        row_groups=(len(rows),),
+        seekable_at_no_cost=True,
+        description=f"first {len(rows):,} of {source.description}",
     )

@@ -40,7 +40,8 @@ def statistics_of_source(
     """
     skipped = SkippedImages(None, max_bad_images)
     state = PartialState()
-    transform = EvaluationTransform(evaluation_processor(config, crop_pct))
+    form = config.num_channels, config.image_mean, config.image_std
+    transform = EvaluationTransform(evaluation_processor(config.image_size, crop_pct, *form))
     loader = sequential_loader(
         source,
         transform,

@@ -11,11 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 LAYERS = [
     {"version", "model"},
     {"arguments", "decoding", "plan", "optimization", "remote", "statistics", "transforms"},
+    {"labels"},
     {"sources"},
     {"bad_images"},
     {"data"},
     {"saving", "stopping", "guards", "launch"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
+    {"image_trainer"},
     {"trainer"},
     {"pretrain"},
     {"__main__", "__init__"},

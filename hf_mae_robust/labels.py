@@ -1,0 +1,113 @@
+"""Class labels of a data set: which column, which names, and that every image has one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features, Value
+
+from .remote import DataError
+
+MAX_NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label column of a data set.
+
+    Attributes:
+        column: its name. class_names: of the classes 0, 1, ...
+        numbers: value in the column -> class, where the column does not hold the classes' numbers themselves.
+        description: of the data set, for errors.
+    """
+
+    column: str
+    class_names: tuple[str, ...]
+    numbers: dict[Any, int] | None
+    description: str
+
+    def check(self, values: Sequence[Any], first_row: int | None = 0) -> np.ndarray:
+        """The classes `(N,)` int64 of consecutive rows. Raises DataError, naming the first row, where a label is
+        missing (None, or the -1 of splits whose labels are withheld) or is no class. first_row: None: unknown."""
+        if self.numbers is not None:
+            classes = [-1 if value is None else self.numbers.get(value, -1) for value in values]
+        else:
+            classes = [-1 if value is None else value for value in values] if None in values else values
+        array = np.asarray(classes, dtype=np.int64)
+        wrong = np.flatnonzero((array < 0) | (array >= len(self.class_names)))
+        if len(wrong):
+            value = values[int(wrong[0])]
+            where = "an image" if first_row is None else f"row {first_row + int(wrong[0]):,}"
+            what = "has no label" if value is None or value == -1 else f"has the label {value!r}"
+            raise DataError(
+                f"{self.description}: {where} {what} in column '{self.column}' (classes: "
+                f"{_shortened(self.class_names)}). Leave out such rows, or choose another split or --label_column_name."
+            )
+        return array
+
+    def of_split(self, features: Features | None, description: str) -> "Labels":
+        """The same classes for another split. Raises DataError where that one names other classes."""
+        feature = (features or {}).get(self.column)
+        if isinstance(feature, ClassLabel) and self.numbers is None and tuple(feature.names) != self.class_names:
+            other = tuple(feature.names)
+            first = next((i for i, pair in enumerate(zip(self.class_names, other)) if pair[0] != pair[1]), None)
+            difference = f"{len(self.class_names)} and {len(other)} classes"
+            if first is not None:
+                difference = f"class {first} is '{self.class_names[first]}' and '{other[first]}'"
+            raise DataError(f"{self.description} and {description} name different classes: {difference}.")
+        return Labels(self.column, self.class_names, self.numbers, description)
+
+
+def find_labels(
+    features: Features | None, wanted: str, description: str, read_column: Callable[[str], Iterable[Any]] | None
+) -> Labels:
+    """Choose the label column and find out its classes.
+
+    Args:
+        wanted: a column, or "auto": "label", or the only one of type ClassLabel.
+        read_column: gives all values of a column, for one of plain numbers, strings or booleans, whose classes are the
+            different values in it, sorted. None: this cannot be afforded (a stream).
+
+    Raises DataError: no such column, none to choose, or one that holds no classes.
+    """
+    columns = ", ".join(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in (features or {}).items())
+    if features is None:
+        raise DataError(f"{description} does not say which columns it has; its labels cannot be used.")
+    if wanted == "auto":
+        classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        if "label" in features:
+            wanted = "label"
+        elif len(classes) == 1:
+            wanted = classes[0]
+        else:
+            found = f"{len(classes)} columns of type ClassLabel" if classes else "no column of labels"
+            raise DataError(f"{description} has {found}: choose one with --label_column_name. It has: {columns}.")
+    if wanted not in features:
+        raise DataError(f"{description} has no column '{wanted}' (--label_column_name). It has: {columns}.")
+    feature = features[wanted]
+    if isinstance(feature, ClassLabel):
+        return Labels(wanted, tuple(feature.names), None, description)
+    kind = getattr(feature, "dtype", None) if isinstance(feature, Value) else None
+    if kind is None or not (kind.startswith(("int", "uint", "string", "large_string")) or kind == "bool"):
+        raise DataError(
+            f"{description}: column '{wanted}' is of type {kind or type(feature).__name__}, which are no class labels. "
+            f"Choose another one with --label_column_name (ClassLabel, whole numbers or strings). It has: {columns}."
+        )
+    if read_column is None:
+        raise DataError(
+            f"{description}: column '{wanted}' ({kind}) does not tell which classes there are, and they cannot be "
+            "looked for in a stream. Leave out --dataset_streaming, or store the column as ClassLabel "
+            "(Dataset.class_encode_column)."
+        )
+    values = sorted({value for value in read_column(wanted) if value is not None and value != -1})
+    if not values:
+        raise DataError(f"{description}: column '{wanted}' holds no label.")
+    return Labels(
+        wanted, tuple(str(value) for value in values), {value: i for i, value in enumerate(values)}, description
+    )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMED_IN_ERRORS])
+    return f"{shown}, ... {len(names):,} in all" if len(names) > MAX_NAMED_IN_ERRORS else shown
