@@ -20,7 +20,8 @@ import torch
 import transformers
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from hf_mae_robust.pretrain import make_parser, prepare, say
+from hf_mae_robust.pretrain import make_parser, prepare
+from hf_mae_robust.running import say
 
 VARIANTS = ("ours", "zero_positions", "stock")
 

@@ -146,28 +146,25 @@ class RecipeArguments:
 
 
 @dataclass
-class MAETrainingArguments(TrainingArguments):
-    """`TrainingArguments` with MAE's settings (PRETRAIN.md of facebookresearch/mae).
+class ImageTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what all of MAE's training settings share.
 
-    Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800,
-    `per_device_train_batch_size` and `per_device_eval_batch_size` 64, `learning_rate` None (--base_learning_rate x
-    batch / 256), `weight_decay` 0.05, `adam_beta2` 0.95, `max_grad_norm` 0 (no clipping), `lr_scheduler_type` "cosine",
-    `save_strategy` "epoch", `save_total_limit` 2, `logging_steps` 20, `logging_nan_inf_filter` False (it hides NaNs and
-    makes the GPU wait), `dataloader_num_workers` 4, `ddp_find_unused_parameters` False, `remove_unused_columns` False,
-    `report_to` "tensorboard" where that is installed, `seed` stays 42.
+    Defaults that differ from the parent's: `per_device_train_batch_size` and `per_device_eval_batch_size` 64,
+    `learning_rate` None (--base_learning_rate x batch / 256), `weight_decay` 0.05, `max_grad_norm` 0 (no clipping),
+    `lr_scheduler_type` "cosine", `save_strategy` "epoch", `save_total_limit` 2, `logging_steps` 20,
+    `logging_nan_inf_filter` False (it hides NaNs and makes the GPU wait), `dataloader_num_workers` 4,
+    `ddp_find_unused_parameters` False, `remove_unused_columns` False, `report_to` "tensorboard" where that is
+    installed, `seed` stays 42.
     """
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
-    output_dir: str | None = _option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
-    num_train_epochs: float = _option(800, "Passes over the training images.")
     per_device_train_batch_size: int = _option(64, "Images per step, device and accumulation step.")
     per_device_eval_batch_size: int = _option(64, "Images per evaluation step and device.")
     learning_rate: float | None = _option(
         None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
     )
     weight_decay: float = _option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
-    adam_beta2: float = _option(0.95, "AdamW's second beta.")
     max_grad_norm: float = _option(0.0, "Clip gradients to this norm; 0: do not.")
     lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule after the warm-up, set per step.")
     save_strategy: SaveStrategy | str = _option("epoch", "When to write checkpoints: no, steps, epoch.")
@@ -191,6 +188,18 @@ class MAETrainingArguments(TrainingArguments):
             raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
         if self.ignore_data_skip:
             raise ValueError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
+
+
+@dataclass
+class MAETrainingArguments(ImageTrainingArguments):
+    """`ImageTrainingArguments` with MAE's settings for pre-training (PRETRAIN.md of facebookresearch/mae).
+
+    Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800, `adam_beta2` 0.95.
+    """
+
+    output_dir: str | None = _option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
+    num_train_epochs: float = _option(800, "Passes over the training images.")
+    adam_beta2: float = _option(0.95, "AdamW's second beta.")
 
 
 def recipe_path(name: str) -> Path:

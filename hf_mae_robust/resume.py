@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .model import ViTMAERobustConfig
+from transformers import PreTrainedConfig
+
 from .saving import broken_file_of, checkpoints_in, remove
 
 logger = logging.getLogger(__name__)
@@ -77,9 +78,13 @@ def remove_checkpoints(output_dir: str | Path) -> list[Path]:
     return removed
 
 
-def check_config(checkpoint: Path, config: ViTMAERobustConfig) -> None:
+def check_config(checkpoint: Path, config: PreTrainedConfig) -> None:
     """Raises CheckpointError naming every model setting in which a checkpoint differs from the run."""
-    there, here = ViTMAERobustConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
+    there, here = json.loads((checkpoint / "config.json").read_text()), config.to_dict()
+    if there.get("model_type") == config.model_type:  # of another kind, that says enough
+        there = type(config).from_pretrained(checkpoint).to_dict()
+    else:
+        here = {"model_type": config.model_type}
     bookkeeping = {"architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"}
     differences = [
         f"{name}: {there.get(name)!r} there, {here[name]!r} here"

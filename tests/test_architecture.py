@@ -18,7 +18,7 @@ LAYERS = [
     {"saving", "stopping", "guards", "launch"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
     {"image_trainer"},
-    {"trainer"},
+    {"running", "trainer"},
     {"pretrain"},
     {"__main__", "__init__"},
 ]

@@ -1,0 +1,311 @@
+"""What run_pretrain.py and run_finetune.py have in common: sources, schedule, checkpoints to go on from, exit codes."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from huggingface_hub.errors import StrictDataclassError
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
+
+from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, RecipeParser
+from .bad_images import describe
+from .data import check_fills_a_batch, end_workers
+from .guards import NonFiniteError
+from .image_trainer import ImageTrainer
+from .optimization import scale_learning_rate, warmup_steps
+from .resume import (
+    CheckpointError,
+    check_config,
+    differences_from_record,
+    explain_differences,
+    fault_of,
+    newest_checkpoint,
+    read_record,
+    remove_checkpoints,
+)
+from .saving import SavingError, recover
+from .sources import DataError, DataLocation, ImageSource, load_head_of_stream, open_splits
+from .stopping import EXIT_STOPPED, StopRequested
+
+# An evaluation set that cannot seek is held in memory.
+MAX_EVAL_SAMPLES_OF_STREAM = 5000
+# What wrong arguments, data and checkpoints raise before the first step.
+INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, StrictDataclassError)
+
+
+# Written when a signal ended the run, for scripts: torchrun and `accelerate launch` do not pass an exit code on.
+STOPPED_FILE = "stopped.json"
+
+
+class InputError(Exception):
+    """Something the user can mend; the message says how."""
+
+
+EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4}
+
+
+def say(message: str) -> None:
+    """Print on the first process only, without breaking a progress bar."""
+    if PartialState().is_main_process:
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def open_sources(data: DataArguments, token: str | None, seed: int) -> tuple[ImageSource, ImageSource | None]:
+    """The images to train and to evaluate on. Raises DataError."""
+    train, evaluation = open_splits(
+        DataLocation.of(data, token),
+        data.train_split_name,
+        None if data.eval_split_name == "none" else data.eval_split_name,
+        data.train_val_split,
+        seed,
+        data.shuffle_buffer_size,
+    )
+    train = train.head(data.max_train_samples)
+    if evaluation is not None:
+        if evaluation.row_groups is None:
+            evaluation = load_head_of_stream(evaluation, data.max_eval_samples or MAX_EVAL_SAMPLES_OF_STREAM)
+        evaluation = evaluation.head(data.max_eval_samples)
+    return train, evaluation
+
+
+def check_can_evaluate(source: ImageSource, eval_source: ImageSource | None, training: ImageTrainingArguments) -> None:
+    """Raises ValueError where an evaluation is asked for, and there is nothing to evaluate on."""
+    if eval_source is None and training.eval_strategy != "no":
+        raise ValueError(
+            f"--eval_strategy {training.eval_strategy.value}: {source.description} has no split to evaluate on; "
+            "name one with --eval_split_name or hold images out with --train_val_split 0.05."
+        )
+
+
+def set_schedule(source: ImageSource, recipe: RecipeArguments, training: ImageTrainingArguments) -> None:
+    """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps."""
+    check_fills_a_batch(source, training.train_batch_size, training.world_size)
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    if training.learning_rate is None:
+        training.learning_rate = scale_learning_rate(recipe.base_learning_rate, batch)
+    if source.num_rows is None:
+        if training.max_steps <= 0:
+            raise ValueError(
+                f"{source.description} does not tell how many images it has: give --max_steps (and --warmup_steps) "
+                "instead of --num_train_epochs."
+            )
+        if recipe.warmup_epochs is not None:
+            raise ValueError("--warmup_epochs needs a data set of known length; give --warmup_steps.")
+        if training.save_strategy == "epoch":
+            training.set_save(strategy="steps", steps=training.save_steps, total_limit=training.save_total_limit)
+        total_steps, epochs = training.max_steps, None
+    else:
+        micro_steps = source.num_rows // (training.train_batch_size * training.world_size)
+        steps_per_epoch = max(-(-micro_steps // training.gradient_accumulation_steps), 1)
+        total_steps = (
+            training.max_steps if training.max_steps > 0 else round(training.num_train_epochs * steps_per_epoch)
+        )
+        epochs = total_steps / steps_per_epoch
+    if not training.warmup_steps:
+        warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * (epochs or 1)
+        training.warmup_steps = warmup_steps(warmup, epochs or 1, total_steps)
+
+
+def record_of(
+    training: ImageTrainingArguments, data: DataArguments, source: ImageSource, **more: Any
+) -> dict[str, Any]:
+    """What decides over the course of a run, beside the model's settings: a resumed run must have the same. `more`:
+    what only one of the commands has."""
+    names = (
+        "world_size",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_epochs",
+        "max_steps",
+        "seed",
+        "data_seed",
+        "learning_rate",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "optim",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "bf16",
+        "fp16",
+    )
+    return {
+        **{name: getattr(training, name) for name in names},
+        "dataset_name": data.dataset_name,
+        "dataset_revision": source.revision,
+        "dataset_fingerprint": source.fingerprint,
+        "num_images": source.num_rows,
+        "dataset_streaming": data.dataset_streaming,
+        "shuffle_buffer_size": data.shuffle_buffer_size if data.dataset_streaming else None,
+        "crop_scale": list(data.crop_scale),
+        "horizontal_flip": data.horizontal_flip,
+        **more,
+    }
+
+
+def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments, config: PreTrainedConfig) -> str | None:
+    """The checkpoint to go on from: the one named, or the newest complete one in the output folder."""
+    named = training.resume_from_checkpoint
+    if recipe.overwrite_output_dir:
+        if named:
+            raise ValueError("--overwrite_output_dir starts anew; it cannot be combined with --resume_from_checkpoint.")
+        return None
+    if named and str(named).lower() not in ("true", "auto"):
+        checkpoint = Path(named)
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"--resume_from_checkpoint {named}: no such folder.")
+        if fault := fault_of(checkpoint):
+            raise CheckpointError(f"--resume_from_checkpoint {named} cannot be resumed from: {fault}.")
+    else:
+        recover(training.output_dir)
+        checkpoint = newest_checkpoint(training.output_dir)
+    if checkpoint is None:
+        return None
+    check_config(checkpoint, config)
+    say(f"Going on from {checkpoint} (--overwrite_output_dir starts anew)")
+    return str(checkpoint)
+
+
+def agree_on_checkpoint(*arguments) -> str | None:
+    """`find_checkpoint`, by one process for all: verifying takes time, and all must go on from the same one.
+
+    Raises CheckpointError in all of them, and where a process does not see the checkpoint.
+    """
+    outcome = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [find_checkpoint(*arguments), None]
+        except (ValueError, OSError) as error:
+            outcome = [None, str(error)]
+    checkpoint, error = broadcast_object_list(outcome)
+    if error:
+        raise CheckpointError(error)
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise CheckpointError(f"Process {PartialState().process_index} does not see {checkpoint}, which others do.")
+    return checkpoint
+
+
+def pin_revision(data: DataArguments, checkpoint: str | None) -> None:
+    """Go on with the commit of the data set that the run began with, though its branch may have moved since."""
+    if checkpoint and data.dataset_revision is None:
+        record = read_record(Path(checkpoint))
+        if record.get("dataset_name") == data.dataset_name:
+            data.dataset_revision = record.get("dataset_revision")
+
+
+def accept(checkpoint: str | None, record: dict[str, Any], recipe: RecipeArguments) -> bool:
+    """Whether a run goes on with other settings than its checkpoint's. Raises CheckpointError where it must not."""
+    if not checkpoint or not (differences := differences_from_record(Path(checkpoint), record)):
+        return False
+    if not recipe.allow_elastic_resume:
+        raise CheckpointError(explain_differences(checkpoint, differences))
+    say(f"Other settings than {checkpoint} (--allow_elastic_resume): {'; '.join(differences)}")
+    return True
+
+
+def describe_length(trainer: ImageTrainer) -> str:
+    """Images, steps, batch, learning rate and device, as the first line of a run ends."""
+    args, source = trainer.args, trainer.train_dataset
+    images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
+    length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"
+    return (
+        f"{images}: {length}, effective batch {trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x "
+        f"{processes} x {args.gradient_accumulation_steps} accumulated), learning rate {args.learning_rate:.3g} after "
+        f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{' bf16' if args.bf16 else ''}"
+    )
+
+
+def warn_of_stream(source: ImageSource, data: DataArguments) -> None:
+    if source.row_groups is None:
+        say(
+            f"Note: {source.description} can only be read from its beginning. There are no epochs; a resumed run "
+            "starts it over, so some images come more often than others; shuffling is within "
+            f"{data.shuffle_buffer_size:,} images. Parquet files, or a data set that is not streamed, have "
+            "none of these limits."
+        )
+
+
+def start_anew_if_asked(recipe: RecipeArguments, training: ImageTrainingArguments) -> None:
+    """--overwrite_output_dir. To be called last of all before the training, when whatever was wrong with the arguments
+    or the data has been found."""
+    starts_anew = recipe.overwrite_output_dir and training.process_index == 0
+    if starts_anew and (removed := remove_checkpoints(training.output_dir)):
+        say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
+    PartialState().wait_for_everyone()
+
+
+def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
+    """Train, save the model and the metrics of the training."""
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    result.metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+
+
+def evaluate_and_save(trainer: ImageTrainer) -> None:
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+
+
+def report_skipped_images(trainer: ImageTrainer) -> None:
+    if len(trainer.skipped_images):
+        say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
+
+
+def run_command(
+    parser: RecipeParser,
+    arguments: tuple,
+    prepare: Callable[..., tuple[ImageTrainer, str | None]],
+    run: Callable[[ImageTrainer, str | None], None],
+) -> None:
+    """`prepare(*arguments)`, then `run` what it gives. Ends in one sentence instead of a traceback (which --log_level
+    debug shows) and, beside 0, with exit code 2: bad input; 3: a loss or gradient that is not finite; 4: a checkpoint
+    could not be written; 75: stopped by a signal, to be started again. The last of `arguments` are the training's."""
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
+    training: ImageTrainingArguments = arguments[-1]
+    stopped = Path(training.output_dir) / STOPPED_FILE
+    try:
+        try:
+            trainer, checkpoint = prepare(*arguments)
+            stopped.unlink(missing_ok=True)
+        except INPUT_ERRORS as error:
+            raise InputError(str(error)) from error
+        try:
+            run(trainer, checkpoint)
+        except (CheckpointError, DataError) as error:
+            # From a worker process the message comes as a traceback that ends in it.
+            last_line = str(error).strip().splitlines()[-1]
+            raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
+    except StopRequested as stop:
+        end_workers()
+        say(f"{stop}. The same command goes on from there.")
+        if PartialState().is_main_process:
+            content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
+            stopped.write_text(json.dumps(content) + "\n")
+        PartialState().destroy_process_group()
+        sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:  # before or after the training, which takes note of it
+        sys.exit(130)
+    except (InputError, NonFiniteError, SavingError) as error:
+        if training.log_level == "debug":
+            raise
+        end_workers()
+        # Other processes may be waiting for this one; the launcher ends them.
+        parser.fail(error, EXIT_CODES[type(error)])
+    else:
+        PartialState().destroy_process_group()
