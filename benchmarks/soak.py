@@ -67,6 +67,14 @@ def ended(processes: list[subprocess.Popen]) -> bool:
     return all(process.poll() is not None for process in processes)
 
 
+def staged(folder: Path) -> list[str]:
+    """What is being written or deleted in a run's folder at this instant."""
+    try:
+        return os.listdir(folder / STAGING)  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+
+
 def kill(processes: list[subprocess.Popen], chance: random.Random) -> None:
     """One of them at once, the others a little later, as a launcher does."""
     first = chance.choice(processes)
@@ -127,14 +135,13 @@ def main() -> None:
                     time.sleep(0.005)
                 time.sleep(chance.uniform(0, 1.5))
                 aimed = chance.random() < 0.9
-                while aimed and not ended(running) and not list(folder.glob(f"{STAGING}/checkpoint-*")):
+                while aimed and not ended(running) and not any("checkpoint-" in name for name in staged(folder)):
                     time.sleep(0.0005)
                 time.sleep(chance.uniform(0, 0.02))
             if not ended(running):
                 kill(running, chance)
                 bar.update()
-                staged = list((folder / STAGING).glob("*")) if (folder / STAGING).exists() else []
-                seen["kills while a checkpoint was being written or deleted"] += bool(staged)
+                seen["kills while a checkpoint was being written or deleted"] += bool(staged(folder))
                 newest = checkpoints_in(folder)[:1]
                 seen["kills before the first checkpoint"] += not newest
                 seen["checkpoints that were not whole"] += sum(

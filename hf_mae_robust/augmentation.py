@@ -1,0 +1,101 @@
+"""Augmentation for fine-tuning, by timm."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import RandAugment, posterize
+from torchvision.transforms.functional import to_pil_image
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While entered, Python's and numpy's global random numbers, from which timm draws, follow from a seed."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
+    """timm's strongest step keeps 0 bits, which Pillow refuses since 13; before, the image became black."""
+    return posterize(image, bits, **options) if bits >= 1 else Image.new(image.mode, image.size)
+
+
+class FinetuningTransform:
+    """timm's augmentation for fine-tuning, as MAE configures it: `(C, h, w)` uint8 -> `(C, H, W)` float32, normalised.
+
+    Random crop (bicubic), flip, RandAugment and random erasing (with normally distributed pixels, after the
+    normalisation). All of it follows from torch's global random number generator.
+
+    Args:
+        image_mean, image_std: of values in [0, 1]. crop_scale: share of the area (official: 0.08 to 1).
+        auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (official), or None.
+        random_erasing: probability (official: 0.25).
+
+    Raises ValueError for settings that timm does not understand, and RandAugment of images of other than 1 or 3
+    channels.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        horizontal_flip: bool = True,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        random_erasing: float = 0.25,
+    ):
+        low, high = crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"--crop_scale {low} {high}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
+        if not 0 <= random_erasing <= 1:
+            raise ValueError(f"--random_erasing {random_erasing}: a probability, from 0 to 1.")
+        self.num_channels = len(image_mean)
+        if auto_augment and self.num_channels not in (1, 3):
+            raise ValueError(f"--auto_augment {auto_augment} is for 1 or 3 channels, not {self.num_channels}.")
+        if self.num_channels == 1:  # timm's operations are made for colours
+            image_mean, image_std = list(image_mean) * 3, list(image_std) * 3
+        try:
+            self.steps = create_transform(
+                image_size,
+                is_training=True,
+                scale=(low, high),
+                hflip=0.5 if horizontal_flip else 0.0,
+                color_jitter=None,
+                auto_augment=auto_augment,
+                interpolation="bicubic",
+                mean=tuple(image_mean),
+                std=tuple(image_std),
+                re_prob=random_erasing,
+                re_mode="pixel",
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"--auto_augment {auto_augment}: timm does not understand it ({error or type(error).__name__}); give "
+                "something like rand-m9-mstd0.5-inc1, or none."
+            ) from error
+
+        for step in self.steps.transforms:
+            for operation in step.ops if isinstance(step, RandAugment) else ():
+                if operation.aug_fn is posterize:
+                    operation.aug_fn = _posterize
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if self.num_channels == 1:
+            image = image.expand(3, -1, -1)
+        with seeded(int(torch.randint(2**62, ()))):
+            return self.steps(to_pil_image(image))[: self.num_channels]
+
+    def __repr__(self) -> str:
+        return repr(self.steps)

@@ -1,0 +1,44 @@
+"""Parameter groups of fine-tuning and of linear probes (official code: util/lr_decay.py, main_linprobe.py)."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from timm.optim import param_groups_layer_decay as timm_groups
+from torch import nn
+
+# Layers of the stock classes of the ViT family; what matches none belongs to the last one, with the head.
+LAYERS = {"stem": r"^\w+\.embeddings", "blocks": [(r"^\w+\.(?:encoder\.)?layers?\.(\d+)", None)]}
+# Beside 1-D parameters. The official code names positions and CLS token; the others are of other models.
+UNDECAYED = ("*.position_embeddings", "*.cls_token", "*.mask_token", "*.distillation_token", "*.register_tokens")
+
+
+def param_groups_layer_decay(
+    model: nn.Module, learning_rate: float, layer_decay: float = 0.75, weight_decay: float = 0.05
+) -> list[dict[str, Any]]:
+    """Layer-wise learning-rate decay of a stock classifier: groups for an optimizer, with `lr` scaled already, as
+    PyTorch and the Trainer know nothing of timm's `lr_scale`.
+
+    Layer 0 is CLS token, positions and patch projection, i + 1 is block i, and depth + 1 the rest: the scale is
+    `layer_decay ** (depth + 1 - layer)`. 1-D parameters, positions and CLS token are not decayed (official:
+    util/lr_decay.py; values: 0.65 for ViT-B, 0.75 for ViT-L and ViT-H).
+
+    Raises ValueError where `layer_decay` does not lie in (0, 1], or the model has no blocks that are known.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"--layer_decay {layer_decay}: must lie in (0, 1].")
+    # timm asks the model for its layers.
+    described = SimpleNamespace(named_parameters=model.named_parameters, group_matcher=lambda coarse: LAYERS)
+    groups = timm_groups(described, weight_decay, no_weight_decay_list=UNDECAYED, layer_decay=layer_decay)
+    if layer_decay < 1 and len({group["lr_scale"] for group in groups}) < 3:
+        raise ValueError(f"--layer_decay {layer_decay}: the layers of {type(model).__name__} are not known; give 1.")
+    return [{**group, "lr": learning_rate * group["lr_scale"]} for group in groups]
+
+
+def lars_groups(head: nn.Module) -> list[dict[str, Any]]:
+    """For timm's `Lars`, which adapts nothing where the weight decay is 0, unless told to: the trust ratio is for
+    weights, not for biases (official: util/lars.py)."""
+    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "always_adapt": True},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "always_adapt": False},
+    ]
