@@ -26,7 +26,7 @@ from .resume import CheckpointError, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
 from .sources import ImageSource
 from .stopping import StopRequested, StopSignals
-from .transforms import EvaluationTransform
+from .transforms import EvaluationTransform, Normalization
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +102,7 @@ class ImageTrainer(Trainer):
         self.eval_transform = EvaluationTransform(self.processing_class)
         self.num_channels, self.noise_length = num_channels, noise_length
         self.shuffle_buffer_size = shuffle_buffer_size
-        mean, std = (
-            torch.tensor(value, device=self.args.device).view(-1, 1, 1)
-            for value in (self.processing_class.image_mean, self.processing_class.image_std)
-        )
-        self.pixel_scale, self.pixel_shift = 1 / (255 * std), -mean / std
+        self.normalization = Normalization(self.processing_class, self.args.device)
         self.record, self.allow_elastic_resume = record or {}, allow_elastic_resume
         self.skipped_images = SkippedImages(None, max_bad_images)
         self._newly_skipped: list[SkippedImage] = []
@@ -181,10 +177,9 @@ class ImageTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         if rows is not None:
             inputs["row"] = rows
-        pixel_values = inputs["pixel_values"]
-        if pixel_values.dtype == torch.uint8:
-            pixel_values = torch.addcmul(self.pixel_shift, pixel_values.float(), self.pixel_scale)
-        return {**inputs, "pixel_values": pixel_values}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = self.normalization(inputs["pixel_values"])
+        return inputs
 
     # ---- training ----
 
@@ -306,11 +301,12 @@ class ImageTrainer(Trainer):
         return position
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        elastic, scheduler, step = self.allow_elastic_resume, self.lr_scheduler, self.state.global_step
+        base_rates = list(scheduler.base_lrs) if checkpoint is not None and elastic else []
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.allow_elastic_resume:
+        if checkpoint is not None and elastic:
             # The checkpoint's learning rate was that of its batch size, and its step one of its steps.
-            scheduler, step = self.lr_scheduler, self.state.global_step
-            scheduler.base_lrs = [self.args.learning_rate] * len(scheduler.base_lrs)
+            scheduler.base_lrs = base_rates
             scheduler.last_epoch = step
             scheduler._last_lr = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
             for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr):

@@ -44,6 +44,22 @@ def evaluation_processor(
     )
 
 
+class Normalization:
+    """`(B, C, H, W)` uint8 -> float32 with the mean and deviation of an image processor: its other half, for a whole
+    batch on the device. Floats are taken for normalised and come back as they are."""
+
+    def __init__(self, processor: CLIPImageProcessor, device: torch.device):
+        mean, std = (
+            torch.tensor(value, device=device).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std)
+        )
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of the image processor. Normalisation happens on the
     device, for the whole batch."""
