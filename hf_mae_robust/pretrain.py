@@ -356,7 +356,9 @@ def prepare(
         args=training,
         train_source=train_source,
         eval_source=eval_source,
-        processing_class=evaluation_processor(config, data_arguments.crop_pct),
+        processing_class=evaluation_processor(
+            config.image_size, data_arguments.crop_pct, config.num_channels, config.image_mean, config.image_std
+        ),
         crop_scale=tuple(data_arguments.crop_scale),
         horizontal_flip=data_arguments.horizontal_flip,
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,

@@ -40,7 +40,8 @@ def statistics_of_source(
     """
     skipped = SkippedImages(None, max_bad_images)
     state = PartialState()
-    transform = EvaluationTransform(evaluation_processor(config, crop_pct))
+    # The statistics are of raw pixels: what the processor normalises with does not matter.
+    transform = EvaluationTransform(evaluation_processor(config.image_size, crop_pct, config.num_channels))
     loader = sequential_loader(
         source,
         transform,

@@ -1,20 +1,29 @@
 """Augmentation for pre-training, and the preprocessing of evaluation as an image processor."""
 
+from collections.abc import Sequence
+
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import center_crop
 from transformers import CLIPImageProcessor
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from .model import ViTMAERobustConfig
 from .model.configuration_vit_mae_robust import to_pair
 
 # Narrower images are cut to the middle before they are resized; it is far more than the centre crop keeps.
 MAX_ASPECT_RATIO = 8
 
 
-def evaluation_processor(config: ViTMAERobustConfig, crop_pct: float = 0.875) -> CLIPImageProcessor:
+def evaluation_processor(
+    image_size: int | tuple[int, int],
+    crop_pct: float = 0.875,
+    num_channels: int = 3,
+    image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> CLIPImageProcessor:
     """The preprocessing that belongs to a model: resize, centre crop, rescale to [0, 1], normalise.
+
+    `image_size` in pixels, one number or (height, width); `image_mean` and `image_std`: one number a channel.
 
     The short side is resized (bicubic) to `image_size / crop_pct`, keeping the aspect ratio, and the centre is cropped:
     256 and 224 with the official MAE's `crop_pct` of 0.875; 1.0 crops nothing from a square image. ViT's own processor
@@ -25,15 +34,15 @@ def evaluation_processor(config: ViTMAERobustConfig, crop_pct: float = 0.875) ->
     """
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
-    height, width = to_pair(config.image_size)
+    height, width = to_pair(image_size)
     resized = int(height / crop_pct), int(width / crop_pct)
     return CLIPImageProcessor(
         size={"shortest_edge": resized[0]} if height == width else {"height": resized[0], "width": resized[1]},
         crop_size={"height": height, "width": width},
         resample=PILImageResampling.BICUBIC,
-        do_convert_rgb=config.num_channels == 3,
-        image_mean=list(config.image_mean),
-        image_std=list(config.image_std),
+        do_convert_rgb=num_channels == 3,
+        image_mean=list(image_mean),
+        image_std=list(image_std),
     )
 
 

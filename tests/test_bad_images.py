@@ -44,7 +44,9 @@ def mixture(count: int = 40, kinds: tuple[str, ...] = tuple(BAD), first_is_bad: 
 
 
 def evaluation_transform() -> EvaluationTransform:
-    return EvaluationTransform(evaluation_processor(CONFIG, crop_pct=1.0))
+    return EvaluationTransform(
+        evaluation_processor(CONFIG.image_size, 1.0, CONFIG.num_channels, CONFIG.image_mean, CONFIG.image_std)
+    )
 
 
 def training(images: ImageSource, **options):
