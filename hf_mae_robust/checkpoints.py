@@ -222,7 +222,7 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**others, **{key: tensor.to(weight.dtype) for key, tensor in folded.items()}}
 
 
-def _without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """BEiT's attention has none. One adds the same number to all the scores of a query, and softmax takes it out."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(".k_proj.bias")}
 
@@ -303,7 +303,7 @@ def from_original(
         for name, part in zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor]):
             renamed[name] = part.detach().clone()
     try:
-        model.load_state_dict(_without_key_biases(renamed) if is_classifier else renamed, assign=True)
+        model.load_state_dict(without_key_biases(renamed) if is_classifier else renamed, assign=True)
     except RuntimeError as error:
         raise ValueError(f"The tensors do not fit the sizes that they and the overrides tell. {error}") from error
     return model.eval()

@@ -16,7 +16,7 @@ LAYERS = [
     {"data"},
     {"saving", "stopping", "guards", "launch"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
-    {"trainer"},
+    {"export", "trainer"},
     {"pretrain"},
     {"__main__", "__init__"},
 ]
