@@ -12,6 +12,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -73,14 +74,17 @@ _SHARED_FIELDS = (
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def _load(checkpoint: str) -> PreTrainedModel:
     """The model of a folder or Hub id, as the class that config.json names, whole, in evaluation mode."""
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(
-            f"{checkpoint}: no folder with a config.json, and not found on the Hub. {reason}"
+            f"{checkpoint}: no folder with a config.json, and not found on the Hub. {_first_line(error)}"
         ) from error
     name = (config.architectures or ["no class"])[0]
     model_class = next((source for source in SOURCES if source.__name__ == name), None)
@@ -89,6 +93,10 @@ def _load(checkpoint: str) -> PreTrainedModel:
         raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported.")
     try:
         model, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+    except OSError as error:
+        raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {_first_line(error)}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{checkpoint}: its weights are truncated or damaged. {_first_line(error)}") from error
     except RuntimeError as error:  # tensors of other shapes
         raise ValueError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
     problems = [

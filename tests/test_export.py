@@ -406,6 +406,23 @@ def test_incomplete_checkpoints_are_refused(finetuned, tmp_path, change):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        (0.5, ValueError, "its weights are truncated or damaged"),
+        (None, FileNotFoundError, "its weights cannot be read"),
+    ],
+)
+def test_damaged_weights_are_refused(tmp_path, keep, error, message):
+    classifier().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink() if keep is None else weights.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(error, match=message):
+        export(tmp_path / "model", tmp_path / "out", "timm")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_not_overwritten(pretrained, tmp_path, monkeypatch):
     folder = pretrained[1]
     (tmp_path / "full").mkdir()
