@@ -10,6 +10,7 @@ import transformers
 from accelerate import PartialState
 
 from .checkpoints import add_convert_arguments, run_convert
+from .export import add_export_arguments, run_export
 from .model import ViTMAERobustConfig
 from .sources import DataLocation, open_splits
 from .target_statistics import statistics_of_source
@@ -71,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, add_arguments, run in (
         ("statistics", add_statistics_arguments, run_statistics),
         ("convert", add_convert_arguments, run_convert),
+        ("export", add_export_arguments, run_export),
     ):
         summary = (run.__doc__ or "").strip().splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)

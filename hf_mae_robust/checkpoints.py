@@ -1,15 +1,15 @@
-"""Checkpoints of the official MAE code (github.com/facebookresearch/mae, models_mae.py) in and out.
+"""Checkpoints of the official MAE code (github.com/facebookresearch/mae, models_mae.py, models_vit.py) in and out.
 
 The tensors are the same. Only their names differ, and the official code keeps the query, key and value projections in
-one tensor. `KEY_MAP` says all of it, and both directions are read from it. A key that it does not have, or one that is
-absent, is an error: nothing is skipped or left at its random initialisation.
+one tensor. One table a layout (encoder, pre-training model, classifier of either pooling) says all of it, and both
+directions are read from it. A key that it does not have, or one that is absent, is an error: nothing is skipped or left
+at its random initialisation.
 """
 
 import argparse
 import math
 import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
@@ -18,9 +18,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    BeitPreTrainedModel,
+    CLIPImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
+from .saving import check_is_free, written_whole
 from .transforms import evaluation_processor
 
 _BLOCK = {
@@ -31,30 +40,45 @@ _BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-# Official name -> ours. N: the number of a block; *: weight and bias; {qkv}: three tensors, fused in this order, along
-# the first dimension, in the official one.
+# Official name -> transformers' (ViT-MAE, ViT and BEiT have the same). N: the number of a block; *: weight and bias;
+# {qkv}: three tensors, fused in this order, along the first dimension, in the official one.
+_TOKENS_AND_BLOCKS = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.*": "embeddings.patch_embeddings.projection.*",
+    **{f"blocks.N.{official}.*": f"layers.N.{name}.*" for official, name in _BLOCK.items()},
+}
+ENCODER_KEY_MAP = {**_TOKENS_AND_BLOCKS, "norm.*": "layernorm.*"}
 KEY_MAP = {
-    "cls_token": "vit.embeddings.cls_token",
-    "pos_embed": "vit.embeddings.position_embeddings",
-    "patch_embed.proj.*": "vit.embeddings.patch_embeddings.projection.*",
-    **{f"blocks.N.{official}.*": f"vit.layers.N.{ours}.*" for official, ours in _BLOCK.items()},
-    "norm.*": "vit.layernorm.*",
+    **{official: f"vit.{name}" for official, name in ENCODER_KEY_MAP.items()},
     "decoder_embed.*": "decoder.decoder_embed.*",
     "mask_token": "decoder.mask_token",
     "decoder_pos_embed": "decoder.decoder_pos_embed",
-    **{f"decoder_blocks.N.{official}.*": f"decoder.decoder_layers.N.{ours}.*" for official, ours in _BLOCK.items()},
+    **{f"decoder_blocks.N.{official}.*": f"decoder.decoder_layers.N.{name}.*" for official, name in _BLOCK.items()},
     "decoder_norm.*": "decoder.decoder_norm.*",
     "decoder_pred.*": "decoder.decoder_pred.*",
 }
+# Fine-tuned classifiers: LayerNorm, then CLS; or the mean of the patch tokens, then LayerNorm.
+CLS_KEY_MAP = {
+    **{official: f"beit.{name}" for official, name in ENCODER_KEY_MAP.items()},
+    "head.*": "classifier.*",
+}
+MEAN_KEY_MAP = {
+    **{official: f"beit.{name}" for official, name in _TOKENS_AND_BLOCKS.items()},
+    "fc_norm.*": "beit.pooler.layernorm.*",
+    "head.*": "classifier.*",
+}
+# The linear probe of the official code: BatchNorm1d(affine=False), then the linear layer.
+_PROBE_KEYS = {f"head.0.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+_PROBE_KEYS |= {"head.1.weight", "head.1.bias"}
+_PROBE_EPS = 1e-6
 
 
-def _expand_key_map(num_blocks: int, num_decoder_blocks: int) -> dict[str, list[str]]:
-    """`KEY_MAP` for a model of so many blocks: official key -> our key, or our three. No decoder: 0 decoder blocks."""
+def _expand(key_map: Mapping[str, str], num_blocks: int, num_decoder_blocks: int = 0) -> dict[str, list[str]]:
+    """A table for a model of so many blocks: official key -> the key of transformers, or the three."""
     keys = {}
-    for official, ours in KEY_MAP.items():
+    for official, ours in key_map.items():
         blocks = num_decoder_blocks if ours.startswith("decoder.") else num_blocks
-        if not blocks:
-            continue
         numbers = range(blocks) if ".N." in official else (0,)
         for number, leaf in product(numbers, ("weight", "bias") if "*" in official else ("",)):
             key, name = (text.replace(".N.", f".{number}.").replace("*", leaf) for text in (official, ours))
@@ -113,16 +137,18 @@ def _count_blocks(keys: Iterable[str], prefix: str) -> int:
     return max(1, len({match[1] for key in keys if (match := re.match(rf"{prefix}\.(\d+)\.", key))}))
 
 
-def _check_keys(found: Iterable[str], expected: Iterable[str]):
+def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[str, str]):
     found, expected = set(found), set(expected)
     unknown, missing = found - expected, expected - found
     problems = [
         f"{what} {_listed(keys)}" for what, keys in (("unknown keys:", unknown), ("missing keys:", missing)) if keys
     ]
     if problems:
+        form = "the encoder alone, or both" if key_map in (KEY_MAP, ENCODER_KEY_MAP) else "a fine-tuned classifier"
+        listed = KEY_MAP if key_map is ENCODER_KEY_MAP else key_map
         raise ValueError(
             f"Not the layout of the official MAE: {'; '.join(problems)}. Expected, with N the number of a block and * "
-            f"weight and bias (the encoder alone, or both): {', '.join(KEY_MAP)}."
+            f"weight and bias ({form}): {', '.join(listed)}."
         )
 
 
@@ -169,51 +195,105 @@ def _infer_image_size(state_dict: Mapping[str, Tensor], patch_size: int | tuple[
     return height if height == width else (height, width)
 
 
+def _layout_of_keys(keys: Iterable[str]) -> Mapping[str, str]:
+    keys = list(keys)
+    if any(key.startswith("fc_norm.") for key in keys):
+        return MEAN_KEY_MAP
+    if any(key.startswith("head.") for key in keys):
+        return CLS_KEY_MAP
+    return KEY_MAP if any(key.startswith("decoder_") or key == "mask_token" for key in keys) else ENCODER_KEY_MAP
+
+
+def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head of a linear probe as one linear layer, `head.weight` and `head.bias`. In evaluation the BatchNorm is
+    `(x - mean) / sqrt(variance + eps)` with fixed numbers."""
+    if missing := _PROBE_KEYS - state_dict.keys():
+        raise ValueError(f"The head of this linear probe is incomplete: missing keys: {_listed(missing)}.")
+    weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
+    mean, variance = (state_dict[f"head.0.running_{name}"] for name in ("mean", "var"))
+    if weight.dim() != 2 or mean.shape != weight.shape[1:] or variance.shape != mean.shape:
+        raise ValueError(
+            f"The head of this linear probe does not fit together: head.1.weight has shape {tuple(weight.shape)}, "
+            f"head.0.running_mean {tuple(mean.shape)}, head.0.running_var {tuple(variance.shape)}."
+        )
+    scaled = weight.double() / (variance.double() + _PROBE_EPS).sqrt()
+    folded = {"head.weight": scaled, "head.bias": bias.double() - scaled @ mean.double()}
+    others = {key: tensor for key, tensor in state_dict.items() if key not in _PROBE_KEYS}
+    return {**others, **{key: tensor.to(weight.dtype) for key, tensor in folded.items()}}
+
+
+def without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's attention has none. One adds the same number to all the scores of a query, and softmax takes it out."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".k_proj.bias")}
+
+
+def with_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` by names of transformers, with a bias of zero for each key projection that has none."""
+    biases = {
+        f"{name.removesuffix('.weight')}.bias": tensor.new_zeros(len(tensor))
+        for name, tensor in tensors.items()
+        if name.endswith(".k_proj.weight")
+    }
+    return {**biases, **tensors}
+
+
 def from_original(
     state_dict: Mapping[str, Tensor],
     num_attention_heads: int,
     decoder_num_attention_heads: int | None = None,
     **config_overrides,
-) -> ViTMAERobustForPreTraining | ViTMAERobustModel:
-    """A model of ours with official weights, in evaluation mode. It computes what the official one does.
+) -> ViTMAERobustForPreTraining | ViTMAERobustModel | BeitForImageClassification:
+    """A model with official weights, in evaluation mode. It computes what the official one does.
 
     Args:
         state_dict: tensors by official name, as from `read_original`. Among them `patch_embed.proj.weight`
             `(d, C, patch height, patch width)`, `pos_embed` `(1, 1 + L, d)`, `blocks.N.attn.qkv.weight` `(3 * d, d)`,
-            `decoder_pred.weight` `(D, decoder d)`. They are copied, and kept in their type; the position tables are
-            taken as they are.
+            `decoder_pred.weight` `(D, decoder d)`, `head.weight` `(classes, d)`. They are copied, and kept in their
+            type; the position tables are taken as they are.
         num_attention_heads, decoder_num_attention_heads: what shapes do not tell. The latter is needed for files
             with a decoder, and not looked at for others.
         config_overrides: fields of [`ViTMAERobustConfig`]. `image_size` is needed where the grid of patches is not
             square; `norm_pix_loss=False` for models trained so (default: True). To train on exactly as MAE does, pass
-            `decoder_attention_probs_dropout_prob=0.0`: the default of 0.3 is this project's.
+            `decoder_attention_probs_dropout_prob=0.0`: the default of 0.3 is this project's. For a classifier: fields
+            of `BeitConfig`, such as `id2label`; the file holds no names of classes.
 
     Returns:
         `ViTMAERobustForPreTraining`; without decoder keys (as in mae_pretrain_vit_base.pth, which is published without
-        a decoder) `ViTMAERobustModel`.
+        a decoder) `ViTMAERobustModel`. With `head.*`, a fine-tuned classifier, stock `BeitForImageClassification` in
+        the form of `mae_beit_config`: the mean of the patch tokens is classified where there is `fc_norm.*`, CLS where
+        there is `norm.*`. The BatchNorm of a linear probe (`head.0.*`) is folded into its linear layer. Of the biases
+        of a classifier those of the keys are left out: BEiT has none, and softmax cannot feel them.
 
     Raises:
         ValueError: unknown or missing keys, shapes that do not fit together, heads missing or not dividing the width,
-            or a fine-tuned classifier, which is not supported yet.
+            or an override that is no field of the config.
     """
+    if any(key.startswith(("head.0.", "head.1.")) for key in state_dict):
+        state_dict = _fold_batch_norm(state_dict)
     keys = list(state_dict)
-    classifier_keys = [key for key in keys if key.startswith(("fc_norm.", "head."))]
-    if classifier_keys:
-        raise ValueError(
-            f"Fine-tuned classifiers are not supported yet; this is one (keys {_listed(classifier_keys)})."
-        )
-    has_decoder = any(key.startswith("decoder_") or key == "mask_token" for key in keys)
-    key_map = _expand_key_map(_count_blocks(keys, "blocks"), has_decoder and _count_blocks(keys, "decoder_blocks"))
-    _check_keys(keys, key_map)
+    layout = _layout_of_keys(keys)
+    is_classifier, has_decoder = layout in (CLS_KEY_MAP, MEAN_KEY_MAP), layout is KEY_MAP
+    key_map = _expand(layout, _count_blocks(keys, "blocks"), _count_blocks(keys, "decoder_blocks"))
+    _check_keys(keys, key_map, layout)
 
     sizes = _infer_sizes(state_dict, keys)
     if "image_size" not in config_overrides:
         sizes["image_size"] = _infer_image_size(state_dict, sizes["patch_size"])
     _check_heads("num_attention_heads", num_attention_heads, sizes["hidden_size"])
+    sizes["num_attention_heads"] = num_attention_heads
     if has_decoder:
         _check_heads("decoder_num_attention_heads", decoder_num_attention_heads, sizes["decoder_hidden_size"])
         sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
-    config = ViTMAERobustConfig(**{**sizes, "num_attention_heads": num_attention_heads, **config_overrides})
+    config_class = BeitConfig if is_classifier else ViTMAERobustConfig
+    if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
+        raise ValueError(f"{_listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+    if is_classifier:
+        sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
+        config = mae_beit_config(**{**sizes, **config_overrides})
+        model = BeitForImageClassification(config)
+    else:
+        config = ViTMAERobustConfig(**{**sizes, **config_overrides})
+        model = (ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel)(config)
 
     renamed = {}
     for key, names in key_map.items():
@@ -221,36 +301,90 @@ def from_original(
         if len(names) > 1 and (tensor.dim() == 0 or tensor.shape[0] % len(names)):
             raise ValueError(f"{key} has shape {tuple(tensor.shape)}: cannot be split into query, key and value.")
         for name, part in zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor]):
-            renamed[name if has_decoder else name.removeprefix("vit.")] = part.detach().clone()
-    model = (ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel)(config)
+            renamed[name] = part.detach().clone()
     try:
-        model.load_state_dict(renamed, assign=True)
+        model.load_state_dict(without_key_biases(renamed) if is_classifier else renamed, assign=True)
     except RuntimeError as error:
         raise ValueError(f"The tensors do not fit the sizes that they and the overrides tell. {error}") from error
     return model.eval()
 
 
-def to_original(model: ViTMAERobustForPreTraining | ViTMAERobustModel) -> dict[str, Tensor]:
+def mae_beit_config(**fields) -> BeitConfig:
+    """The settings with which a stock BEiT is the plain ViT of MAE: absolute positions, no relative ones, no layer
+    scale, the official epsilon; no dropout and no drop path. `fields` of `BeitConfig` add to them and win.
+
+    Raises ValueError for an `image_size` that is not square: BEiT looks for a square grid of positions in it.
+    """
+    config = BeitConfig(
+        **{
+            "use_absolute_position_embeddings": True,
+            "use_relative_position_bias": False,
+            "use_shared_relative_position_bias": False,
+            "layer_scale_init_value": 0.0,
+            "layer_norm_eps": 1e-6,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "drop_path_rate": 0.0,
+            **fields,
+        }
+    )
+    height, width = to_pair(config.image_size)
+    if height != width:
+        raise ValueError(
+            f"image_size={config.image_size}: the BEiT of transformers interpolates its positions as a square grid "
+            "for images that are not square, so it cannot hold this model."
+        )
+    return config
+
+
+def rename_to_original(tensors: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors by names of transformers -> copies by official names, bit-identical. `layout`: a table of this module.
+
+    Raises ValueError for a tensor that the layout has no place for, and for one that it needs and does not find.
+    """
+    blocks = (_count_blocks(tensors, prefix) for prefix in (r"(?:vit\.|beit\.)?layers", r"decoder\.decoder_layers"))
+    key_map = _expand(layout, *blocks)
+    expected = {name for names in key_map.values() for name in names}
+    if homeless := tensors.keys() - expected:
+        raise ValueError(
+            f"The layout of the official MAE has no place for {_listed(homeless)}. A model with mid-level mask tokens "
+            "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it, "
+            "nor can a BEiT with layer scale or relative positions."
+        )
+    if absent := expected - tensors.keys():
+        raise ValueError(f"The layout of the official MAE needs {_listed(absent)}, which this model does not have.")
+    return {key: torch.cat([tensors[name].detach() for name in names]) for key, names in key_map.items()}
+
+
+def to_original(model: PreTrainedModel) -> dict[str, Tensor]:
     """The inverse of `from_original`: copies of the tensors by official name, bit-identical, to be saved as
     `torch.save({"model": to_original(model)}, path)` and read by the official code.
 
-    The layout holds no settings: remember the heads, `norm_pix_loss` and the like.
+    `model`: `ViTMAERobustForPreTraining`, `ViTMAERobustModel`, their stock counterparts, or a `BeitModel` or
+    `BeitForImageClassification` of the form of `mae_beit_config`, whose absent key biases become zeros.
 
-    Raises ValueError for a tensor that the layout has no place for: mid-level mask token, patch statistics.
+    The layout holds no settings: remember the heads, `norm_pix_loss`, the names of the classes and the like.
+
+    Raises ValueError for a tensor that the layout has no place for: mid-level mask token, patch statistics, layer
+    scale, relative positions.
     """
-    has_decoder = hasattr(model, "vit")
-    state_dict = {name if has_decoder else f"vit.{name}": tensor for name, tensor in model.state_dict().items()}
-    config = model.config
-    key_map = _expand_key_map(config.num_hidden_layers, config.decoder_num_hidden_layers if has_decoder else 0)
-    expected = {name for names in key_map.values() for name in names}
-    if homeless := state_dict.keys() - expected:
-        raise ValueError(
-            f"The layout of the official MAE has no place for {_listed(homeless)}. A model with mid-level mask tokens "
-            "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it."
-        )
-    if absent := expected - state_dict.keys():
-        raise ValueError(f"The layout of the official MAE needs {_listed(absent)}, which this model does not have.")
-    return {key: torch.cat([state_dict[name].detach() for name in names]) for key, names in key_map.items()}
+    tensors = model.state_dict()
+    if isinstance(model, BeitPreTrainedModel):
+        tensors = with_key_biases(tensors)
+    if isinstance(model, BeitForImageClassification):
+        return rename_to_original(tensors, MEAN_KEY_MAP if model.config.use_mean_pooling else CLS_KEY_MAP)
+    return rename_to_original(tensors, KEY_MAP if hasattr(model, "decoder") else ENCODER_KEY_MAP)
+
+
+def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
+    """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
+    else ImageNet's, or 0.5 where the images have no 3 channels."""
+    statistics = {}
+    if hasattr(config, "image_mean"):
+        statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
+    elif config.num_channels != 3:
+        statistics = {field: [0.5] * config.num_channels for field in ("image_mean", "image_std")}
+    return evaluation_processor(config.image_size, num_channels=config.num_channels, **statistics)
 
 
 def convert(
@@ -259,25 +393,17 @@ def convert(
     num_attention_heads: int,
     decoder_num_attention_heads: int | None = None,
     **config_overrides,
-) -> ViTMAERobustForPreTraining | ViTMAERobustModel:
+) -> ViTMAERobustForPreTraining | ViTMAERobustModel | BeitForImageClassification:
     """Official checkpoint -> folder for `from_pretrained`, with the image processor of MAE's evaluation.
 
     The folder appears when it is complete, never half-written. Arguments and errors: as `read_original` and
     `from_original`; FileExistsError where `output_dir` is a file or a folder that is not empty. Returns the model.
     """
-    output_dir = Path(output_dir).resolve()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not an empty folder. Choose another one, or remove it.")
+    check_is_free(output_dir)
     model = from_original(read_original(path), num_attention_heads, decoder_num_attention_heads, **config_overrides)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, because a rename is atomic within one file system only.
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as folder:
-        complete = Path(folder) / "complete"
-        model.save_pretrained(complete)
-        config = model.config
-        form = {name: getattr(config, name) for name in ("num_channels", "image_mean", "image_std")}
-        evaluation_processor(config.image_size, **form).save_pretrained(complete)
-        complete.replace(output_dir)
+    with written_whole(output_dir) as folder:
+        model.save_pretrained(folder)
+        default_processor(model.config).save_pretrained(folder)
     return model
 
 
@@ -290,19 +416,21 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--norm_pix_loss",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether the model was trained on targets normalised per patch (default: yes)",
+        help="whether the model was trained on targets normalised per patch (default: yes); not for classifiers",
     )
 
 
 def run_convert(args: argparse.Namespace):
     """Turn a checkpoint of the official MAE code into a folder that from_pretrained loads."""
     heads = args.num_attention_heads, args.decoder_num_attention_heads
-    model = convert(args.path, args.output_dir, *heads, norm_pix_loss=args.norm_pix_loss)
+    overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
+    model = convert(args.path, args.output_dir, *heads, **overrides)
     config = model.config
     sizes = f"image {config.image_size}, patch {config.patch_size}, encoder {config.hidden_size} x "
     sizes += f"{config.num_hidden_layers} blocks x {config.num_attention_heads} heads"
     if isinstance(model, ViTMAERobustForPreTraining):
         sizes += f", decoder {config.decoder_hidden_size} x {config.decoder_num_hidden_layers} blocks x "
         sizes += f"{config.decoder_num_attention_heads} heads"
+    if isinstance(model, BeitForImageClassification):
+        sizes += f", {config.num_labels} classes from the {'mean of the patches' if config.use_mean_pooling else 'CLS'}"
     print(f"{args.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters, {sizes}")

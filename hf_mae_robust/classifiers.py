@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    BeitConfig,
     BeitForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,7 +25,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .checkpoints import from_original, read_original
+from .checkpoints import from_original, mae_beit_config, read_original, without_key_biases
 from .model import ViTMAERobustConfig, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
 from .model.modeling_vit_mae_robust import interpolate_position_embedding
@@ -45,6 +44,9 @@ OWN_CLASSES = ("beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registe
 # Of these, the ones that choose between CLS and mean by a setting, and those that take any image size as they are.
 WITH_POOLING = ("beit", "data2vec-vision")
 OF_ANY_SIZE = ("dinov2", "dinov2_with_registers")
+# Settings of a ViT that its BEiT has under the same names.
+SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+SHARED_SETTINGS += ("layer_norm_eps", "patch_size", "num_channels")
 # What may be new in a classifier; everything else has to come from the checkpoint.
 HEAD_KEYS = ("classifier.", "beit.pooler.", "data2vec_vision.pooler.")
 
@@ -78,33 +80,14 @@ def vit_to_beit(encoder: Mapping[str, torch.Tensor], keeps_final_norm: bool) -> 
     """The tensors of a ViT encoder (`embeddings.*`, `layers.N.*`, `layernorm.*`) by the names of `BeitModel`.
 
     keeps_final_norm: for CLS pooling; mean pooling has a new norm instead. Mask tokens are left out, and the biases of
-    the keys, which BEiT does not have: they add the same to all scores of a query. Missing biases are zeros.
+    the keys. Other biases of the attention that are missing are zeros.
     """
     left_out = ("mid_mask_token", "embeddings.mask_token", "pooler.") + (() if keeps_final_norm else ("layernorm.",))
-    tensors = {
-        name: tensor
-        for name, tensor in encoder.items()
-        if not name.startswith(left_out) and not name.endswith("k_proj.bias")
-    }
+    tensors = {name: tensor for name, tensor in encoder.items() if not name.startswith(left_out)}
     for name, tensor in encoder.items():
-        bias = name.replace(".weight", ".bias")
-        if name.endswith(("q_proj.weight", "v_proj.weight")) and bias not in tensors:
-            tensors[bias] = torch.zeros_like(tensor[:, 0])
-    return tensors
-
-
-def beit_config(config: PreTrainedConfig, **settings) -> BeitConfig:
-    """The BEiT that computes what a ViT of this config does."""
-    same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-    same += ("layer_norm_eps", "patch_size", "num_channels", "image_size")
-    settings = {**{name: getattr(config, name) for name in same}, **settings}
-    return BeitConfig(
-        **settings,
-        use_absolute_position_embeddings=True,
-        use_relative_position_bias=False,
-        use_shared_relative_position_bias=False,
-        layer_scale_init_value=0.0,
-    )
+        if name.endswith(("q_proj.weight", "v_proj.weight")):
+            tensors.setdefault(name.replace(".weight", ".bias"), torch.zeros_like(tensor[:, 0]))
+    return without_key_biases(tensors)
 
 
 def _square(image_size: int | Sequence[int]) -> int:
@@ -165,10 +148,9 @@ def read_pixels(name: str, config: PreTrainedConfig, token: str | None = None) -
 def _pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pixels:
     channels, holder = config.num_channels, processor if processor is not None else config
     mean, std = getattr(holder, "image_mean", None), getattr(holder, "image_std", None)
-    if mean is None or std is None:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if len(mean) != channels:
-        mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
+    if mean is None or std is None or len(mean) != channels:
+        is_rgb = channels == 3
+        mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_rgb else ([0.5] * channels, [0.5] * channels)
     return Pixels(channels, tuple(mean), tuple(std))
 
 
@@ -258,7 +240,8 @@ def _beit_of(
     """settings: of the config: labels, drop path. Without pooling: mean."""
     size = image_size or _square(encoder.config.image_size)
     uses_mean = pooling != "cls"
-    config = beit_config(encoder.config, image_size=size, use_mean_pooling=uses_mean, **settings)
+    same = {name: getattr(encoder.config, name) for name in SHARED_SETTINGS}
+    config = mae_beit_config(**same, image_size=size, use_mean_pooling=uses_mean, **settings)
     model = BeitForImageClassification._from_config(config, attn_implementation=attn_implementation)
     tensors = vit_to_beit(encoder.state_dict(), keeps_final_norm=not uses_mean)
     positions = resized_positions(tensors["embeddings.position_embeddings"], size, config.patch_size)

@@ -10,6 +10,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -151,3 +154,24 @@ def allow_group(folder: Path) -> None:
     os.umask(mask)
     for path in _files_in(folder):
         path.chmod(0o666 & ~mask)
+
+
+def check_is_free(path: str | Path) -> None:
+    """Raises FileExistsError where `path` is a file or a folder that is not empty."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder. Choose another one, or remove it.")
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which becomes `path` at the end of the block. If the block fails, nothing
+    is left. FileExistsError as in `check_is_free`."""
+    path = Path(path).resolve()
+    check_is_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its final place, because a rename is atomic within one file system only.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        complete = Path(folder) / "complete"
+        yield complete
+        complete.replace(path)

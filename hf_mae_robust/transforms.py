@@ -23,6 +23,8 @@ def evaluation_processor(
 ) -> CLIPImageProcessor:
     """The preprocessing that belongs to a model: resize, centre crop, rescale to [0, 1], normalise.
 
+    `image_size` in pixels, one number or (height, width); `image_mean` and `image_std`: one number a channel.
+
     The short side is resized (bicubic) to `image_size / crop_pct`, keeping the aspect ratio, and the centre is cropped:
     256 and 224 with the official MAE's `crop_pct` of 0.875; 1.0 crops nothing from a square image. ViT's own processor
     squashes images to a square, so this is CLIP's, with other settings. For a non-square `image_size` images are

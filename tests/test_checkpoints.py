@@ -6,8 +6,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.checkpoints import (
@@ -22,8 +24,8 @@ from hf_mae_robust.checkpoints import (
 HEADS = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
 
 
-def official_state_dict(patch=(4, 4), num_patches=16, channels=3, depth=2, decoder_depth=1):
-    """A tiny random model, written down here by the official names and shapes."""
+def official_state_dict(patch=(4, 4), num_patches=16, channels=3, depth=2, decoder_depth=1, head=None):
+    """A tiny random model, written down here by the official names and shapes. head: mean, cls or probe."""
     generator = torch.Generator().manual_seed(0)
     state_dict = {}
 
@@ -47,8 +49,15 @@ def official_state_dict(patch=(4, 4), num_patches=16, channels=3, depth=2, decod
     tensor("pos_embed", 1, 1 + num_patches, 8)
     linear("patch_embed.proj", 8, channels, *patch)
     blocks("blocks", depth, 8)
-    linear("norm", 8)
-    if decoder_depth:
+    linear("fc_norm" if head == "mean" else "norm", 8)
+    if head == "probe":
+        state_dict["head.0.running_mean"] = torch.randn(8, generator=generator)
+        state_dict["head.0.running_var"] = torch.rand(8, generator=generator)
+        state_dict["head.0.num_batches_tracked"] = torch.tensor(90)
+        linear("head.1", 5, 8)
+    elif head:
+        linear("head", 5, 8)
+    elif decoder_depth:
         linear("decoder_embed", 12, 8)
         tensor("mask_token", 1, 1, 12)
         tensor("decoder_pos_embed", 1, 1 + num_patches, 12)
@@ -98,12 +107,102 @@ def test_golden_in_and_out(golden_dir, tmp_path, capsys, target):
     assert_identical(to_original(model), read_original(path))
 
 
-def test_finetuned_golden_is_read_but_not_supported_yet(golden_dir, tmp_path):
+def logits_of(model, pixel_values):
+    with torch.no_grad():
+        return model.eval()(pixel_values).logits
+
+
+def test_finetuned_golden_in_and_out(golden_dir, tmp_path, capsys):
     path = golden_dir / "official_cls_globalpool_tiny.pth"
-    assert read_original(path)["head.weight"].shape == (7, 96)
-    with pytest.raises(ValueError, match="Fine-tuned classifiers are not supported yet.*fc_norm.bias"):
-        convert(path, tmp_path / "model", num_attention_heads=3)
-    assert not list(tmp_path.iterdir())
+    run_cli(path, tmp_path / "model", "--num_attention_heads", 3)
+    printed = capsys.readouterr().out
+    for part in ("BeitForImageClassification", "image 48, patch 8", "96 x 4 blocks x 3", "7 classes from the mean of"):
+        assert part in printed
+
+    model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert type(model) is BeitForImageClassification and not any(info.values()), info
+    golden = load_file(path.with_suffix(".safetensors"))
+    logits = logits_of(model, golden["pixel_values"])
+    torch.testing.assert_close(logits, golden["logits"], rtol=0, atol=1e-5)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    assert processor.size["shortest_edge"] == 54 and processor.crop_size["height"] == 48
+
+    exported, original = to_original(model), read_original(path)
+    for number in range(4):  # all that BEiT has no place for
+        key = f"blocks.{number}.attn.qkv.bias"
+        assert original[key][96:192].any() and not exported[key][96:192].any()
+        original[key][96:192] = 0
+    assert_identical(exported, original)
+    assert torch.equal(logits_of(from_original(exported, 3), golden["pixel_values"]), logits)
+
+
+@pytest.mark.parametrize("global_pool", ["avg", "token"])
+def test_classifiers_compute_what_timm_does(global_pool):
+    """timm's VisionTransformer has the names of the official code, which is built on it."""
+    sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
+    reference = timm.create_model("vit_base_patch16_224", global_pool=global_pool, num_classes=5, **sizes).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    original = reference.state_dict()
+    assert ("fc_norm.weight" in original) == (global_pool == "avg")
+    model = from_original(original, 4)
+    assert model.config.use_mean_pooling is (global_pool == "avg") and model.config.num_labels == 5
+    assert not model.training and model.config.drop_path_rate == 0
+    pixel_values = torch.randn(3, 3, 24, 24)
+    expected = reference(pixel_values)
+    torch.testing.assert_close(logits_of(model, pixel_values), expected, rtol=0, atol=1e-5)
+    reference.load_state_dict(to_original(model))  # strict
+    torch.testing.assert_close(reference(pixel_values), expected, rtol=0, atol=1e-5)
+
+
+def test_a_linear_probe_is_folded():
+    original = official_state_dict(head="probe")
+    probe = torch.nn.Sequential(torch.nn.BatchNorm1d(8, affine=False, eps=1e-6), torch.nn.Linear(8, 5)).eval()
+    probe.load_state_dict({k.removeprefix("head."): v for k, v in original.items() if k.startswith("head.")})
+    encoder = from_original({k: v for k, v in original.items() if not k.startswith("head.")}, 2)
+    pixel_values = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = probe(encoder(pixel_values).last_hidden_state[:, 0])
+    model = from_original(original, 2)
+    assert model.config.use_mean_pooling is False
+    torch.testing.assert_close(logits_of(model, pixel_values), expected, rtol=1e-4, atol=1e-5)
+    assert {key for key in to_original(model) if key.startswith("head")} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(
+    "head, change, message",
+    [
+        ("mean", lambda d: d.update({"norm.weight": torch.ones(8)}), r"unknown keys: norm\.weight\. .*fc_norm"),
+        ("mean", lambda d: d.pop("fc_norm.bias"), r"missing keys: fc_norm\.bias\."),
+        ("mean", lambda d: [d.pop("head.weight"), d.pop("head.bias")], r"missing keys: head\.bias, head\.weight\."),
+        ("cls", lambda d: d.update({"mask_token": torch.ones(1, 1, 8)}), r"unknown keys: mask_token\."),
+        ("cls", lambda d: d.update({"head_dist.weight": torch.ones(5, 8)}), r"unknown keys: head_dist\.weight\."),
+        ("cls", lambda d: d.pop("head.bias"), r"missing keys: head\.bias\."),
+        ("cls", lambda d: d.pop("norm.bias"), r"missing keys: norm\.bias\."),
+        ("cls", lambda d: d.update({"head.bias": torch.ones(6)}), r"do not fit the sizes[\s\S]*classifier\.bias"),
+        ("probe", lambda d: d.pop("head.0.running_var"), r"probe is incomplete: missing keys: head\.0\.running_var"),
+        ("probe", lambda d: d.update({"head.0.weight": torch.ones(8)}), r"unknown keys: head\.0\.weight\."),
+        ("probe", lambda d: d.update({"head.0.running_var": torch.ones(7)}), r"running_var \(7,\)"),
+    ],
+)
+def test_keys_and_shapes_of_classifiers_that_do_not_fit(head, change, message):
+    state_dict = official_state_dict(head=head)
+    change(state_dict)
+    with pytest.raises(ValueError, match=message):
+        from_original(state_dict, 2)
+
+
+def test_overrides_of_classifiers():
+    original = official_state_dict(head="cls")
+    names = dict(enumerate("abcde"))
+    assert from_original(original, 2, id2label=names).config.id2label == names
+    with pytest.raises(ValueError, match="norm_pix_loss: no field of BeitConfig"):
+        from_original(original, 2, norm_pix_loss=False)
+    with pytest.raises(ValueError, match=r"image_size=\(8, 32\): the BEiT"):
+        from_original(original, 2, image_size=(8, 32))
+    with pytest.raises(ValueError, match="--num_attention_heads 3: does not divide"):
+        from_original(original, 3)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +419,7 @@ def test_convert_leaves_no_half_written_folder(tmp_path, monkeypatch):
     torch.save({"model": official_state_dict()}, tmp_path / "file.pth")
     output_dir = tmp_path / "model"
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
