@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,8 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 DEFAULT_RECIPE = "digits"
 
 
-def _option(default: Any, help: str, **metadata) -> Any:
+def option(default: Any, help: str, **metadata) -> Any:
+    """A field of a dataclass of arguments."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -27,34 +29,34 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None, "Start from this checkpoint (ours or a stock ViTMAE one: Hub id or folder) instead of from scratch."
     )
-    config_overrides: str | None = _option(
+    config_overrides: str | None = option(
         None, "Settings of ViTMAERobustConfig, such as 'image_size=32,patch_size=4,hidden_size=192'."
     )
-    mask_ratio: float | None = _option(None, "Share of the patches that are masked (0.75).")
-    target_normalization: Literal["none", "global_rgb", "global_patch"] | None = _option(
+    mask_ratio: float | None = option(None, "Share of the patches that are masked (0.75).")
+    target_normalization: Literal["none", "global_rgb", "global_patch"] | None = option(
         None, "Population statistics of the target, applied before the per-patch step (global_rgb)."
     )
-    target_statistics: str | None = _option(
+    target_statistics: str | None = option(
         None,
         "With --target_normalization global_patch: 'auto' computes the statistics of the training images (and caches "
         "them); a path takes a file written by `python -m hf_mae_robust statistics`.",
     )
-    norm_pix_loss: bool | None = _option(
+    norm_pix_loss: bool | None = option(
         None, "Normalise each patch of the target with its own mean and variance (true).", nargs="?", const=True
     )
-    decoder_attention_probs_dropout_prob: float | None = _option(
+    decoder_attention_probs_dropout_prob: float | None = option(
         None, "Drop edge: dropout of the decoder's attention probabilities (0.3)."
     )
-    mid_mask_ratio: float | None = _option(
+    mid_mask_ratio: float | None = option(
         None, "Share of all patches that join inside the encoder as mid-level mask tokens (0; the paper's study: 0.25)."
     )
-    mid_mask_layer_idx: int | None = _option(None, "Block (0-based) before which they join (8).")
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = _option("sdpa", "Attention kernel.")
-    trust_remote_code: bool = _option(False, "Run code that a model repository brings along.")
-    token: str | None = _option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
+    mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = option("sdpa", "Attention kernel.")
+    trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
+    token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 
 
 @dataclass
@@ -63,34 +65,32 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str | None = _option(
-        None, "Hub id, or a folder: images, Parquet files, or what `save_to_disk` wrote."
-    )
-    dataset_config_name: str | None = _option(None, "Configuration of the data set.")
-    dataset_revision: str | None = _option(None, "Branch, tag or commit of the data set on the Hub.")
-    image_column_name: str | None = _option(
+    dataset_name: str | None = option(None, "Hub id, or a folder: images, Parquet files, or what `save_to_disk` wrote.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the data set on the Hub.")
+    image_column_name: str | None = option(
         None, "Column with the images; default: 'image', or the only one of type Image."
     )
-    dataset_streaming: bool = _option(
+    dataset_streaming: bool = option(
         False, "Read while training instead of downloading and preparing first. Parquet keeps epochs and exact order."
     )
-    train_split_name: str = _option("train", "Split to train on.")
-    eval_split_name: str = _option(
+    train_split_name: str = option("train", "Split to train on.")
+    eval_split_name: str = option(
         "auto",
         "Split to evaluate on; auto: validation, valid, val or test, whichever comes first; none: no evaluation.",
     )
-    train_val_split: float | None = _option(
+    train_val_split: float | None = option(
         None, "Share of the training images to hold out for evaluation where the data set has no split for it."
     )
-    max_train_samples: int | None = _option(None, "Train on the first so many images.")
-    max_eval_samples: int | None = _option(None, "Evaluate on the first so many images.")
-    shuffle_buffer_size: int = _option(
+    max_train_samples: int | None = option(None, "Train on the first so many images.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many images.")
+    shuffle_buffer_size: int = option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )
-    dataset_retry_seconds: float = _option(
+    dataset_retry_seconds: float = option(
         300.0, "When data on the network cannot be read: keep trying for so long, then stop."
     )
-    max_bad_images: float = _option(
+    max_bad_images: float = option(
         0.01, "Share of the images that may be undecodable; those are replaced and listed in skipped_images.jsonl."
     )
     crop_scale: list[float] = field(
@@ -100,8 +100,8 @@ class DataArguments:
             "nargs": 2,
         },
     )
-    horizontal_flip: bool = _option(True, "Flip half of the images.")
-    crop_pct: float = _option(
+    horizontal_flip: bool = option(True, "Flip half of the images.")
+    crop_pct: float = option(
         0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
     )
 
@@ -120,21 +120,21 @@ class RecipeArguments:
 
     _argument_group_name = "recipe"
 
-    base_learning_rate: float = _option(
+    base_learning_rate: float = option(
         1.5e-4, "Learning rate of 256 images a step; the rate used is this x effective batch / 256."
     )
-    warmup_epochs: float | None = _option(
+    warmup_epochs: float | None = option(
         None, "Linear warm-up, in epochs; default: 5%% of the training (MAE: 40 of 800). --warmup_steps wins."
     )
-    overwrite_output_dir: bool = _option(
+    overwrite_output_dir: bool = option(
         False, "Start anew: delete the checkpoints in --output_dir. Default: go on from the newest."
     )
-    allow_elastic_resume: bool = _option(
+    allow_elastic_resume: bool = option(
         False,
         "Go on from a checkpoint of another number of processes, batch, data or schedule. Gives up equality with an "
         "uninterrupted run, and in the epoch of the resume some images come twice and others not at all.",
     )
-    skip_nonfinite_steps: int = _option(
+    skip_nonfinite_steps: int = option(
         0,
         "Pass over so many steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
         "wait for the CPU once a step.",
@@ -159,21 +159,21 @@ class ImageTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
-    per_device_train_batch_size: int = _option(64, "Images per step, device and accumulation step.")
-    per_device_eval_batch_size: int = _option(64, "Images per evaluation step and device.")
-    learning_rate: float | None = _option(
+    per_device_train_batch_size: int = option(64, "Images per step, device and accumulation step.")
+    per_device_eval_batch_size: int = option(64, "Images per evaluation step and device.")
+    learning_rate: float | None = option(
         None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
     )
-    weight_decay: float = _option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
-    max_grad_norm: float = _option(0.0, "Clip gradients to this norm; 0: do not.")
-    lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule after the warm-up, set per step.")
-    save_strategy: SaveStrategy | str = _option("epoch", "When to write checkpoints: no, steps, epoch.")
-    save_total_limit: int | None = _option(2, "Checkpoints to keep.")
-    logging_steps: float = _option(20, "Log every so many steps; below 1: a share of all steps.")
-    logging_nan_inf_filter: bool = _option(False, "Leave NaN and infinite losses out of the log.")
-    dataloader_num_workers: int = _option(4, "Processes that decode images, for each training process.")
-    ddp_find_unused_parameters: bool | None = _option(False, "See torch's DistributedDataParallel.")
-    remove_unused_columns: bool | None = _option(False, "Has no effect here: only the image column is read.")
+    weight_decay: float = option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
+    max_grad_norm: float = option(0.0, "Clip gradients to this norm; 0: do not.")
+    lr_scheduler_type: SchedulerType | str = option("cosine", "Schedule after the warm-up, set per step.")
+    save_strategy: SaveStrategy | str = option("epoch", "When to write checkpoints: no, steps, epoch.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep.")
+    logging_steps: float = option(20, "Log every so many steps; below 1: a share of all steps.")
+    logging_nan_inf_filter: bool = option(False, "Leave NaN and infinite losses out of the log.")
+    dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
+    ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
+    remove_unused_columns: bool | None = option(False, "Has no effect here: only the image column is read.")
     report_to: None | str | list[str] = field(
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
         metadata={"help": "Where to log: tensorboard, wandb, trackio, ..., or none."},
@@ -197,9 +197,9 @@ class MAETrainingArguments(ImageTrainingArguments):
     Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800, `adam_beta2` 0.95.
     """
 
-    output_dir: str | None = _option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
-    num_train_epochs: float = _option(800, "Passes over the training images.")
-    adam_beta2: float = _option(0.95, "AdamW's second beta.")
+    output_dir: str | None = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
+    num_train_epochs: float = option(800, "Passes over the training images.")
+    adam_beta2: float = option(0.95, "AdamW's second beta.")
 
 
 def recipe_path(name: str) -> Path:
@@ -238,7 +238,10 @@ class RecipeParser(HfArgumentParser):
     """`HfArgumentParser` that reads `--config file.yaml` first: its keys are the names of the flags, a flag on the
     command line wins, and a key that is no flag is an error."""
 
-    def __init__(self, dataclass_types, default_recipe: str | None = None, **options):
+    def __init__(
+        self, dataclass_types, default_recipe: Callable[[argparse.Namespace], str | None] | None = None, **options
+    ):
+        """default_recipe: gives the recipe to use without --config, from the flags on the command line."""
         super().__init__(
             dataclass_types,
             allow_abbrev=False,
@@ -277,7 +280,7 @@ class RecipeParser(HfArgumentParser):
         """The dataclass instances, in the order they were named. Ends the program with a message on bad input."""
         argv = list(sys.argv[1:] if argv is None else argv)
         given, _ = self.parse_known_args([word for word in argv if word not in ("-h", "--help")] if argv else [])
-        recipe = given.config or (self.default_recipe if not getattr(given, "dataset_name", None) else None)
+        recipe = given.config or (self.default_recipe(given) if self.default_recipe is not None else None)
         try:
             words = (self.read_recipe(recipe) if recipe else []) + argv
             *parsed, _, unknown = self.parse_args_into_dataclasses(

@@ -126,7 +126,13 @@ def read_config(name: str, *, trust_remote_code: bool = False, token: str | None
     """
     if Path(name).is_file():
         return None
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, token=token)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, token=token)
+    except OSError as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: no file, no folder with a config.json, and not to be had from the Hub "
+            f"({str(error).strip().splitlines()[0]}). Give a folder of run_pretrain.py, a Hub id or an official file."
+        ) from error
     if config.model_type not in (*VIT_ENCODERS, *OWN_CLASSES):
         raise ValueError(
             f"--model_name_or_path {name} is a '{config.model_type}' model, which is not of the ViT family: "
@@ -152,6 +158,10 @@ def _pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pix
         is_rgb = channels == 3
         mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_rgb else ([0.5] * channels, [0.5] * channels)
     return Pixels(channels, tuple(mean), tuple(std))
+
+
+def _has_head(config: PreTrainedConfig) -> bool:
+    return any("ForImageClassification" in name for name in config.architectures or ())
 
 
 def _check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str]) -> None:
@@ -185,6 +195,7 @@ def build_classifier(
     drop_path_rate: float = 0.0,
     head_std: float = HEAD_STD,
     new_head: bool = False,
+    needs_head: bool = False,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
     token: str | None = None,
@@ -201,6 +212,7 @@ def build_classifier(
         pooling: "mean" of the patch tokens, then a new LayerNorm (MAE's fine-tuning), or "cls", after the final norm
             (MAE's linear probe). None: "mean", or what the class of the checkpoint has.
         new_head: put a new head on a classifier of other classes; without it, that is an error.
+        needs_head: `name` has to be a classifier (of any stock class), which is loaded as it is.
 
     Returns a model in training mode with `config.id2label` set and position embeddings that train.
 
@@ -214,7 +226,14 @@ def build_classifier(
     settings["drop_path_rate"] = drop_path_rate
     config = read_config(name, **access) if name is not None else None
     is_new = True
-    if from_scratch:
+    if needs_head:
+        if config is None or from_scratch or not _has_head(config):
+            raise ValueError(f"--model_name_or_path {name} is no classifier.")
+        _check_classes(name, config, class_names)
+        options = {"attn_implementation": attn_implementation, **access}
+        model, is_new = load_strictly(AutoModelForImageClassification, name, **options), False
+        pixels = read_pixels(name, config, token)
+    elif from_scratch:
         encoder = ViTMAERobustModel(_scratch_config(config, overrides, image_size))
         model, pixels = _beit_of(encoder, None, pooling, attn_implementation, settings), _pixels_of(encoder.config)
     elif name is None:
@@ -291,7 +310,7 @@ def _own_class(
 ) -> tuple[PreTrainedModel, bool]:
     """The classifier of the checkpoint's own kind, and whether its head is new."""
     kind = config.model_type
-    keeps_head = not new_head and any("ForImageClassification" in name for name in config.architectures or ())
+    keeps_head = not new_head and _has_head(config)
     if keeps_head:
         _check_classes(name, config, class_names)
     if pooling is not None and kind not in WITH_POOLING:

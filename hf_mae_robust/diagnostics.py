@@ -48,20 +48,33 @@ def save_reconstructions(
     save_image(reconstruction_grid(model, pixel_values, noise), path)
 
 
-def save_loss_plot(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Training and evaluation loss against the epoch, from `trainer.state.log_history`, as a PNG."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for key, label, style in (
-        ("loss", "training", "-"),
-        ("eval_loss", "evaluation", "o-"),
-        ("eval_loss_of_mean", "evaluation, predicting the mean", "--"),
-    ):
-        points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            axes.plot(*zip(*points), style, label=label, markersize=3)
-    axes.set(xlabel="epoch", ylabel="loss (mean squared error of the target)", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+CURVES_OF_LOSS = {
+    "loss": ("training", "-"),
+    "eval_loss": ("evaluation", "o-"),
+    "eval_loss_of_mean": ("evaluation, predicting the mean", "--"),
+}
+CURVES_OF_ACCURACY = {"eval_accuracy": ("top-1", "o-"), "eval_top5_accuracy": ("top-5", "o--")}
+
+
+def save_loss_plot(
+    log_history: list[dict[str, Any]], path: str | Path, kind: str = "mean squared error of the target"
+) -> None:
+    """Training and evaluation loss, and accuracy where there is any, against the epoch, from
+    `trainer.state.log_history`, as a PNG. kind: of the loss."""
+    panels = [(CURVES_OF_LOSS, f"loss ({kind})")]
+    if any("eval_accuracy" in entry for entry in log_history):
+        panels.append((CURVES_OF_ACCURACY, "accuracy"))
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(1 + 6 * len(panels), 4.5), layout="constrained", squeeze=False
+    )
+    for axes, (curves, name) in zip(all_axes[0], panels):
+        for key, (label, style) in curves.items():
+            points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+            if points:
+                axes.plot(*zip(*points), style, label=label, markersize=3)
+        axes.set(xlabel="epoch", ylabel=name, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

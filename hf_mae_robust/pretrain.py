@@ -1,5 +1,6 @@
 """Pre-training, from arguments to a folder that `from_pretrained` loads."""
 
+import argparse
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from .arguments import (
 )
 from .data import sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
-from .launch import check_launch
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .running import (
     accept,
     agree_on_checkpoint,
+    begin,
     check_can_evaluate,
     describe_length,
     evaluate_and_save,
@@ -49,7 +50,11 @@ NUM_PICTURES = 8
 
 def make_parser(prog: str | None = None, description: str | None = None) -> RecipeParser:
     groups = [ModelArguments, DataArguments, RecipeArguments, MAETrainingArguments]
-    return RecipeParser(groups, default_recipe=DEFAULT_RECIPE, prog=prog, description=description)
+
+    def default_recipe(given: argparse.Namespace) -> str | None:
+        return None if given.dataset_name else DEFAULT_RECIPE
+
+    return RecipeParser(groups, default_recipe, prog=prog, description=description)
 
 
 def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
@@ -157,10 +162,7 @@ def prepare(
 ) -> tuple[MAETrainer, str | None]:
     """Everything up to the first step, its line of description included: the trainer, and the checkpoint to go on
     from."""
-    if Path(training.output_dir).is_file():
-        raise NotADirectoryError(f"--output_dir {training.output_dir} is a file.")
-    check_launch(training)
-    set_seed(training.seed)
+    begin(training)
     config = build_config(model_arguments)
     checkpoint = agree_on_checkpoint(recipe, training, config)
     pin_revision(data_arguments, checkpoint)

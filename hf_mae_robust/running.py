@@ -11,13 +11,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, set_seed
 
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, RecipeParser
 from .bad_images import describe
 from .data import check_fills_a_batch, end_workers
 from .guards import NonFiniteError
 from .image_trainer import ImageTrainer
+from .launch import check_launch
 from .optimization import scale_learning_rate, warmup_steps
 from .resume import (
     CheckpointError,
@@ -57,17 +58,19 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
-def open_sources(data: DataArguments, token: str | None, seed: int) -> tuple[ImageSource, ImageSource | None]:
-    """The images to train and to evaluate on. Raises DataError."""
+def open_sources(
+    data: DataArguments, token: str | None, seed: int, eval_only: bool = False
+) -> tuple[ImageSource | None, ImageSource | None]:
+    """The images to train (None with `eval_only`) and to evaluate on. Raises DataError."""
     train, evaluation = open_splits(
         DataLocation.of(data, token),
-        data.train_split_name,
+        None if eval_only else data.train_split_name,
         None if data.eval_split_name == "none" else data.eval_split_name,
         data.train_val_split,
         seed,
         data.shuffle_buffer_size,
     )
-    train = train.head(data.max_train_samples)
+    train = train.head(data.max_train_samples) if train is not None else None
     if evaluation is not None:
         if evaluation.row_groups is None:
             evaluation = load_head_of_stream(evaluation, data.max_eval_samples or MAX_EVAL_SAMPLES_OF_STREAM)
@@ -153,8 +156,19 @@ def record_of(
     }
 
 
-def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments, config: PreTrainedConfig) -> str | None:
-    """The checkpoint to go on from: the one named, or the newest complete one in the output folder."""
+def begin(training: ImageTrainingArguments) -> None:
+    """Checks that need neither model nor data, and the seed."""
+    if Path(training.output_dir).is_file():
+        raise NotADirectoryError(f"--output_dir {training.output_dir} is a file.")
+    check_launch(training)
+    set_seed(training.seed)
+
+
+def find_checkpoint(
+    recipe: RecipeArguments, training: ImageTrainingArguments, config: PreTrainedConfig | None = None
+) -> str | None:
+    """The checkpoint to go on from: the one named, or the newest complete one in the output folder. config: of the
+    model, if it is known yet; with another one the checkpoint is refused."""
     named = training.resume_from_checkpoint
     if recipe.overwrite_output_dir:
         if named:
@@ -171,7 +185,8 @@ def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments, c
         checkpoint = newest_checkpoint(training.output_dir)
     if checkpoint is None:
         return None
-    check_config(checkpoint, config)
+    if config is not None:
+        check_config(checkpoint, config)
     say(f"Going on from {checkpoint} (--overwrite_output_dir starts anew)")
     return str(checkpoint)
 

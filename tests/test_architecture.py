@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 LAYERS = [
     {"version", "model"},
     {"arguments", "augmentation", "decoding", "layer_decay", "metrics", "optimization", "plan", "remote"},
-    {"labels", "statistics", "transforms"},
+    {"finetune_arguments", "labels", "statistics", "transforms"},
     {"sources"},
     {"bad_images"},
     {"data"},
@@ -20,7 +20,8 @@ LAYERS = [
     {"classifiers", "export", "image_trainer"},
     {"classification_trainer", "running", "trainer"},
     {"probes"},
-    {"pretrain"},
+    {"pretrain", "tasks"},
+    {"finetune"},
     {"__main__", "__init__"},
 ]
 
@@ -29,7 +30,7 @@ def imports_of(path: Path) -> set[str]:
     """Names of our own modules that a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+        if isinstance(node, ast.ImportFrom) and node.level == len(path.relative_to(PACKAGE).parts):
             found.add(node.module.split(".")[0] if node.module else "__init__")
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -39,20 +40,24 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*sorted(PACKAGE.glob("*.py")), *sorted(PACKAGE.glob("tasks/*.py"))], ids=lambda path: path.stem
+)
 def test_modules_import_only_from_lower_layers(path):
-    layer = next((i for i, names in enumerate(LAYERS) if path.stem in names), None)
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    layer = next((i for i, names in enumerate(LAYERS) if module in names), None)
     assert layer is not None, f"{path.name} has no place in LAYERS"
     allowed = set().union(*LAYERS[:layer])
     assert imports_of(path) <= allowed
 
 
 def test_every_module_named_here_exists():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} | {"model"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {"model", "tasks"}
     assert set().union(*LAYERS) == modules
 
 
-def test_scripts_are_thin():
-    script = PACKAGE.parent / "run_pretrain.py"
+@pytest.mark.parametrize("name", ["run_pretrain.py", "run_finetune.py"])
+def test_scripts_are_thin(name):
+    script = PACKAGE.parent / name
     statements = [node for node in ast.parse(script.read_text()).body if not isinstance(node, ast.Expr)]
     assert len(statements) <= 2
