@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from accelerate import PartialState
 
 from .checkpoints import add_convert_arguments, run_convert
 from .export import add_export_arguments, run_export
+from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
 from .sources import DataLocation, open_splits
 from .target_statistics import statistics_of_source
@@ -66,18 +68,33 @@ def run_statistics(args: argparse.Namespace) -> None:
     state.destroy_process_group()
 
 
+def add_commands(
+    parser: argparse.ArgumentParser, dest: str, commands: Iterable[tuple[str, Callable, Callable | None]]
+) -> None:
+    """Sub-commands: (name, function that adds arguments, function that runs it). The help is the docstring of the last
+    one, or of the other where there are sub-commands of its own to run."""
+    subparsers = parser.add_subparsers(dest=dest, required=True, metavar="COMMAND")
+    for name, add_arguments, run in commands:
+        summary = ((run or add_arguments).__doc__ or "").strip().splitlines()[0]
+        command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command.set_defaults(run=run)
+        add_arguments(command)
+
+
+def add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the features of a model are worth: knn."""
+    add_commands(parser, "analysis", [("knn", add_knn_arguments, run_knn)])
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hf_mae_robust", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, add_arguments, run in (
+    commands = (
         ("statistics", add_statistics_arguments, run_statistics),
         ("convert", add_convert_arguments, run_convert),
         ("export", add_export_arguments, run_export),
-    ):
-        summary = (run.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        add_arguments(command)
-        command.set_defaults(run=run)
+        ("analyze", add_analyze_arguments, None),
+    )
+    add_commands(parser, "command", commands)
     return parser
 
 

@@ -131,7 +131,8 @@ def read_config(name: str, *, trust_remote_code: bool = False, token: str | None
     except OSError as error:
         raise ValueError(
             f"--model_name_or_path {name}: no file, no folder with a config.json, and not to be had from the Hub "
-            f"({str(error).strip().splitlines()[0]}). Give a folder of run_pretrain.py, a Hub id or an official file."
+            f"({str(error).strip().splitlines()[0]}) Give a folder that run_pretrain.py has written (without arguments: "
+            "outputs/digits), a Hub id or an official file."
         ) from error
     if config.model_type not in (*VIT_ENCODERS, *OWN_CLASSES):
         raise ValueError(
@@ -336,3 +337,40 @@ def _own_class(
             embeddings.position_embeddings = nn.Parameter(positions)
         model.config.image_size = image_size
     return model.train(), not keeps_head
+
+
+class FrozenEncoder(nn.Module):
+    """Images `(B, C, H, W)`, normalised -> features `(B, d)`: of the CLS token after the final norm, or the mean of the
+    patch tokens; of a classifier with mean pooling, what its head gets."""
+
+    def __init__(self, model: PreTrainedModel, pooling: str | None):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.image_size = _square(model.config.image_size)
+        self.has_own_mean = getattr(model.config, "use_mean_pooling", False)
+        self.pooling = pooling or ("mean" if self.has_own_mean else "cls")
+        # CLS; DeiT's distillation token; DINOv2's registers.
+        self.num_prefix_tokens = (
+            1 + (model.config.model_type == "deit") + getattr(model.config, "num_register_tokens", 0)
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = self.model(pixel_values)
+        if self.pooling == "mean" and self.has_own_mean:
+            return outputs.pooler_output
+        tokens = outputs.last_hidden_state
+        return tokens[:, 0] if self.pooling == "cls" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
+
+
+def load_encoder(
+    name: str, pooling: str | None = None, num_attention_heads: int | None = None, token: str | None = None
+) -> tuple[FrozenEncoder, Pixels]:
+    """The encoder of any checkpoint that `build_classifier` takes, frozen and masking nothing, and how it wants its
+    images. num_attention_heads: of an official file. Raises ValueError as there."""
+    config, access = read_config(name, token=token), {"token": token}
+    if config is not None and config.model_type in OWN_CLASSES:
+        model = load_strictly(AutoModel, name, ("pooler.",) if not _has_head(config) else (), **access)
+    else:
+        model = _load_encoder(name, config, num_attention_heads, {**access, "trust_remote_code": False})
+    pixels = _pixels_of(model.config) if config is None else read_pixels(name, config, token)
+    return FrozenEncoder(model, pooling), pixels

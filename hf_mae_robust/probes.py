@@ -1,81 +1,28 @@
-"""What frozen features are worth: linear probes and nearest neighbours."""
+"""Linear probes of frozen features (official code: main_linprobe.py)."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .bad_images import SkippedImages
 from .classification_trainer import ClassificationTrainer
-from .data import EpochDataLoader, sequential_loader
+from .data import EpochDataLoader
+from .features import extract_features
 from .layer_decay import lars_groups
 from .plan import EpochBatchSampler
 from .resume import CheckpointError
-from .sources import ImageSource
-from .transforms import EvaluationTransform, Normalization
 
 PROBE_FILE = "linear_probe.safetensors"
-
-
-def extract_features(
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    source: ImageSource,
-    transform: EvaluationTransform,
-    num_channels: int,
-    *,
-    batch_size: int = 64,
-    num_workers: int = 4,
-    max_bad_images: float = 0.01,
-    device: torch.device | str = "cpu",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and classes of all images of a source, in order, in every process, with the evaluation's preprocessing.
-
-    Args:
-        encode: `(B, C, H, W)`, normalised, on `device` -> `(B, d)`.
-
-    Returns:
-        `(N, d)` float32 and `(N,)` int64, on the CPU. Images that cannot be decoded are left out; more of them than a
-        share of `max_bad_images` raise DataError.
-    """
-    state, normalization = PartialState(), Normalization(transform.processor, torch.device(device))
-    loader = sequential_loader(
-        source,
-        transform,
-        num_channels,
-        batch_size=batch_size,
-        rank=state.process_index,
-        world_size=state.num_processes,
-        num_workers=num_workers,
-    )
-    rows, features, labels, found = [], [], [], []
-    bar = tqdm(loader, desc=f"Features of {source.description}", unit="batch", disable=not state.is_main_process)
-    with torch.no_grad():
-        for batch in bar:
-            found += batch.get("skipped", ())
-            valid = batch["row"] >= 0
-            features.append(encode(normalization(batch["pixel_values"].to(device))).float().cpu()[valid])
-            rows.append(batch["row"][valid])
-            labels.append(batch["labels"][valid])
-    mine = [(torch.cat(rows), torch.cat(features), torch.cat(labels), found)]
-    parts = gather_object(mine) if state.num_processes > 1 else mine
-    skipped = SkippedImages(None, max_bad_images)
-    skipped.add(record for part in parts for record in part[3])
-    skipped.check(source.description, source.num_rows, sum(len(part[0]) for part in parts) + len(skipped))
-    rows, features, labels = (torch.cat([part[i] for part in parts]) for i in range(3))
-    order = rows.argsort()
-    return features[order], labels[order]
 
 
 class LinearProbe(nn.Module):
@@ -217,37 +164,3 @@ class ProbeTrainer(ClassificationTrainer):
             self.accelerator.unwrap_model(self.model).head.load_state_dict(load_file(path))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{path} does not hold this probe's head ({error}). Nothing was resumed.") from error
-
-
-def knn_accuracy(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    batch_size: int = 256,
-) -> dict[str, float]:
-    """Accuracy of weighted k-nearest-neighbour voting on frozen features (Wu et al. 2018, section 3.4; the settings of
-    DINO's evaluation): each of the k training images of the highest cosine similarity s votes for its class with
-    exp(s / temperature).
-
-    Args:
-        train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`, labels `(M,)`: on one device. At most N
-            neighbours vote.
-
-    Returns:
-        `accuracy` and, over the five classes with the most votes, `top5_accuracy`: fractions.
-    """
-    train = nn.functional.normalize(train_features.float())
-    num_classes = int(torch.maximum(train_labels.max(), labels.max())) + 1
-    hits = torch.zeros(2, dtype=torch.float64, device=labels.device)
-    for part, truth in zip(features.float().split(batch_size), labels.split(batch_size)):
-        similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
-        votes = torch.zeros(len(part), num_classes, device=part.device)
-        votes.scatter_add_(1, train_labels[index], (similarity / temperature).exp())
-        ranked = votes.topk(min(5, num_classes)).indices == truth[:, None]
-        hits += torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
-    accuracy, top5 = (hits / len(labels)).tolist()
-    return {"accuracy": accuracy, "top5_accuracy": top5}

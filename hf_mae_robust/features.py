@@ -1,0 +1,62 @@
+"""Features of whole data sets, computed once."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from .bad_images import SkippedImages
+from .data import sequential_loader
+from .sources import ImageSource
+from .transforms import EvaluationTransform, Normalization
+
+
+def extract_features(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    source: ImageSource,
+    transform: EvaluationTransform,
+    num_channels: int,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 4,
+    max_bad_images: float = 0.01,
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and classes of all images of a source, in order, in every process, with the evaluation's preprocessing.
+
+    Args:
+        encode: `(B, C, H, W)`, normalised, on `device` -> `(B, d)`.
+
+    Returns:
+        `(N, d)` float32 and `(N,)` int64, on the CPU. Images that cannot be decoded are left out; more of them than a
+        share of `max_bad_images` raise DataError.
+    """
+    state, normalization = PartialState(), Normalization(transform.processor, torch.device(device))
+    loader = sequential_loader(
+        source,
+        transform,
+        num_channels,
+        batch_size=batch_size,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        num_workers=num_workers,
+    )
+    rows, features, labels, found = [], [], [], []
+    bar = tqdm(loader, desc=f"Features of {source.description}", unit="batch", disable=not state.is_main_process)
+    with torch.no_grad():
+        for batch in bar:
+            found += batch.get("skipped", ())
+            valid = batch["row"] >= 0
+            features.append(encode(normalization(batch["pixel_values"].to(device))).float().cpu()[valid])
+            rows.append(batch["row"][valid])
+            labels.append(batch["labels"][valid])
+    mine = [(torch.cat(rows), torch.cat(features), torch.cat(labels), found)]
+    parts = gather_object(mine) if state.num_processes > 1 else mine
+    skipped = SkippedImages(None, max_bad_images)
+    skipped.add(record for part in parts for record in part[3])
+    skipped.check(source.description, source.num_rows, sum(len(part[0]) for part in parts) + len(skipped))
+    rows, features, labels = (torch.cat([part[i] for part in parts]) for i in range(3))
+    order = rows.argsort()
+    return features[order], labels[order]

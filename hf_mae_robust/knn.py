@@ -1,0 +1,111 @@
+"""Nearest-neighbour classification on frozen features: what they are worth without training anything."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from .classifiers import load_encoder
+from .features import extract_features
+from .sources import DataLocation, open_splits
+from .transforms import EvaluationTransform, evaluation_processor
+
+
+def knn_accuracy(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """Accuracy of weighted k-nearest-neighbour voting on frozen features (Wu et al. 2018, section 3.4; the settings of
+    DINO's evaluation): each of the k training images of the highest cosine similarity s votes for its class with
+    exp(s / temperature).
+
+    Args:
+        train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`, labels `(M,)`: on one device. At most N
+            neighbours vote.
+
+    Returns:
+        `accuracy` and, over the five classes with the most votes, `top5_accuracy`: fractions.
+    """
+    train = nn.functional.normalize(train_features.float())
+    num_classes = int(torch.maximum(train_labels.max(), labels.max())) + 1
+    hits = torch.zeros(2, dtype=torch.float64, device=labels.device)
+    for part, truth in zip(features.float().split(batch_size), labels.split(batch_size)):
+        similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
+        votes = torch.zeros(len(part), num_classes, device=part.device)
+        votes.scatter_add_(1, train_labels[index], (similarity / temperature).exp())
+        ranked = votes.topk(min(5, num_classes)).indices == truth[:, None]
+        hits += torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+    accuracy, top5 = (hits / len(labels)).tolist()
+    return {"accuracy": accuracy, "top5_accuracy": top5}
+
+
+def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `python -m hf_mae_robust analyze knn`."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="Encoder or classifier, as --model_name_or_path of run_finetune.py."
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
+    data.add_argument("--dataset_config_name", help="Configuration of the data set.")
+    data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
+    data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
+    data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
+    data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
+    data.add_argument("--image_column_name", help="Column with the images; default: 'image', or the only one.")
+    data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
+    data.add_argument("--max_train_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--max_eval_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--crop_pct", type=float, default=0.875, help="See run_finetune.py (%(default)s).")
+    data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
+    vote = parser.add_argument_group("vote")
+    vote.add_argument("--k", type=int, default=20, help="Neighbours (%(default)s).")
+    vote.add_argument("--temperature", type=float, default=0.07, help="Of the weights (%(default)s).")
+    vote.add_argument("--pooling", choices=["cls", "mean"], help="Features; default: those of the classifier, or cls.")
+    vote.add_argument("--num_attention_heads", type=int, help="For a file in the official layout.")
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
+    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    running.add_argument("--output", type=Path, help="JSON file to write the result to.")
+
+
+def run_knn(args: argparse.Namespace) -> None:
+    """Classify images by the nearest neighbours of their features, and print the accuracy."""
+    if args.k < 1 or args.temperature <= 0:
+        raise ValueError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    encoder, pixels = load_encoder(args.checkpoint, args.pooling, args.num_attention_heads, args.token)
+    encoder.to(state.device)
+    eval_split = None if args.eval_split_name == "none" else args.eval_split_name
+    sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
+    if sources[1] is None:
+        raise ValueError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
+    transform = EvaluationTransform(evaluation_processor(encoder.image_size, args.crop_pct, **asdict(pixels)))
+    parts = []
+    for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):
+        options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
+        parts += extract_features(encoder, source.head(limit), transform, pixels.num_channels, **options)
+    accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
+    if state.is_main_process:
+        result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}
+        result |= {"temperature": args.temperature, "pooling": encoder.pooling, "neighbours": len(parts[0])}
+        result |= {"images": len(parts[2]), **accuracies}
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(result) + "\n")
+        print(
+            f"{args.checkpoint}: kNN accuracy {accuracies['accuracy']:.4f}, top-5 {accuracies['top5_accuracy']:.4f} on "
+            f"{len(parts[2]):,} images of {args.dataset_name} (k {args.k} of {len(parts[0]):,}, temperature "
+            f"{args.temperature:g}, {encoder.pooling} features)"
+        )
+    state.wait_for_everyone()
+    state.destroy_process_group()
