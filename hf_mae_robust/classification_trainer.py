@@ -95,6 +95,10 @@ class ClassificationTrainer(ImageTrainer):
             self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
         return super().create_optimizer(model)
 
+    def _get_learning_rate(self) -> float:
+        """For the log: that of the head. The Trainer's would be that of the first group, the slowest layer."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
     def _mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixed by random numbers of (seed, step, batch within the step, process), so that a resume mixes alike."""
         step = self.state.global_step

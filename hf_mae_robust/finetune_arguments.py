@@ -107,6 +107,8 @@ class FinetuneRecipeArguments(RecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer_decay {self.layer_decay:g}: must lie in (0, 1].")
         if self.model_ema_decay is not None and not 0 < self.model_ema_decay < 1:
             raise ValueError(f"--model_ema_decay {self.model_ema_decay}: must lie between 0 and 1.")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:

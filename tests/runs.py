@@ -1,4 +1,4 @@
-"""Real runs of run_pretrain.py in processes of their own, which can be made to fail at a chosen step."""
+"""Real runs of the two scripts in processes of their own, which can be made to fail at a chosen step."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from tests.helpers import TINY_OVERRIDES
 
 ROOT = Path(__file__).parents[1]
 
-# run_pretrain.py with a fault: FAULT is a Python expression of (trainer, rank), evaluated as each step begins.
+# A script with a fault: FAULT is a Python expression of (trainer, rank), evaluated as each step begins.
 DRIVER = """
-import os, signal, sys, time
-from hf_mae_robust.trainer import MAETrainer
-from hf_mae_robust.pretrain import main
+import importlib, os, signal, sys, time
+from hf_mae_robust.image_trainer import ImageTrainer
+main = importlib.import_module("hf_mae_robust." + os.environ["SCRIPT"]).main
 
 fault = eval("lambda trainer, rank: " + os.environ["FAULT"])
-training_step = MAETrainer.training_step
+training_step = ImageTrainer.training_step
 steps = set()
 
 def with_fault(trainer, *args, **kwargs):
@@ -29,7 +29,7 @@ def with_fault(trainer, *args, **kwargs):
         fault(trainer, trainer.args.process_index)
     return training_step(trainer, *args, **kwargs)
 
-MAETrainer.training_step = with_fault
+ImageTrainer.training_step = with_fault
 main(sys.argv[1:])
 """
 
@@ -63,8 +63,11 @@ def environment(**settings: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
 
 
-def processes_of(words: list[str], processes: int, fault: str = "None") -> list[subprocess.Popen]:
-    """Start the processes of a run as SLURM would: one command each, told by environment variables who it is."""
+def processes_of(
+    words: list[str], processes: int, fault: str = "None", script: str = "pretrain"
+) -> list[subprocess.Popen]:
+    """Start the processes of a run as SLURM would: one command each, told by environment variables who it is. script:
+    the module whose `main` is called, "pretrain" or "finetune"."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +79,7 @@ def processes_of(words: list[str], processes: int, fault: str = "None") -> list[
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", DRIVER, *words],
-                env=environment(FAULT=fault, **settings),
+                env=environment(FAULT=fault, SCRIPT=script, **settings),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -86,9 +89,9 @@ def processes_of(words: list[str], processes: int, fault: str = "None") -> list[
     return started
 
 
-def run(words: list[str], folder: Path, processes: int = 1, fault: str = "None") -> Run:
+def run(words: list[str], folder: Path, processes: int = 1, fault: str = "None", script: str = "pretrain") -> Run:
     """One run to its end, or to what `fault` makes of it."""
-    started = processes_of([*words, "--output_dir", str(folder)], processes, fault)
+    started = processes_of([*words, "--output_dir", str(folder)], processes, fault, script)
     try:
         outputs = [process.communicate(timeout=240)[0] for process in started]
     finally:

@@ -1,0 +1,364 @@
+"""Fine-tuning a classifier: what it computes, that it goes on exactly, what it leaves behind, what it refuses."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import nn
+from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
+
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.augmentation import seeded
+from hf_mae_robust.finetune import finetune, main, make_parser
+from hf_mae_robust.resume import CheckpointError
+from hf_mae_robust.saving import seal
+from hf_mae_robust.stopping import EXIT_STOPPED
+from hf_mae_robust.tasks.classification import prepare
+from tests.helpers import TINY, photos, write_parquet_set
+from tests.runs import run, send
+
+PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0"]
+FEATURES = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+
+
+@pytest.fixture(scope="module")
+def photos_dir(tmp_path_factory):
+    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 40, "validation": 11}, row_group=7)
+
+
+@pytest.fixture(scope="module")
+def encoder_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def words(photos_dir, encoder_dir, tmp_path):
+    """Flags of a run of 2 epochs of 5 steps; later ones win."""
+
+    def build(*more):
+        settings = {
+            "dataset_name": photos_dir,
+            "model_name_or_path": encoder_dir,
+            "output_dir": tmp_path / "out",
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 2,
+            "base_learning_rate": 0.05,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
+            "report_to": "none",
+            "crop_pct": 1.0,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+        }
+        return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
+
+    return build
+
+
+@pytest.fixture
+def arguments(words):
+    return lambda *more: make_parser().parse(words(*more))
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def assert_same_model(left, right):
+    for name, value in left.state_dict().items():
+        assert torch.equal(value, right.state_dict()[name]), name
+
+
+def test_every_parameter_trains_and_the_result_is_a_stock_model(arguments, tmp_path):
+    trainer, checkpoint = prepare(*arguments())
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train(resume_from_checkpoint=checkpoint)
+    unchanged = [name for name, value in trainer.model.state_dict().items() if torch.equal(value, before[name])]
+    assert unchanged == [] and trainer.state.global_step == 10
+    trainer.save_model()
+    model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(model).__name__ == "BeitForImageClassification" and not any(info.values())
+    assert model.config.id2label == {0: "a", 1: "b"} and model.config.problem_type in (
+        None,
+        "single_label_classification",
+    )
+    assert_same_model(model, trainer.model)
+
+
+def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, tmp_path):
+    finetune(*arguments(*PLAIN))
+    folder = tmp_path / "out"
+    results = json.loads((folder / "all_results.json").read_text())
+    for name in ("loss.png", "confusion_matrix.png"):
+        assert PILImage.open(folder / name).size[0] > 300
+    validation = Dataset.from_parquet(str(photos_dir / "data" / "validation-*.parquet"))
+    classify = pipeline("image-classification", str(folder))
+    found = [classify(row["image"])[0]["label"] for row in validation]
+    truth = ["ab"[label] for label in validation["label"]]
+    assert results["eval_accuracy"] == pytest.approx(np.mean([a == b for a, b in zip(found, truth)]), abs=1e-9)
+    assert results["eval_top5_accuracy"] == 1 and results["eval_samples_per_second"] > 0
+    confusion = json.loads((folder / "confusion_matrix.json").read_text())
+    assert sum(map(sum, confusion["confusion_matrix"])) == 11 and confusion["images"] == [6, 5]
+
+    evaluated = finetune(*arguments("--eval_only", "--model_name_or_path", folder, "--output_dir", tmp_path / "again"))
+    again = json.loads((tmp_path / "again" / "all_results.json").read_text())
+    assert again["eval_accuracy"] == results["eval_accuracy"] and again["eval_loss"] == results["eval_loss"]
+    assert evaluated.state.global_step == 0
+
+
+def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
+    large = finetune(*arguments(*PLAIN))
+    small = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "other"]
+    accumulated = finetune(*arguments(*PLAIN, *small))
+    assert losses(accumulated) == pytest.approx(losses(large), rel=2e-4)
+    expected = dict(large.model.named_parameters())
+    for name, parameter in accumulated.model.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming):
+    """Mixup, RandAugment, random erasing, drop path and averaged weights on: bit by bit."""
+    common = ["--dataset_streaming", streaming, "--save_strategy", "steps", "--save_steps", 3, "--model_ema_decay", 0.9]
+    whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
+    trainer, _ = prepare(*arguments(*common))
+    log = trainer.log
+
+    def stop(*args, **kwargs):
+        log(*args, **kwargs)
+        trainer.control.should_training_stop = trainer.state.global_step == 7
+
+    trainer.log = stop
+    trainer.train()
+    assert trainer.state.global_step == 7
+    resumed = finetune(*arguments(*common))
+    assert losses(resumed) == losses(whole)
+    assert_same_model(resumed.model, whole.model)
+    assert_same_model(resumed.ema.module, whole.ema.module)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved(arguments, tmp_path):
+    trainer, _ = prepare(*arguments("--model_ema_decay", 0.7))
+    name, history = "classifier.weight", []
+    step = trainer.training_step
+    trainer.training_step = lambda *args, **kwargs: (
+        history.append(trainer.model.state_dict()[name].clone()),
+        step(*args, **kwargs),
+    )[1]
+    trainer.train()
+    history.append(trainer.model.state_dict()[name].clone())
+    average = history[0]
+    for number, weights in enumerate(history[1:], start=1):
+        decay = 0.0 if number == 1 else min(0.7, 1 - number ** (-2 / 3))  # timm: a warm-up of the decay
+        average = decay * average + (1 - decay) * weights
+    trainer.save_model()
+    torch.testing.assert_close(load_file(tmp_path / "out" / "model.safetensors")[name], average)
+    assert not torch.equal(average, trainer.model.state_dict()[name])
+    averaged = trainer.evaluate()["eval_loss"]
+    trainer.ema = None
+    assert trainer.evaluate()["eval_loss"] != averaged
+
+
+def test_the_loss_is_timms_soft_target_cross_entropy_of_mixed_images(arguments):
+    trainer, _ = prepare(*arguments("--drop_path_rate", 0))
+    batch = next(iter(trainer.get_train_dataloader()))
+    inputs = trainer._prepare_inputs(batch)
+    loss = trainer.compute_loss(trainer.model.train(), inputs)
+    mixup = Mixup(0.8, 1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=2)
+    key = int(np.random.SeedSequence([42, 0, 0, 0]).generate_state(1, np.uint32)[0])
+    with seeded(key):
+        images, target = mixup(inputs["pixel_values"].clone(), inputs["labels"])
+    # The images were mixed in place: what is left is the mixed batch.
+    expected = SoftTargetCrossEntropy()(trainer.model(inputs["pixel_values"]).logits, target)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert target.shape == (8, 2) and images.shape == (8, 3, 16, 16)
+
+
+def test_without_mixup_the_labels_are_smoothed(arguments):
+    trainer, _ = prepare(*arguments(*PLAIN, "--label_smoothing_factor", 0.2))
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    loss = trainer.compute_loss(trainer.model, inputs)
+    logits = trainer.model(inputs["pixel_values"]).logits
+    expected = nn.functional.cross_entropy(logits, inputs["labels"], label_smoothing=0.2)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_best_model_is_kept_and_training_stops_when_it_gets_no_better(arguments, tmp_path):
+    trainer = finetune(
+        *arguments(
+            *PLAIN, "--load_best_model_at_end", "--save_strategy", "epoch", "--eval_strategy", "epoch",
+            "--early_stopping_patience", 2, "--num_train_epochs", 12, "--metric_for_best_model", "loss",
+            "--greater_is_better", "false", "--base_learning_rate", 3, "--min_learning_rate", 0,
+        )
+    )  # fmt: skip
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert trainer.state.global_step < 60, "so high a learning rate does not get better for 12 epochs"
+    best = min(evaluated, key=evaluated.get)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / f"checkpoint-{best}")
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(evaluated[best], rel=1e-6)
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(arguments, tmp_path):
+    saving = ["--save_strategy", "steps", "--save_steps", 5]
+    finetune(*arguments(*saving))
+    path = tmp_path / "out" / "checkpoint-10" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if "layer.1.output.dense.weight" in name)]
+    save_file(tensors, path, metadata={"format": "pt"})
+    seal(path.parent)
+    with pytest.raises(CheckpointError, match=r"beit\.layers\.1\.mlp\.fc2\.weight"):
+        finetune(*arguments(*saving))
+
+
+def test_other_settings_than_the_checkpoints_are_refused(arguments):
+    finetune(*arguments("--save_strategy", "steps", "--save_steps", 5))
+    for change, message in (
+        (["--layer_decay", 0.9], "layer_decay: 0.65 there, 0.9 here"),
+        (["--mixup", 0.5], "mixup: 0.8 there, 0.5 here"),
+        (["--drop_path_rate", 0.3], "drop_path_rate"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            finetune(*arguments("--save_strategy", "steps", "--save_steps", 5, *change))
+
+
+def test_an_elastic_resume_keeps_the_scales_of_the_layers(arguments):
+    saving = ["--save_strategy", "steps", "--save_steps", 5, *PLAIN]
+    trainer, _ = prepare(*arguments(*saving))
+    trainer.args.max_steps = 5
+    trainer.train()
+    halved = ["--per_device_train_batch_size", 4, "--allow_elastic_resume"]
+    resumed = finetune(*arguments(*saving, *halved))
+    scales = [group["initial_lr"] / resumed.args.learning_rate for group in resumed.optimizer.param_groups]
+    assert min(scales) == pytest.approx(0.65**3) and max(scales) == pytest.approx(1)
+
+
+def run_cli(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_decoded_is_replaced_with_its_label(words, tmp_path):
+    rows = {"image": [{"bytes": None, "path": None}] * 20, "label": [0, 1] * 10}
+    good = Dataset.from_dict({"image": photos(20), "label": rows["label"]}, features=FEATURES)
+    encoded = good.cast_column("image", Image(decode=False))["image"][:]
+    encoded[3] = {"bytes": b"no image", "path": None}
+    bad = Dataset.from_dict({"image": encoded, "label": rows["label"]}, features=FEATURES)
+    DatasetDict(train=bad, validation=bad).save_to_disk(tmp_path / "set")
+    trainer = finetune(
+        *make_parser().parse(
+            words("--dataset_name", tmp_path / "set", "--max_bad_images", 0.2, "--per_device_train_batch_size", 4)
+        )
+    )
+    listed = [json.loads(line) for line in (tmp_path / "out" / "skipped_images.jsonl").read_text().splitlines()]
+    assert {record["row"] for record in listed} == {3} and len(trainer.labels) == 19
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        ([0, 1, None] * 5, ClassLabel(names=["a", "b"]), "row 2 has no label"),
+        ([0, 1, -1] * 5, ClassLabel(names=["a", "b"]), "row 2 has no label"),
+        ([0.5, 1.0, 2.0] * 5, Value("float32"), "float32, which are no class labels"),
+    ],
+    ids=["none", "withheld", "floats"],
+)
+def test_labels_that_are_none_end_in_one_sentence(words, capsys, tmp_path, labels, feature, message):
+    features = Features({"image": Image(), "label": feature})
+    data = Dataset.from_dict({"image": photos(15), "label": labels}, features=features)
+    DatasetDict(train=data).save_to_disk(tmp_path / "set")
+    code, error = run_cli(capsys, words("--dataset_name", tmp_path / "set"))
+    assert code == 2 and message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_are_not_those_of_the_checkpoint_are_refused(words, capsys, arguments, tmp_path):
+    finetune(*arguments(*PLAIN, "--max_steps", 1))
+    data = Dataset.from_dict({"image": photos(15), "label": ["x", "y", "z"] * 5})
+    data = data.cast_column("image", Image())
+    DatasetDict(train=data).save_to_disk(tmp_path / "set")
+    start = ["--dataset_name", tmp_path / "set", "--model_name_or_path", tmp_path / "out"]
+    start += ["--output_dir", tmp_path / "other", "--max_steps", 1]
+    code, error = run_cli(capsys, words(*start))
+    assert code == 2 and "2 classes" in error and "3" in error and "--ignore_mismatched_sizes" in error
+    trainer = finetune(*arguments(*start, "--ignore_mismatched_sizes"))
+    assert trainer.model.config.id2label == {0: "x", 1: "y", 2: "z"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--per_device_train_batch_size", 7], "mixup and CutMix need an even number"),
+        (["--min_learning_rate", 5], "--min_learning_rate 5"),
+        (["--layer_decay", 0], "--layer_decay 0"),
+        (["--auto_augment", "nonsense"], "--auto_augment nonsense"),
+        (["--image_size", 18], "--image_size 18"),
+        (["--eval_only"], "is no classifier"),
+        (["--label_column_name", "name"], "no column 'name'"),
+        (["--model_name_or_path", "outputs/nowhere"], "outputs/nowhere"),
+        (["--linear_probe", "--model_ema_decay", 0.9], "--model_ema_decay is not for --linear_probe"),
+        (["--eval_strategy", "epoch", "--eval_split_name", "none"], "no split to evaluate on"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_settings_that_cannot_be_are_refused(words, capsys, tmp_path, change, message):
+    code, error = run_cli(capsys, words(*change))
+    assert code == 2 and message in error and "Traceback" not in error
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_another_architecture_is_refused(words, capsys, tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    code, error = run_cli(capsys, words("--model_name_or_path", tmp_path / "resnet"))
+    assert code == 2 and "'resnet' model, which is not of the ViT family" in error
+
+
+@pytest.mark.parametrize("probe", ["false", "true"], ids=["all", "probe"])
+def test_one_process_with_the_double_batch_equals_two(words, tmp_path, probe):
+    """Losses of all steps, and metrics over 11 images, which two processes cannot share evenly."""
+    common = words(
+        *PLAIN, "--per_device_eval_batch_size", 2, "--linear_probe", probe, "--augmentation", str(probe == "false")
+    )
+    one = run(common, tmp_path / "one", script="finetune")
+    two = run([*common, "--per_device_train_batch_size", "4"], tmp_path / "two", 2, script="finetune")
+    assert (one.codes, two.codes) == ([0], [0, 0]), one.output + two.output
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in (one.folder, two.folder)]
+    if probe == "false":  # BatchNorm's statistics are those of each process
+        assert [step for step, _ in two.losses()] == [step for step, _ in one.losses()]
+        assert [loss for _, loss in two.losses()] == pytest.approx([loss for _, loss in one.losses()], rel=1e-4)
+        assert results[1]["eval_loss"] == pytest.approx(results[0]["eval_loss"], rel=1e-4)
+        assert results[1]["eval_accuracy"] == results[0]["eval_accuracy"]
+    confusion = json.loads((two.folder / "confusion_matrix.json").read_text())
+    assert sum(map(sum, confusion["confusion_matrix"])) == 11
+    # One process on the saved model finds what two have found.
+    again = words("--eval_only", "--model_name_or_path", two.folder, "--output_dir", tmp_path / "again")
+    finetune(*make_parser().parse(again))
+    expected = json.loads((tmp_path / "again" / "all_results.json").read_text())
+    assert results[1]["eval_accuracy"] == expected["eval_accuracy"]
+    assert results[1]["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+
+
+def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(words, tmp_path):
+    """SIGTERM to one of two processes, in processes of their own."""
+    common = words("--model_ema_decay", 0.9, "--per_device_train_batch_size", 4)
+    whole = run(common, tmp_path / "whole", 2, script="finetune")
+    stopped = run(common, tmp_path / "cut", 2, send(signal.SIGTERM, 6, rank=1), script="finetune")
+    assert stopped.codes == [EXIT_STOPPED] * 2, stopped.output
+    resumed = run(common, tmp_path / "cut", 2, script="finetune")
+    assert resumed.codes == [0, 0], resumed.output
+    assert resumed.losses() == whole.losses() and resumed.weights() == whole.weights()
