@@ -13,13 +13,17 @@ from accelerate.commands.config.config_args import load_config_from_file
 from hf_mae_robust import ViTMAERobustForPreTraining, __version__
 from hf_mae_robust.__main__ import make_parser as make_command_parser
 from hf_mae_robust.arguments import recipe_path
+from hf_mae_robust.augmentation import FinetuningTransform
+from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.pretrain import build_config, make_parser
 from hf_mae_robust.stopping import EXIT_STOPPED
 from hf_mae_robust.transforms import training_transform
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-RECIPES = sorted((ROOT / "hf_mae_robust" / "recipes").glob("*.yaml"))
+ALL_RECIPES = sorted((ROOT / "hf_mae_robust" / "recipes").glob("*.yaml"))
+FINETUNE_RECIPES = [path for path in ALL_RECIPES if path.stem.startswith(("finetune_", "linear_probe_"))]
+RECIPES = [path for path in ALL_RECIPES if path not in FINETUNE_RECIPES]
 
 
 def commands(text):
@@ -45,6 +49,12 @@ def test_pretraining_commands_parse(words, monkeypatch):
     make_parser().parse(arguments)
 
 
+@pytest.mark.parametrize("words", [words for words in commands(README) if "run_finetune.py" in words], ids=" ".join)
+def test_finetuning_commands_parse(words, monkeypatch):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True, raising=False)
+    make_finetune_parser().parse(words[words.index("run_finetune.py") + 1 :])
+
+
 @pytest.mark.parametrize("words", [words for words in commands(README) if "hf_mae_robust" in words], ids=" ".join)
 def test_other_commands_parse(words):
     make_command_parser().parse_args(words[words.index("hf_mae_robust") + 1 :])
@@ -57,6 +67,12 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
         exec(block, scope)
     assert scope["filled_in"].shape == (4, 3, 64, 64) and scope["features"].shape == (4, 65, 192)
     assert torch.isfinite(scope["loss"])
+
+
+def test_the_default_fine_tuning_starts_from_what_the_default_pretraining_writes():
+    model, *_ = make_finetune_parser().parse([])
+    *_, training = make_parser().parse([])
+    assert model.model_name_or_path == training.output_dir == "outputs/digits"
 
 
 def test_file_tree_is_complete():
@@ -86,6 +102,55 @@ def test_recipes_are_valid_and_say_how_to_run_them(path):
     comment = path.read_text().split("config_overrides:")[0]
     assert "run_pretrain.py" in comment and f"`{path.stem}`" in README
     assert recipe_path(path.stem) == path
+
+
+@pytest.mark.parametrize("path", FINETUNE_RECIPES, ids=lambda path: path.stem)
+def test_finetuning_recipes_are_valid_and_say_how_to_run_them(path):
+    model, data, augmentation, recipe, training = make_finetune_parser().parse(["--config", str(path)])
+    auto_augment = None if augmentation.auto_augment == "none" else augmentation.auto_augment
+    FinetuningTransform(32, crop_scale=data.crop_scale, auto_augment=auto_augment)
+    comment = path.read_text().split("task:")[0]
+    assert "run_finetune.py" in comment and f"`{path.stem}`" in README
+    assert recipe_path(path.stem) == path and training.output_dir == f"outputs/{path.stem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "rate", "layer_decay", "drop_path"),
+    [("base", 100, 5e-4, 0.65, 0.1), ("large", 50, 1e-3, 0.75, 0.2), ("huge", 50, 1e-3, 0.75, 0.3)],
+)
+def test_finetuning_of_imagenet_has_maes_settings(name, epochs, rate, layer_decay, drop_path):
+    """He et al. 2022, FINETUNE.md."""
+    parsed = make_finetune_parser().parse(["--config", f"finetune_vit_{name}"])
+    model, data, augmentation, recipe, training = parsed
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 1024
+    assert (training.num_train_epochs, recipe.base_learning_rate) == (epochs, rate)
+    assert (recipe.layer_decay, model.drop_path_rate, model.pooling) == (layer_decay, drop_path, "mean")
+    assert (recipe.warmup_epochs, recipe.min_learning_rate, training.weight_decay) == (5, 1e-6, 0.05)
+    assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.999, 0)
+    assert (augmentation.mixup, augmentation.cutmix, augmentation.random_erasing) == (0.8, 1.0, 0.25)
+    assert augmentation.auto_augment == "rand-m9-mstd0.5-inc1" and training.label_smoothing_factor == 0.1
+    assert data.crop_scale == [0.08, 1.0] and data.crop_pct == 0.875
+    assert training.lr_scheduler_type == "cosine_with_min_lr"
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("base", 90), ("large", 50)])
+def test_linear_probes_have_maes_settings(name, epochs):
+    """He et al. 2022, main_linprobe.py."""
+    parsed = make_finetune_parser().parse(["--config", f"linear_probe_vit_{name}"])
+    model, data, augmentation, recipe, training = parsed
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 16384
+    assert (training.num_train_epochs, recipe.base_learning_rate, recipe.warmup_epochs) == (epochs, 0.1, 10)
+    assert (training.weight_decay, recipe.min_learning_rate, training.label_smoothing_factor) == (0, 0, 0)
+    assert model.linear_probe and model.pooling == "cls" and not augmentation.mixes
+    assert (augmentation.auto_augment, augmentation.random_erasing) == ("none", 0)
+
+
+def test_a_linear_probe_without_a_recipe_has_that_of_vit_b():
+    named, alone = (
+        make_finetune_parser().parse(["--linear_probe", "--dataset_name", "x", "--output_dir", "y", *more])
+        for more in (["--config", "linear_probe_vit_base"], [])
+    )
+    assert [str(part) for part in alone[:4]] == [str(part) for part in named[:4]]
 
 
 def settings(name):
@@ -126,7 +191,7 @@ def test_paper_rows_differ_from_the_baseline_in_the_ingredients():
 def test_recipes_are_packaged():
     project = (ROOT / "pyproject.toml").read_text()
     assert 'hf_mae_robust = ["recipes/*.yaml", "launch_configs/*"]' in project
-    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in RECIPES)
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in ALL_RECIPES)
 
 
 LAUNCH_CONFIGS = ROOT / "hf_mae_robust" / "launch_configs"
