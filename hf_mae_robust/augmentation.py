@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import RandAugment, posterize
+from timm.data.auto_augment import posterize
 from torchvision.transforms.functional import to_pil_image
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -87,7 +88,8 @@ class FinetuningTransform:
             ) from error
 
         for step in self.steps.transforms:
-            for operation in step.ops if isinstance(step, RandAugment) else ():
+            operations = [*getattr(step, "ops", ()), *chain.from_iterable(getattr(step, "policy", ()))]
+            for operation in operations:
                 if operation.aug_fn is posterize:
                     operation.aug_fn = _posterize
 
@@ -95,7 +97,9 @@ class FinetuningTransform:
         if self.num_channels == 1:
             image = image.expand(3, -1, -1)
         with seeded(int(torch.randint(2**62, ()))):
-            return self.steps(to_pil_image(image))[: self.num_channels]
+            # Pillow takes the last of RGBA for transparency and multiplies the others with it.
+            mode = "CMYK" if self.num_channels == 4 else None
+            return self.steps(to_pil_image(image, mode))[: self.num_channels]
 
     def __repr__(self) -> str:
         return repr(self.steps)

@@ -6,21 +6,29 @@ official MAE, ViT and with it DINO, MoCo v3 and iBOT, MSN) train as `BeitForImag
 DeiT and DINOv2 train as their own classes.
 """
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     BeitForImageClassification,
+    Data2VecVisionForImageClassification,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    ViTForImageClassification,
     ViTModel,
+    ViTMSNForImageClassification,
     ViTMSNModel,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -40,15 +48,22 @@ VIT_ENCODERS = {
     "vit": ViTModel,
     "vit_msn": ViTMSNModel,
 }
-OWN_CLASSES = ("beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers")
-# Of these, the ones that choose between CLS and mean by a setting, and those that take any image size as they are.
+VIT_CLASSIFIERS = {"vit": ViTForImageClassification, "vit_msn": ViTMSNForImageClassification}
+OWN_CLASSES = {
+    "beit": BeitForImageClassification,
+    "data2vec-vision": Data2VecVisionForImageClassification,
+    "deit": DeiTForImageClassification,
+    "dinov2": Dinov2ForImageClassification,
+    "dinov2_with_registers": Dinov2WithRegistersForImageClassification,
+}
+# Of these, the ones that choose between CLS and mean by a setting.
 WITH_POOLING = ("beit", "data2vec-vision")
-OF_ANY_SIZE = ("dinov2", "dinov2_with_registers")
+DINOV2 = ("dinov2", "dinov2_with_registers")
 # Settings of a ViT that its BEiT has under the same names.
 SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
 SHARED_SETTINGS += ("layer_norm_eps", "patch_size", "num_channels")
-# What may be new in a classifier; everything else has to come from the checkpoint.
-HEAD_KEYS = ("classifier.", "beit.pooler.", "data2vec_vision.pooler.")
+# A tensor of these that finds no place: the model computes something else than the one that was saved.
+_PARTS_OF_ENCODER = re.compile(r"(?:^|\.)(?:embeddings\.(?!mask_token)|layers?\.\d+\.)")
 
 
 @dataclass(frozen=True)
@@ -61,28 +76,41 @@ class Pixels:
 
 
 def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), **options) -> PreTrainedModel:
-    """`from_pretrained` that raises ValueError, with names, where a tensor is missing or of another shape, except for
-    those that begin with `may_be_missing`."""
-    model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(may_be_missing))
-    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"] if not str(key[0]).startswith(may_be_missing))
-    for what, keys in (("lacks", missing), ("has another shape of", mismatched)):
-        if keys:
-            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-            raise ValueError(
-                f"{name} {what} {len(keys)} tensors of a {model_class.__name__}: {', '.join(keys[:4])}{more}. It is "
-                "incomplete, or a checkpoint of another architecture than its config.json says."
-            )
+    """`from_pretrained` in float32 that raises ValueError, with names, where a tensor is missing or of another shape,
+    except for those that begin with `may_be_missing`; where a block or the embeddings have a tensor that the model has
+    no place for; and where the weights cannot be read."""
+    options = {"dtype": torch.float32, **options, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        model, info = model_class.from_pretrained(name, **options)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{name}: its weights are not there, or cannot be read. {reason}") from error
+    problems = {
+        "lacks": [key for key in info["missing_keys"] if not key.startswith(may_be_missing)],
+        "has another shape of": [key for key, *_ in info["mismatched_keys"] if not key.startswith(may_be_missing)],
+        "has, beside those of the model,": [key for key in info["unexpected_keys"] if _PARTS_OF_ENCODER.search(key)],
+    }
+    if any(problems.values()):
+        named = [f"{what} {_listed(keys)}" for what, keys in problems.items() if keys]
+        raise ValueError(
+            f"{name} is incomplete, or a checkpoint of another architecture than its config.json says: for a "
+            f"{model_class.__name__} it {'; it '.join(named)}."
+        )
     return model
 
 
-def vit_to_beit(encoder: Mapping[str, torch.Tensor], keeps_final_norm: bool) -> dict[str, torch.Tensor]:
+def _listed(keys: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"{len(keys)} tensors: {', '.join(sorted(keys)[:limit])}{more}"
+
+
+def vit_to_beit(encoder: Mapping[str, torch.Tensor], uses_mean: bool) -> dict[str, torch.Tensor]:
     """The tensors of a ViT encoder (`embeddings.*`, `layers.N.*`, `layernorm.*`) by the names of `BeitModel`.
 
-    keeps_final_norm: for CLS pooling; mean pooling has a new norm instead. Mask tokens are left out, and the biases of
-    the keys. Other biases of the attention that are missing are zeros.
+    uses_mean: the norm stands after the pooling, and the one before it is left out. So are mask tokens, the pooler of
+    `ViTModel`, and the biases of the keys. Other biases of the attention that are missing are zeros.
     """
-    left_out = ("mid_mask_token", "embeddings.mask_token", "pooler.") + (() if keeps_final_norm else ("layernorm.",))
+    left_out = ("mid_mask_token", "embeddings.mask_token", "pooler.dense.", "layernorm." if uses_mean else "pooler.")
     tensors = {name: tensor for name, tensor in encoder.items() if not name.startswith(left_out)}
     for name, tensor in encoder.items():
         if name.endswith(("q_proj.weight", "v_proj.weight")):
@@ -100,8 +128,8 @@ def _square(image_size: int | Sequence[int]) -> int:
     return height
 
 
-def _load_encoder(name: str, config: PreTrainedConfig | None, heads: int | None, options: dict) -> PreTrainedModel:
-    """A ViT encoder from a folder, the Hub or an official file."""
+def _load_vit(name: str, config: PreTrainedConfig | None, heads: int | None, options: dict) -> PreTrainedModel:
+    """A ViT from a folder, the Hub or an official file: an encoder, or a classifier where the checkpoint is one."""
     if config is None:
         if heads is None:
             raise ValueError(
@@ -110,12 +138,16 @@ def _load_encoder(name: str, config: PreTrainedConfig | None, heads: int | None,
             )
         tensors = read_original(name)
         decoder = ("decoder_", "mask_token")
-        return from_original({key: value for key, value in tensors.items() if not key.startswith(decoder)}, heads)
+        return from_original(
+            {key: value for key, value in tensors.items() if not key.startswith(decoder)}, heads
+        ).float()
     encoder_class = VIT_ENCODERS[config.model_type]
     if encoder_class is ViTMAERobustModel:
         options = {"token": options["token"]}
         form = {key: value for key, value in config.to_dict().items() if key in ViTMAERobustConfig.__dataclass_fields__}
         return load_strictly(encoder_class, name, ("mid_mask_token",), config=ViTMAERobustConfig(**form), **options)
+    if _has_head(config):
+        return load_strictly(VIT_CLASSIFIERS[config.model_type], name, **options)
     return load_strictly(encoder_class, name, ("pooler.",), **options)
 
 
@@ -128,11 +160,13 @@ def read_config(name: str, *, trust_remote_code: bool = False, token: str | None
         return None
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, token=token)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
+            raise
         raise ValueError(
             f"--model_name_or_path {name}: no file, no folder with a config.json, and not to be had from the Hub "
-            f"({str(error).strip().splitlines()[0]}) Give a folder that run_pretrain.py has written (without arguments: "
-            "outputs/digits), a Hub id or an official file."
+            f"({str(error).strip().splitlines()[0]}) Give a folder that run_pretrain.py has written (outputs/digits "
+            "without arguments), a Hub id or an official file."
         ) from error
     if config.model_type not in (*VIT_ENCODERS, *OWN_CLASSES):
         raise ValueError(
@@ -162,7 +196,8 @@ def _pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pix
 
 
 def _has_head(config: PreTrainedConfig) -> bool:
-    return any("ForImageClassification" in name for name in config.architectures or ())
+    """Not DeiTForImageClassificationWithTeacher: transformers has it for inference only."""
+    return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
 def _check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str]) -> None:
@@ -178,6 +213,17 @@ def _check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[st
     raise ValueError(
         f"--model_name_or_path {name} is a classifier of {difference}. --ignore_mismatched_sizes puts a new head on it."
     )
+
+
+def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> None:
+    """Raises ValueError where the head of a classifier cannot be kept."""
+    _check_classes(name, config, class_names)
+    own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
+    if pooling not in (None, own):
+        raise ValueError(
+            f"--pooling {pooling}: {name} is a classifier with --pooling {own}. --ignore_mismatched_sizes puts a new "
+            "head on it."
+        )
 
 
 def init_head(model: PreTrainedModel, std: float) -> None:
@@ -209,13 +255,16 @@ def build_classifier(
         from_scratch: take the architecture of `name` only, and start as an MAE encoder does before pre-training:
             Xavier weights and sine-cosine positions, which then train.
         overrides: fields of [`ViTMAERobustConfig`] for a model from scratch; `num_attention_heads` of an official file.
-        image_size: other than the checkpoint's: its positions are interpolated (bicubic, 2-D).
+        image_size: other than the checkpoint's: its positions are interpolated (bicubic, 2-D), and train.
         pooling: "mean" of the patch tokens, then a new LayerNorm (MAE's fine-tuning), or "cls", after the final norm
             (MAE's linear probe). None: "mean", or what the class of the checkpoint has.
-        new_head: put a new head on a classifier of other classes; without it, that is an error.
+        drop_path_rate: of the last block; it grows linearly from 0.
+        new_head: put a new head on a classifier. Without it the head is kept, and other classes, or another pooling,
+            are an error.
         needs_head: `name` has to be a classifier (of any stock class), which is loaded as it is.
 
-    Returns a model in training mode with `config.id2label` set and position embeddings that train.
+    Returns a model in float32 and in training mode, with `config.id2label` set and position embeddings that train; with
+    `needs_head` in evaluation mode.
 
     Raises ValueError: another architecture, other classes, a missing tensor, or settings that the class does not have.
     """
@@ -224,63 +273,108 @@ def build_classifier(
         raise ValueError("Two classes of the data have the same name.")
     names = dict(enumerate(class_names))
     settings = {"id2label": names, "label2id": {label: i for i, label in names.items()}}
-    settings["drop_path_rate"] = drop_path_rate
     config = read_config(name, **access) if name is not None else None
-    is_new = True
+    if not from_scratch:
+        if name is None:
+            raise ValueError("--model_name_or_path is needed, or --from_scratch.")
+        if overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
+            raise ValueError(f"--config_overrides {', '.join(overrides)}: these are for --from_scratch.")
+    heads, options = overrides.get("num_attention_heads"), {"attn_implementation": attn_implementation}
     if needs_head:
-        if config is None or from_scratch or not _has_head(config):
-            raise ValueError(f"--model_name_or_path {name} is no classifier.")
-        _check_classes(name, config, class_names)
-        options = {"attn_implementation": attn_implementation, **access}
-        model, is_new = load_strictly(AutoModelForImageClassification, name, **options), False
-        pixels = read_pixels(name, config, token)
-    elif from_scratch:
+        if from_scratch:
+            raise ValueError("--from_scratch gives no classifier to evaluate.")
+        model = _load_classifier(name, config, class_names, heads, settings, {**options, **access})
+        return model, _pixels_of(model.config) if config is None else read_pixels(name, config, token)
+
+    settings |= {"drop_path_rate": drop_path_rate, "problem_type": "single_label_classification"}
+    keeps_head = False
+    if from_scratch:
+        if name is not None and config is None:
+            raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")
         encoder = ViTMAERobustModel(_scratch_config(config, overrides, image_size))
-        model, pixels = _beit_of(encoder, None, pooling, attn_implementation, settings), _pixels_of(encoder.config)
-    elif name is None:
-        raise ValueError("--model_name_or_path is needed, or --from_scratch.")
-    elif overrides.keys() - {"num_attention_heads"} or (overrides and config is not None):
-        raise ValueError(f"--config_overrides {', '.join(overrides)}: these are for --from_scratch.")
+        pixels = _pixels_of(encoder.config)
+        model = _beit_of(encoder, None, pooling, keeps_head, settings, options)
     elif config is not None and config.model_type in OWN_CLASSES:
-        options = {"attn_implementation": attn_implementation, **access}
-        model, is_new = _own_class(name, config, class_names, settings, image_size, pooling, new_head, options)
-        pixels = read_pixels(name, config, token)
+        pixels, keeps_head = read_pixels(name, config, token), _has_head(config) and not new_head
+        _check_settings_of_kind(config, pooling, drop_path_rate, image_size)
+        if keeps_head:
+            _check_head(name, config, class_names, pooling)
+        model = _own_class(name, config, image_size, pooling, keeps_head, settings, {**options, **access})
     else:
-        encoder = _load_encoder(name, config, overrides.get("num_attention_heads"), access)
-        model = _beit_of(encoder, image_size, pooling, attn_implementation, settings)
-        pixels = _pixels_of(encoder.config) if config is None else read_pixels(name, config, token)
-    if is_new:
+        source = _load_vit(name, config, heads, access)
+        pixels = _pixels_of(source.config) if config is None else read_pixels(name, config, token)
+        keeps_head = hasattr(source, "classifier") and not new_head
+        if keeps_head:
+            _check_head(name, source.config, class_names, pooling)
+        model = _beit_of(source, image_size, pooling, keeps_head, settings, options)
+    if not keeps_head:
         init_head(model, head_std)
-    return model, pixels
+    return model.train(), pixels
+
+
+def _load_classifier(
+    name: str,
+    config: PreTrainedConfig | None,
+    class_names: Sequence[str],
+    heads: int | None,
+    labels: dict,
+    options: dict,
+) -> PreTrainedModel:
+    """A classifier as it is. labels: for an official file, which holds no names."""
+    is_classifier = config is None or any("ForImageClassification" in kind for kind in config.architectures or ())
+    model = _load_vit(name, None, heads, options) if config is None else None
+    if not is_classifier or (model is not None and not hasattr(model, "classifier")):
+        raise ValueError(f"--model_name_or_path {name} is no classifier.")
+    _check_classes(name, config or model.config, class_names)
+    if model is None:
+        return load_strictly(AutoModelForImageClassification, name, **options)
+    model.config.update(labels)
+    return model
 
 
 def _beit_of(
-    encoder: PreTrainedModel, image_size: int | None, pooling: str | None, attn_implementation: str, settings: dict
+    source: PreTrainedModel,
+    image_size: int | None,
+    pooling: str | None,
+    keeps_head: bool,
+    settings: dict,
+    options: dict,
 ) -> BeitForImageClassification:
-    """settings: of the config: labels, drop path. Without pooling: mean."""
+    """A BEiT that computes what a ViT does. source: encoder or classifier; settings: of the config: labels, drop path.
+
+    Without pooling: mean, or as in the head that is kept.
+    """
+    encoder, has_mean_norm = source.base_model, getattr(source.config, "use_mean_pooling", False)
     size = image_size or _square(encoder.config.image_size)
-    uses_mean = pooling != "cls"
+    uses_mean = has_mean_norm if keeps_head else pooling != "cls"
+    if has_mean_norm and not uses_mean:
+        raise ValueError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
     same = {name: getattr(encoder.config, name) for name in SHARED_SETTINGS}
     config = mae_beit_config(**same, image_size=size, use_mean_pooling=uses_mean, **settings)
-    model = BeitForImageClassification._from_config(config, attn_implementation=attn_implementation)
-    tensors = vit_to_beit(encoder.state_dict(), keeps_final_norm=not uses_mean)
-    positions = resized_positions(tensors["embeddings.position_embeddings"], size, config.patch_size)
-    tensors["embeddings.position_embeddings"] = positions
+    model = BeitForImageClassification._from_config(config, **options)
+    tensors = vit_to_beit(encoder.state_dict(), uses_mean)
+    positions, grid = tensors["embeddings.position_embeddings"], grid_size(encoder.config.image_size, config.patch_size)
+    tensors["embeddings.position_embeddings"] = resized_positions(positions, grid, size, config.patch_size)
     new = {f"pooler.{name}": tensor for name, tensor in model.beit.pooler.named_parameters()}
     model.beit.load_state_dict({**new, **tensors})  # an absent tensor, or one without a place, is an error
-    return model.train()
+    if keeps_head:
+        model.classifier.load_state_dict(source.classifier.state_dict())
+    return model
 
 
-def resized_positions(positions: torch.Tensor, image_size: int, patch_size: int | Sequence[int]) -> torch.Tensor:
-    """Position table `(1, 1 + L, d)` of a square grid for images of another size. Raises ValueError where the patches
-    do not fit into the image."""
-    side = math.isqrt(positions.shape[1] - 1)
-    grid = tuple(image_size // patch for patch in to_pair(patch_size))
-    if any(image_size % patch for patch in to_pair(patch_size)):
+def grid_size(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, int]:
+    """Patches (vertically, horizontally). Raises ValueError where they do not fit into the image."""
+    (height, width), (patch_height, patch_width) = to_pair(image_size), to_pair(patch_size)
+    if height % patch_height or width % patch_width or min(height, width) < 1:
         raise ValueError(f"--image_size {image_size} is no multiple of the patch size {patch_size}.")
-    if grid == (side, side) or grid[0] * grid[1] == positions.shape[1] - 1:
-        return positions
-    return interpolate_position_embedding(positions, (side, side), grid)
+    return height // patch_height, width // patch_width
+
+
+def resized_positions(
+    positions: torch.Tensor, grid: tuple[int, int], image_size: int, patch_size: int | Sequence[int]
+) -> torch.Tensor:
+    """Position table `(1, 1 + h * w, d)` of a grid of patches (h, w), for images of another size."""
+    return interpolate_position_embedding(positions, grid, grid_size(image_size, patch_size))
 
 
 def _scratch_config(config: PreTrainedConfig | None, overrides: dict, image_size: int | None) -> ViTMAERobustConfig:
@@ -299,44 +393,73 @@ def _scratch_config(config: PreTrainedConfig | None, overrides: dict, image_size
     return ViTMAERobustConfig(**{**form, **overrides})
 
 
+def _has_plain_positions(config: PreTrainedConfig) -> bool:
+    """Positions that can be interpolated: those of BEiT in MAE's form, and of DINOv2."""
+    if config.model_type in DINOV2:
+        return True
+    relative = ("use_relative_position_bias", "use_shared_relative_position_bias")
+    is_beit = config.model_type == "beit" and config.use_absolute_position_embeddings
+    return is_beit and not any(getattr(config, name) for name in relative)
+
+
+def _check_settings_of_kind(
+    config: PreTrainedConfig, pooling: str | None, drop_path_rate: float, image_size: int | None
+) -> None:
+    """Raises ValueError for a setting that the stock class of this kind does not have."""
+    kind, size = config.model_type, _square(config.image_size)
+    if pooling is not None and kind not in WITH_POOLING:
+        raise ValueError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
+    # A pre-trained BEiT has that norm, though its config says that it pools the mean.
+    is_pretrained = "BeitForMaskedImageModeling" in (config.architectures or ())
+    if pooling == "cls" and config.use_mean_pooling and not is_pretrained:
+        raise ValueError(f"--pooling cls: this '{kind}' pools the mean, and has no norm for the CLS token.")
+    if drop_path_rate and not hasattr(config, "drop_path_rate"):
+        raise ValueError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
+    if image_size not in (None, size) and not _has_plain_positions(config):
+        raise ValueError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
+
+
 def _own_class(
     name: str,
     config: PreTrainedConfig,
-    class_names: Sequence[str],
-    settings: dict,
     image_size: int | None,
     pooling: str | None,
-    new_head: bool,
+    keeps_head: bool,
+    settings: dict,
     options: dict,
-) -> tuple[PreTrainedModel, bool]:
-    """The classifier of the checkpoint's own kind, and whether its head is new."""
-    kind = config.model_type
-    keeps_head = not new_head and _has_head(config)
-    if keeps_head:
-        _check_classes(name, config, class_names)
-    if pooling is not None and kind not in WITH_POOLING:
-        raise ValueError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
-    if not hasattr(config, "drop_path_rate") and settings.pop("drop_path_rate"):
-        raise ValueError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
-    may_be_missing = () if keeps_head else HEAD_KEYS
-    if pooling is not None:
-        settings["use_mean_pooling"] = pooling == "mean"
-        if settings["use_mean_pooling"] != config.use_mean_pooling:  # the norm stands elsewhere
-            may_be_missing += HEAD_KEYS[1:]
-    size = _square(config.image_size)
-    is_mae = kind == "beit" and config.use_absolute_position_embeddings and not config.use_relative_position_bias
-    if image_size not in (None, size) and not is_mae and kind not in OF_ANY_SIZE:
-        raise ValueError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
-    model = load_strictly(
-        AutoModelForImageClassification, name, may_be_missing, ignore_mismatched_sizes=new_head, **settings, **options
-    )
-    if image_size not in (None, size):
-        if is_mae:
-            embeddings = model.beit.embeddings
-            positions = resized_positions(embeddings.position_embeddings.detach(), image_size, config.patch_size)
-            embeddings.position_embeddings = nn.Parameter(positions)
-        model.config.image_size = image_size
-    return model.train(), not keeps_head
+) -> PreTrainedModel:
+    """The classifier of the checkpoint's own kind."""
+    kind, model_class = config.model_type, OWN_CLASSES[config.model_type]
+    settings = {key: value for key, value in settings.items() if hasattr(config, key)}  # DeiT has no drop path
+    may_be_missing = () if keeps_head else ("classifier.",)
+    if kind in WITH_POOLING:
+        uses_mean = config.use_mean_pooling if pooling is None else pooling == "mean"
+        settings["use_mean_pooling"] = uses_mean
+        if not _has_head(config) or uses_mean != config.use_mean_pooling:  # the norm after the pooling is new
+            may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
+    model = load_strictly(model_class, name, may_be_missing, **settings, **options)
+    if image_size not in (None, _square(config.image_size)):
+        _resize(model, image_size)
+    if kind in DINOV2:  # stock gives the same rate to all blocks
+        blocks = [module for module in model.modules() if hasattr(module, "drop_path")]
+        for number, block in enumerate(blocks):
+            rate = settings["drop_path_rate"] * number / max(len(blocks) - 1, 1)
+            block.drop_path = type(block.drop_path)(rate) if rate else nn.Identity()
+    return model
+
+
+def _resize(model: PreTrainedModel, image_size: int) -> None:
+    """Interpolate the positions, so that the model is saved and loaded with a table of its own size."""
+    config, embeddings = model.config, model.base_model.embeddings
+    table, grid = embeddings.position_embeddings.detach(), grid_size(image_size, config.patch_size)
+    if config.model_type in DINOV2:  # as each does in every step; that with registers smooths
+        tokens = table.new_zeros(1, 1 + grid[0] * grid[1], table.shape[-1])
+        table = embeddings.interpolate_pos_encoding(tokens, image_size, image_size).detach()
+    else:
+        old_grid = grid_size(config.image_size, config.patch_size)
+        table = resized_positions(table, old_grid, image_size, config.patch_size)
+    embeddings.position_embeddings = nn.Parameter(table.clone())
+    config.image_size = image_size
 
 
 class FrozenEncoder(nn.Module):
@@ -350,9 +473,8 @@ class FrozenEncoder(nn.Module):
         self.has_own_mean = getattr(model.config, "use_mean_pooling", False)
         self.pooling = pooling or ("mean" if self.has_own_mean else "cls")
         # CLS; DeiT's distillation token; DINOv2's registers.
-        self.num_prefix_tokens = (
-            1 + (model.config.model_type == "deit") + getattr(model.config, "num_register_tokens", 0)
-        )
+        others = 1 if model.config.model_type == "deit" else getattr(model.config, "num_register_tokens", 0)
+        self.num_prefix_tokens = 1 + others
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.model(pixel_values)
@@ -369,8 +491,13 @@ def load_encoder(
     images. num_attention_heads: of an official file. Raises ValueError as there."""
     config, access = read_config(name, token=token), {"token": token}
     if config is not None and config.model_type in OWN_CLASSES:
-        model = load_strictly(AutoModel, name, ("pooler.",) if not _has_head(config) else (), **access)
+        # The pooler of BEiT and data2vec is the norm after the mean; new where no classifier was trained. DeiT's is not
+        # used, and DINOv2 has none.
+        has_pooler = config.model_type in WITH_POOLING
+        options = {} if config.model_type in DINOV2 else {"add_pooling_layer": has_pooler}
+        may_be_missing = ("pooler.",) if has_pooler and not _has_head(config) else ()
+        model = load_strictly(AutoModel, name, may_be_missing, **options, **access)
     else:
-        model = _load_encoder(name, config, num_attention_heads, {**access, "trust_remote_code": False})
+        model = _load_vit(name, config, num_attention_heads, {**access, "trust_remote_code": False}).base_model
     pixels = _pixels_of(model.config) if config is None else read_pixels(name, config, token)
     return FrozenEncoder(model, pooling), pixels

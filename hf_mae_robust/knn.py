@@ -27,7 +27,7 @@ def knn_accuracy(
 ) -> dict[str, float]:
     """Accuracy of weighted k-nearest-neighbour voting on frozen features (Wu et al. 2018, section 3.4; the settings of
     DINO's evaluation): each of the k training images of the highest cosine similarity s votes for its class with
-    exp(s / temperature).
+    exp(s / temperature). Classes without a vote are not predicted.
 
     Args:
         train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`, labels `(M,)`: on one device. At most N
@@ -42,8 +42,10 @@ def knn_accuracy(
     for part, truth in zip(features.float().split(batch_size), labels.split(batch_size)):
         similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
         votes = torch.zeros(len(part), num_classes, device=part.device)
-        votes.scatter_add_(1, train_labels[index], (similarity / temperature).exp())
-        ranked = votes.topk(min(5, num_classes)).indices == truth[:, None]
+        # Relative to the nearest one's: exp(1 / 0.01) is more than a float32 can hold.
+        votes.scatter_add_(1, train_labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
+        most, classes = votes.topk(min(5, num_classes))
+        ranked = (classes == truth[:, None]) & (most > 0)
         hits += torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
     accuracy, top5 = (hits / len(labels)).tolist()
     return {"accuracy": accuracy, "top5_accuracy": top5}

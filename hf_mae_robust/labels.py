@@ -30,6 +30,7 @@ class Labels:
     def check(self, values: Sequence[Any], first_row: int | None = 0) -> np.ndarray:
         """The classes `(N,)` int64 of consecutive rows. Raises DataError, naming the first row, where a label is
         missing (None, or the -1 of splits whose labels are withheld) or is no class. first_row: None: unknown."""
+        values = values[:]  # a `datasets.Column` is slow to go through
         if self.numbers is not None:
             classes = [-1 if value is None else self.numbers.get(value, -1) for value in values]
         else:
@@ -47,8 +48,14 @@ class Labels:
         return array
 
     def of_split(self, features: Features | None, description: str) -> "Labels":
-        """The same classes for another split. Raises DataError where that one names other classes."""
+        """The same classes for another split. Raises DataError where that one has no such column, or names other
+        classes."""
         feature = (features or {}).get(self.column)
+        if features is not None and feature is None:
+            raise DataError(f"{description} has no column '{self.column}', the labels of {self.description}.")
+        kind = getattr(feature, "dtype", "int64")
+        if self.numbers is None and not kind.startswith(("int", "uint")):
+            raise DataError(f"{description}: column '{self.column}' is {kind}, in {self.description} ClassLabel.")
         if isinstance(feature, ClassLabel) and self.numbers is None and tuple(feature.names) != self.class_names:
             other = tuple(feature.names)
             first = next((i for i, pair in enumerate(zip(self.class_names, other)) if pair[0] != pair[1]), None)

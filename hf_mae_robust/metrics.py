@@ -60,6 +60,7 @@ def save_confusion(predicted: np.ndarray, labels: np.ndarray, class_names: Seque
     figure, axes = plt.subplots(figsize=(side + 1.5, side), layout="constrained")
     shares = matrix / np.maximum(counts, 1)[:, None]
     names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names] if labelled else None
+    names = names and [name.replace("$", r"\$") for name in names]  # no formulas
     ConfusionMatrixDisplay(shares, display_labels=names).plot(
         ax=axes, include_values=len(class_names) <= 12, xticks_rotation="vertical", values_format=".2f", cmap="Blues"
     )
