@@ -324,7 +324,7 @@ def open_splits(
     splits = list(tables)
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in splits and split != train_split), None)
-    sources, labels = [], None
+    sources, labels, data = [], None, None
     for split in (train_split, eval_split):
         if split is None:
             sources.append(None)
@@ -351,7 +351,7 @@ def open_splits(
             )
         if not 0 < train_val_split < 1:
             raise DataError(f"--train_val_split {train_val_split}: must lie between 0 and 1.")
-        parts = train.rows.table.train_test_split(test_size=train_val_split, seed=seed)
+        parts = data.train_test_split(test_size=train_val_split, seed=seed)
         train, evaluation = (
             replace(
                 _source(

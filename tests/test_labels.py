@@ -275,7 +275,6 @@ def test_a_replaced_image_brings_its_own_label(tmp_path, streaming, workers):
     assert all(batch["labels"].dtype == torch.int64 for batch in batches)
 
 
-@pytest.mark.xfail(strict=True, reason="open_splits divides a table that holds the images only")
 def test_parts_of_a_split_keep_their_labels(tmp_path):
     truth = [i * 7 % 3 for i in range(20)]
     data = table([NAMES[label] for label in truth], Value("string"))
