@@ -10,6 +10,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from .arguments import add_data_arguments
 from .checkpoints import add_convert_arguments, run_convert
 from .export import add_export_arguments, run_export
 from .knn import add_knn_arguments, run_knn
@@ -19,17 +20,9 @@ from .target_statistics import statistics_of_source
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
-    data.add_argument("--dataset_config_name", help="Configuration of the data set.")
-    data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
-    data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
+    data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument(
-        "--image_column_name", help="Column with the images; default: 'image', or the only one of type Image."
-    )
     data.add_argument("--max_samples", type=int, help="Only the first so many images.")
-    data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")

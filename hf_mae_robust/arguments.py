@@ -202,6 +202,21 @@ class MAETrainingArguments(ImageTrainingArguments):
     adam_beta2: float = option(0.95, "AdamW's second beta.")
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which data set, for the commands of `python -m hf_mae_robust`; `DataLocation.of` reads them. More can be added to
+    the group."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
+    data.add_argument("--dataset_config_name", help="Configuration of the data set.")
+    data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
+    data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
+    data.add_argument(
+        "--image_column_name", help="Column with the images; default: 'image', or the only one of type Image."
+    )
+    data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
+    return data
+
+
 def recipe_path(name: str) -> Path:
     """A file, or one of the recipes that the package brings along (`--config digits`). Raises FileNotFoundError."""
     shipped = resources.files(__package__) / "recipes"

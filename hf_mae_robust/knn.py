@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from .arguments import add_data_arguments
 from .classifiers import load_encoder
 from .features import extract_features
 from .sources import DataLocation, open_splits
@@ -56,19 +57,13 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="Encoder or classifier, as --model_name_or_path of run_finetune.py."
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
-    data.add_argument("--dataset_config_name", help="Configuration of the data set.")
-    data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
-    data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
+    data = add_data_arguments(parser)
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
     data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
-    data.add_argument("--image_column_name", help="Column with the images; default: 'image', or the only one.")
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
     data.add_argument("--max_train_samples", type=int, help="Only the first so many images.")
     data.add_argument("--max_eval_samples", type=int, help="Only the first so many images.")
     data.add_argument("--crop_pct", type=float, default=0.875, help="See run_finetune.py (%(default)s).")
-    data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     vote = parser.add_argument_group("vote")
     vote.add_argument("--k", type=int, default=20, help="Neighbours (%(default)s).")
     vote.add_argument("--temperature", type=float, default=0.07, help="Of the weights (%(default)s).")

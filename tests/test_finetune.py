@@ -14,31 +14,17 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
 
-from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.augmentation import seeded
 from hf_mae_robust.finetune import finetune, main, make_parser
 from hf_mae_robust.resume import CheckpointError
 from hf_mae_robust.saving import seal
 from hf_mae_robust.stopping import EXIT_STOPPED
 from hf_mae_robust.tasks.classification import prepare
-from tests.helpers import TINY, photos, write_parquet_set
+from tests.helpers import photos
 from tests.runs import run, send
 
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0"]
 FEATURES = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
-
-
-@pytest.fixture(scope="module")
-def photos_dir(tmp_path_factory):
-    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 40, "validation": 11}, row_group=7)
-
-
-@pytest.fixture(scope="module")
-def encoder_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder")
-    ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

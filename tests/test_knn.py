@@ -9,24 +9,15 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.classifiers import load_encoder
 from hf_mae_robust.features import extract_features
 from hf_mae_robust.knn import knn_accuracy
 from hf_mae_robust.sources import DataError, DataLocation, open_splits
 from hf_mae_robust.transforms import EvaluationTransform, evaluation_processor
-from tests.helpers import TINY, photos, write_parquet_set
+from tests.helpers import photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-@pytest.fixture(scope="module")
-def encoder_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder")
-    ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

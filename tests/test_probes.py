@@ -7,27 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
-from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.classifiers import PROBE_HEAD_STD, build_classifier
 from hf_mae_robust.finetune import finetune, make_parser
 from hf_mae_robust.probes import LinearProbe
 from hf_mae_robust.resume import CheckpointError
 from hf_mae_robust.saving import seal
 from hf_mae_robust.tasks.classification import prepare
-from tests.helpers import TINY, write_parquet_set
-
-
-@pytest.fixture(scope="module")
-def photos_dir(tmp_path_factory):
-    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 40, "validation": 11}, row_group=7)
-
-
-@pytest.fixture(scope="module")
-def encoder_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder")
-    ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

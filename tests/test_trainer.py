@@ -10,14 +10,9 @@ from hf_mae_robust import ViTMAERobustForPreTraining
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
 from hf_mae_robust.resume import CheckpointError
 from hf_mae_robust.saving import seal
-from tests.helpers import TINY_OVERRIDES, write_parquet_set
+from tests.helpers import TINY_OVERRIDES
 
 ALL_ON = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
-
-
-@pytest.fixture(scope="module")
-def photos_dir(tmp_path_factory):
-    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 40, "validation": 11}, row_group=7)
 
 
 @pytest.fixture
