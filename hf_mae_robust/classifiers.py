@@ -31,6 +31,7 @@ from transformers import (
     ViTMSNForImageClassification,
     ViTMSNModel,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .checkpoints import from_original, mae_beit_config, read_original, without_key_biases
@@ -178,12 +179,17 @@ def read_config(name: str, *, trust_remote_code: bool = False, token: str | None
 
 def read_pixels(name: str, config: PreTrainedConfig, token: str | None = None) -> Pixels:
     """How a checkpoint wants its images: as its config says, or its image processor, or as ImageNet's."""
-    if hasattr(config, "image_mean"):
-        return _pixels_of(config)
+    return _pixels_of(config, None if hasattr(config, "image_mean") else read_processor(name, token))
+
+
+def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | None:
+    """The image processor of a checkpoint, if it brings one."""
+    if Path(name).is_file():
+        return None
     try:
-        return _pixels_of(config, AutoImageProcessor.from_pretrained(name, token=token))
-    except OSError:  # it brings none
-        return _pixels_of(config)
+        return AutoImageProcessor.from_pretrained(name, token=token)
+    except OSError:
+        return None
 
 
 def _pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pixels:

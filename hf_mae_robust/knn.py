@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import nn
 
 from .arguments import add_data_arguments
-from .classifiers import load_encoder
+from .classifiers import load_encoder, read_processor
 from .features import extract_features
 from .sources import DataLocation, open_splits
 from .transforms import EvaluationTransform, evaluation_processor
@@ -63,7 +63,11 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
     data.add_argument("--max_train_samples", type=int, help="Only the first so many images.")
     data.add_argument("--max_eval_samples", type=int, help="Only the first so many images.")
-    data.add_argument("--crop_pct", type=float, default=0.875, help="See run_finetune.py (%(default)s).")
+    data.add_argument(
+        "--crop_pct",
+        type=float,
+        help="See run_finetune.py; default: as the checkpoint's image processor has it.",
+    )
     vote = parser.add_argument_group("vote")
     vote.add_argument("--k", type=int, default=20, help="Neighbours (%(default)s).")
     vote.add_argument("--temperature", type=float, default=0.07, help="Of the weights (%(default)s).")
@@ -86,7 +90,10 @@ def run_knn(args: argparse.Namespace) -> None:
     sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
     if sources[1] is None:
         raise ValueError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
-    transform = EvaluationTransform(evaluation_processor(encoder.image_size, args.crop_pct, **asdict(pixels)))
+    processor = read_processor(args.checkpoint, args.token) if args.crop_pct is None else None
+    if processor is None:
+        processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))
+    transform = EvaluationTransform(processor)
     parts = []
     for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}

@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import center_crop
 from transformers import CLIPImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .model.configuration_vit_mae_robust import to_pair
@@ -50,7 +51,7 @@ class Normalization:
     """`(B, C, H, W)` uint8 -> float32 with the mean and deviation of an image processor: its other half, for a whole
     batch on the device. Floats are taken for normalised and come back as they are."""
 
-    def __init__(self, processor: CLIPImageProcessor, device: torch.device):
+    def __init__(self, processor: BaseImageProcessor, device: torch.device):
         mean, std = (
             torch.tensor(value, device=device).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std)
         )
@@ -63,10 +64,10 @@ class Normalization:
 
 
 class EvaluationTransform:
-    """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of the image processor. Normalisation happens on the
+    """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
     device, for the whole batch."""
 
-    def __init__(self, processor: CLIPImageProcessor):
+    def __init__(self, processor: BaseImageProcessor):
         self.processor = processor
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,10 @@ class EvaluationTransform:
         return self.processor(images=image, do_rescale=False, do_normalize=False, **layout).pixel_values[0]
 
     def __repr__(self) -> str:
-        return f"resize {self.processor.size}, centre crop {self.processor.crop_size}, bicubic"
+        steps = [f"resize {dict(self.processor.size)}"]
+        if getattr(self.processor, "do_center_crop", False):
+            steps.append(f"centre crop {dict(self.processor.crop_size)}")
+        return ", ".join(steps)
 
 
 def training_transform(

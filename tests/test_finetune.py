@@ -96,7 +96,9 @@ def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, 
     confusion = json.loads((folder / "confusion_matrix.json").read_text())
     assert sum(map(sum, confusion["confusion_matrix"])) == 11 and confusion["images"] == [6, 5]
 
-    evaluated = finetune(*arguments("--eval_only", "--model_name_or_path", folder, "--output_dir", tmp_path / "again"))
+    # With the image processor of the checkpoint, whatever the flag says.
+    once_more = ["--eval_only", "--model_name_or_path", folder, "--output_dir", tmp_path / "again", "--crop_pct", 0.5]
+    evaluated = finetune(*arguments(*once_more))
     again = json.loads((tmp_path / "again" / "all_results.json").read_text())
     assert again["eval_accuracy"] == results["eval_accuracy"] and again["eval_loss"] == results["eval_loss"]
     assert evaluated.state.global_step == 0

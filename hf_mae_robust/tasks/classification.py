@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from ..arguments import parse_config_overrides
 from ..augmentation import FinetuningTransform
 from ..classification_trainer import ClassificationTrainer
-from ..classifiers import HEAD_STD, PROBE_HEAD_STD, Pixels, build_classifier
+from ..classifiers import HEAD_STD, PROBE_HEAD_STD, Pixels, build_classifier, read_processor
 from ..diagnostics import save_loss_plot
 from ..finetune_arguments import (
     AugmentationArguments,
@@ -206,8 +206,12 @@ def _prepare_evaluation(
     if source is None:
         raise ValueError("--eval_only: there is no split to evaluate on; name one with --eval_split_name.")
     model, pixels = build_model(model_arguments, source.class_names, eval_only=True)
-    processor = evaluation_processor(model.config.image_size, data_arguments.crop_pct, **asdict(pixels))
-    say(f"Evaluating {model_arguments.model_name_or_path} on {source.description}")
+    name = model_arguments.model_name_or_path
+    # What it was evaluated with when it was trained, whatever --crop_pct is.
+    processor = read_processor(name, model_arguments.token)
+    if processor is None:
+        processor = evaluation_processor(model.config.image_size, data_arguments.crop_pct, **asdict(pixels))
+    say(f"Evaluating {name} on {source.description} ({EvaluationTransform(processor)})")
     return ClassificationTrainer(
         model=model,
         args=training,
