@@ -248,8 +248,12 @@ def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tm
     fault = "rank == 0 and trainer.state.global_step == 5 and (print('REACHED', flush=True), time.sleep(2))"
     launched = subprocess.Popen(
         [sys.executable, "-m", *start, str(script), *words],
-        env=environment(FAULT=fault, SCRIPT="pretrain"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-    )  # fmt: skip
+        env=environment(FAULT=fault, SCRIPT="pretrain"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
     output = read_until_reached(launched)
     launched.send_signal(signal.SIGTERM)
     output += launched.communicate(timeout=120)[0]
