@@ -1,6 +1,5 @@
 """The Trainer for classifiers: mixup, smoothed labels, layer-wise learning rates, averaged weights, exact metrics."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .augmentation import seeded
-from .classifiers import load_strictly
-from .image_trainer import ImageTrainer
-from .layer_decay import param_groups_layer_decay
+from .finetuning_trainer import FinetuningTrainer
 from .metrics import classification_metrics
 from .resume import CheckpointError
 from .sources import DataError
@@ -38,35 +35,28 @@ class EmaCallback(TrainerCallback):
         self.trainer.ema.update(model, step=state.global_step)
 
 
-class ClassificationTrainer(ImageTrainer):
+class ClassificationTrainer(FinetuningTrainer):
     """Fine-tunes a stock classifier with MAE's recipe (official code: main_finetune.py, engine_finetune.py).
 
-    Args (beside `ImageTrainer`'s):
-        class_names: of the classes 0, 1, ...
+    Args (beside `FinetuningTrainer`'s):
         mixup: timm's, for batches of even size; it draws anew for each batch of each process, as in the official code.
-        label_smoothing: without mixup, which smooths by itself. layer_decay: see `param_groups_layer_decay`.
+        label_smoothing: without mixup, which smooths by itself.
         ema_decay: keep an exponential moving average of the weights (timm's ModelEmaV3 with warm-up), which is what is
             evaluated and saved at the end; None: do not.
 
-    The loss is a mean over the batch, so that accumulated batches equal a large one; the model's own loss would not do,
-    and takes soft labels for a multi-label problem.
+    The loss is our own: the model's takes soft labels for a multi-label problem.
     """
-
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
         *,
-        class_names: Sequence[str],
         mixup: Mixup | None = None,
         label_smoothing: float = 0.0,
-        layer_decay: float = 1.0,
         ema_decay: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.model_accepts_loss_kwargs = False
-        self.class_names, self.mixup, self.layer_decay = tuple(class_names), mixup, layer_decay
+        self.mixup = mixup
         if mixup is not None:
             self.criterion = SoftTargetCrossEntropy()
         else:
@@ -84,20 +74,6 @@ class ClassificationTrainer(ImageTrainer):
         self._mixed = (-1, 0)
 
     # ---- training ----
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            trained = self.model if model is None else model
-            groups = param_groups_layer_decay(
-                trained, self.args.learning_rate, self.layer_decay, self.args.weight_decay
-            )
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
-        return super().create_optimizer(model)
-
-    def _get_learning_rate(self) -> float:
-        """For the log: that of the head. The Trainer's would be that of the first group, the slowest layer."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixed by random numbers of (seed, step, batch within the step, process), so that a resume mixes alike."""
@@ -130,27 +106,12 @@ class ClassificationTrainer(ImageTrainer):
             save_file(self.ema.module.state_dict(), folder / EMA_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """The Trainer would load nothing of the blocks: checkpoints have other names for them than the model."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        model = self.model if model is None else model
-        try:
-            saved = load_strictly(type(model), resume_from_checkpoint, config=model.config)
-        except ValueError as error:
-            raise CheckpointError(f"{error} Nothing was resumed.") from error
-        model.load_state_dict(saved.state_dict())
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.ema is not None:
             path = Path(resume_from_checkpoint) / EMA_FILE
             if not path.exists():
                 raise CheckpointError(f"{path} is missing: the checkpoint was written without --model_ema_decay.")
             self.ema.module.load_state_dict(load_file(path))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     # ---- evaluation ----
 

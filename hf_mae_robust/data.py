@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .bad_images import SkippedImage
 from .decoding import ImageDecodingError, decode_image
+from .labels import Labels
 from .plan import EpochBatchSampler, SequentialBatchSampler
 from .sources import DataError, ImageSource
 
@@ -28,6 +29,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     An item is `{"pixel_values": (C, H, W), "row": int}`, of a source with labels also `"labels"` (a class), with
     `noise_length` also `"noise"`, and, where an image could not be decoded, `"skipped"`: a list of `SkippedImage`.
+    Where the labels are joint (labels.py), the transform gets image and label, and gives the item's content.
 
     A row of -1 is a filler: zeros, to be left out of sums.
     """
@@ -59,42 +61,45 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, row = key
         image, label, skipped = self._decode(row)
+        labels = self.source.labels
         seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
         # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(int(seed >> 1))
         try:
             if image is None:
-                return _filler(self.transform, self.num_channels, self.noise_length, skipped, label)
-            return _item(self.transform(image), row, self.noise_length, skipped, label)
+                return _filler(self.transform, labels, self.num_channels, self.noise_length, skipped)
+            return _item(_transformed(self.transform, labels, image, label), row, self.noise_length, skipped)
         finally:
             torch.set_rng_state(state)
 
-    def _decode(self, row: int) -> tuple[torch.Tensor | None, int | None, list[SkippedImage]]:
-        """The image that stands at a row, None for a filler; its class, where there are any; and what was met on the
+    def _decode(self, row: int) -> tuple[torch.Tensor | None, Any, list[SkippedImage]]:
+        """The image that stands at a row, None for a filler; its label, where there are any; and what was met on the
         way to it."""
-        skipped = []
-        filler_label = None if self.source.class_names is None else 0
+        skipped, labels = [], self.source.labels
         if row < 0:
-            return None, filler_label, skipped
+            return None, None, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
             try:
                 image = decode_image(self.source.rows[row], self.num_channels, row)
-                return image, None if self.source.class_names is None else self.source.rows.label(row), skipped
+                label = None if labels is None else labels.decode(self.source.rows.label(row), image, row)
+                return image, label, skipped
             except ImageDecodingError as error:
                 skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
             row = (row + 1) % len(self)
         if self.replace_bad_images:
             _raise_too_many(skipped)
-        return None, filler_label, skipped
+        return None, None, skipped
 
 
-def _item(
-    image: torch.Tensor, row: int, noise_length: int | None, skipped: list[SkippedImage], label: int | None
-) -> dict[str, Any]:
-    item = {"pixel_values": image, "row": row}
-    if label is not None:
-        item["labels"] = label
+def _transformed(transform: Callable, labels: Labels | None, image: torch.Tensor, label: Any) -> dict[str, Any]:
+    if labels is not None and labels.is_joint:
+        return transform(image, label)
+    return {"pixel_values": transform(image), **({} if labels is None else {"labels": label})}
+
+
+def _item(content: dict[str, Any], row: int, noise_length: int | None, skipped: list[SkippedImage]) -> dict[str, Any]:
+    item = {**content, "row": row}
     if noise_length is not None:
         item["noise"] = torch.rand(noise_length)
     if skipped:
@@ -103,11 +108,17 @@ def _item(
 
 
 def _filler(
-    transform: Callable, num_channels: int, noise_length: int | None, skipped: list[SkippedImage], label: int | None
+    transform: Callable,
+    labels: Labels | None,
+    num_channels: int,
+    noise_length: int | None,
+    skipped: list[SkippedImage],
 ) -> dict[str, Any]:
-    """Zeros of the shape that the transform gives."""
+    """Zeros of the shape that the transform gives, and a label that stands for none."""
     blank = torch.zeros(num_channels, 16, 16, dtype=torch.uint8)
-    return _item(torch.zeros_like(transform(blank)), -1, noise_length, skipped, label)
+    content = _transformed(transform, labels, blank, None if labels is None else labels.filler())
+    content["pixel_values"] = torch.zeros_like(content["pixel_values"])
+    return _item(content, -1, noise_length, skipped)
 
 
 def _raise_too_many(skipped: list[SkippedImage]) -> None:
@@ -119,9 +130,14 @@ def _raise_too_many(skipped: list[SkippedImage]) -> None:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Items -> a batch. `"skipped"` is the list of all bad images met for it; without any, there is no such key."""
+    """Items -> a batch. What cannot be stacked, tensors of different shapes and dicts, stays a list. `"skipped"` is the
+    list of all bad images met for it; without any, there is no such key."""
     skipped = [record for item in items for record in item.get("skipped", ())]
-    batch = default_collate([{key: value for key, value in item.items() if key != "skipped"} for item in items])
+    batch = {}
+    for key in items[0].keys() - {"skipped"}:
+        values = [item[key] for item in items]
+        shapes = {value.shape for value in values if isinstance(value, torch.Tensor)}
+        batch[key] = values if isinstance(values[0], dict) or len(shapes) > 1 else default_collate(values)
     return {**batch, "skipped": skipped} if skipped else batch
 
 
@@ -179,6 +195,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
         self.description, self.rank, self.world_size = source.description, rank, world_size
         self.transform, self.num_channels, self.endless = transform, num_channels, endless
+        self.labels = source.labels
         self.noise_length = noise_length
 
     def _numbers(self) -> Iterator[int]:
@@ -195,15 +212,17 @@ class ImageStream(torch.utils.data.IterableDataset):
                 is_empty, number = False, next(numbers)
                 try:
                     image = decode_image(row["image"], self.num_channels, number)
+                    label = None if self.labels is None else self.labels.decode(row["label"], image, number)
                 except ImageDecodingError as error:
                     skipped.append(SkippedImage(self.description, number, error.kind, error.detail))
                     if self.endless:
                         if len(skipped) == MAX_BAD_IN_A_ROW:
                             _raise_too_many(skipped)
                         continue
-                    item = _filler(self.transform, self.num_channels, self.noise_length, skipped, row.get("label"))
+                    item = _filler(self.transform, self.labels, self.num_channels, self.noise_length, skipped)
                 else:
-                    item = _item(self.transform(image), number, self.noise_length, skipped, row.get("label"))
+                    content = _transformed(self.transform, self.labels, image, label)
+                    item = _item(content, number, self.noise_length, skipped)
                 yield item
                 skipped = []
             # Workers beyond the number of files get nothing.

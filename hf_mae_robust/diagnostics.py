@@ -53,17 +53,22 @@ CURVES_OF_LOSS = {
     "eval_loss": ("evaluation", "o-"),
     "eval_loss_of_mean": ("evaluation, predicting the mean", "--"),
 }
-CURVES_OF_ACCURACY = {"eval_accuracy": ("top-1", "o-"), "eval_top5_accuracy": ("top-5", "o--")}
+# By the name of the axis.
+CURVES_OF_RESULTS = {
+    "accuracy": {"eval_accuracy": ("top-1", "o-"), "eval_top5_accuracy": ("top-5", "o--")},
+    "segmentation": {"eval_mean_iou": ("mean IoU", "o-"), "eval_mean_accuracy": ("mean accuracy", "o--")},
+    "AP": {"eval_box_ap": ("box AP", "o-"), "eval_mask_ap": ("mask AP", "o--")},
+}
 
 
 def save_loss_plot(
     log_history: list[dict[str, Any]], path: str | Path, kind: str = "mean squared error of the target"
 ) -> None:
-    """Training and evaluation loss, and accuracy where there is any, against the epoch, from
+    """Training and evaluation loss, and the task's results where there are any, against the epoch, from
     `trainer.state.log_history`, as a PNG. kind: of the loss."""
     panels = [(CURVES_OF_LOSS, f"loss ({kind})")]
-    if any("eval_accuracy" in entry for entry in log_history):
-        panels.append((CURVES_OF_ACCURACY, "accuracy"))
+    logged = {key for entry in log_history for key in entry}
+    panels += [(curves, name) for name, curves in CURVES_OF_RESULTS.items() if curves.keys() & logged]
     figure, all_axes = plt.subplots(
         1, len(panels), figsize=(1 + 6 * len(panels), 4.5), layout="constrained", squeeze=False
     )

@@ -1,7 +1,7 @@
 """Command-line arguments of fine-tuning, beside those it shares with pre-training (arguments.py)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
@@ -14,19 +14,23 @@ class FinetuneModelArguments:
 
     _argument_group_name = "model"
 
-    task: Literal["classification"] = option("classification", "What to fine-tune for.")
+    task: Literal["classification", "segmentation", "detection"] = option("classification", "What to fine-tune for.")
     model_name_or_path: str | None = option(
         None,
-        "Start from this encoder or classifier: Hub id or folder of ours, ViTMAE, ViT (so DINO, MoCo v3, iBOT), BEiT, "
-        "data2vec, DeiT, MSN or DINOv2; or an official MAE file.",
+        "Start from this encoder or fine-tuned model: Hub id or folder of ours, ViTMAE, ViT (so DINO, MoCo v3, iBOT), "
+        "MSN; for classification also BEiT, data2vec, DeiT or DINOv2; or an official MAE file.",
     )
     from_scratch: bool = option(False, "Take only the sizes of --model_name_or_path (or of --config_overrides).")
     config_overrides: str | None = option(
         None,
         "With --from_scratch: settings such as 'image_size=64,patch_size=8'. For an official file: "
-        "num_attention_heads=12.",
+        "num_attention_heads=12. For detection also settings of the heads, such as 'fpn_channels=64'.",
     )
-    image_size: int | None = option(None, "Other than the encoder's; its positions are interpolated.")
+    image_size: int | None = option(
+        None,
+        "Other than the encoder's; its positions are interpolated. Segmentation: the crop (512); detection: the "
+        "square that images are fitted into (1024).",
+    )
     pooling: Literal["mean", "cls"] | None = option(
         None, "Classify the mean of the patch tokens or the CLS token (mean; with --linear_probe cls)."
     )
@@ -51,7 +55,14 @@ class FinetuneDataArguments(DataArguments):
     """The images and their labels."""
 
     label_column_name: str = option(
-        "auto", "Column with the labels; auto: 'label', or the only one of type ClassLabel."
+        "auto",
+        "Column with the labels. auto: 'label', or the only one of type ClassLabel; for segmentation 'annotation', or "
+        "the only other image column; for detection 'objects'.",
+    )
+    id2label: str | None = option(
+        None,
+        'Segmentation and detection: JSON file with the names of the classes, {"0": "sky", ...}, where the data do '
+        "not name them; or their number. Default: id2label.json beside the data.",
     )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
@@ -74,6 +85,15 @@ class AugmentationArguments:
     cutmix: float = option(1.0, "CutMix's alpha; 0: off.")
     mixup_prob: float = option(1.0, "Probability that a batch is mixed.")
     mixup_switch_prob: float = option(0.5, "Probability of CutMix instead of mixup, where both are on.")
+    scale_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Segmentation and detection: images are scaled by a random factor of LO to HI before they are "
+            "cropped (0.5 2; 0.1 2).",
+            "nargs": 2,
+        },
+    )
+    photometric_distortion: bool = option(True, "Segmentation: distort brightness, contrast and colours at random.")
 
     def __post_init__(self):
         for name in ("mixup", "cutmix"):
@@ -82,10 +102,54 @@ class AugmentationArguments:
         for name in ("mixup_prob", "mixup_switch_prob", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: a probability, from 0 to 1.")
+        if self.scale_range is not None and not (
+            len(self.scale_range) == 2 and 0 < self.scale_range[0] <= self.scale_range[1]
+        ):
+            raise ValueError(f"--scale_range {self.scale_range}: needs 0 < LO <= HI.")
 
     @property
     def mixes(self) -> bool:
         return self.augmentation and (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+
+@dataclass
+class SegmentationArguments:
+    """UperNet on BEiT's backbone, as mmsegmentation trains MAE on ADE20K."""
+
+    _argument_group_name = "segmentation"
+
+    do_reduce_labels: bool = option(False, "0 in the maps is no class, and 1 is the first one (as in ADE20K).")
+    ignore_index: int = option(255, "Value in the maps that is left out of loss and metrics, beside 255.")
+    stride: int | None = option(
+        None, "Evaluation slides a window of the crop's size over the image, by so many pixels (2/3 of the crop)."
+    )
+    auxiliary_loss_weight: float = option(0.4, "Weight of the loss of the auxiliary head.")
+    relative_position_bias: bool = option(False, "Add BEiT's relative positions, from zero, to each block.")
+    segmentation_channels: int = option(512, "Channels of UperNet's head.")
+
+    def __post_init__(self):
+        if self.auxiliary_loss_weight < 0:
+            raise ValueError(f"--auxiliary_loss_weight {self.auxiliary_loss_weight}: must not be negative.")
+        for name in ("stride", "segmentation_channels"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 1.")
+
+
+@dataclass
+class DetectionArguments:
+    """Mask R-CNN on a ViT with windows (Li et al. 2021)."""
+
+    _argument_group_name = "detection"
+
+    pyramid: Literal["adaptor", "simple"] = option(
+        "adaptor", "Four scales from the outputs of four blocks (Li et al. 2021), or from the last one's (ViTDet)."
+    )
+    window_size: int = option(16, "Patches a side within which all blocks but four attend; 0: all attend to all.")
+    relative_position_embeddings: bool = option(True, "Relative positions, from zero, in each block.")
+    head_norm: Literal["batch", "layer", "none"] = option(
+        "layer", "Norm in pyramid, box head and mask head; batch is for large batches."
+    )
+    detections_per_image: int = option(100, "Objects to find in an image at the most; COCO's AP takes 100.")
 
 
 @dataclass
@@ -103,7 +167,10 @@ class FinetuneRecipeArguments(RecipeArguments):
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better --metric_for_best_model; default: never."
     )
-    eval_only: bool = option(False, "Evaluate --model_name_or_path, a classifier, and do not train.")
+    eval_only: bool = option(False, "Evaluate --model_name_or_path, which was fine-tuned, and do not train.")
+    num_pictures: int = option(
+        8, "Segmentation and detection: images of the evaluation whose predictions are drawn (predictions.png)."
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -132,3 +199,15 @@ class FinetuneTrainingArguments(ImageTrainingArguments):
     metric_for_best_model: str | None = option(
         "accuracy", "Of accuracy, top5_accuracy and loss: what --load_best_model_at_end and early stopping look at."
     )
+
+
+class FinetuneArguments(NamedTuple):
+    """All flags of run_finetune.py. The groups of the tasks that are not `model.task` have no effect."""
+
+    model: FinetuneModelArguments
+    data: FinetuneDataArguments
+    augmentation: AugmentationArguments
+    segmentation: SegmentationArguments
+    detection: DetectionArguments
+    recipe: FinetuneRecipeArguments
+    training: FinetuneTrainingArguments

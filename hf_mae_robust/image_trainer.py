@@ -43,6 +43,9 @@ class ImageProgressCallback(ProgressCallback):
         "eval_loss_of_mean": "loss of predicting the mean",
         "eval_accuracy": "accuracy",
         "eval_top5_accuracy": "top-5 accuracy",
+        "eval_mean_iou": "mean IoU",
+        "eval_box_ap": "box AP",
+        "eval_mask_ap": "mask AP",
     }
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -53,8 +56,7 @@ class ImageProgressCallback(ProgressCallback):
             if "images_per_second" in logs:
                 shown["images/s"] = f"{logs['images_per_second']:,.0f}"
             self.training_bar.set_postfix(shown)
-        elif "eval_loss" in logs:
-            shown = {name: value for name, value in logs.items() if name in self.EVALUATION_NAMES}
+        elif shown := {name: value for name, value in logs.items() if name in self.EVALUATION_NAMES}:
             text = ", ".join(f"{self.EVALUATION_NAMES[name]} {value:.4f}" for name, value in shown.items())
             self.training_bar.write(f"epoch {state.epoch:.4g}: evaluation {text}")
 
@@ -177,8 +179,11 @@ class ImageTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         if rows is not None:
             inputs["row"] = rows
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = self.normalization(inputs["pixel_values"])
+        images = inputs.get("pixel_values")
+        if images is not None:
+            # Images of different sizes are a list.
+            is_batch = isinstance(images, torch.Tensor)
+            inputs["pixel_values"] = self.normalization(images) if is_batch else list(map(self.normalization, images))
         return inputs
 
     # ---- training ----

@@ -1,15 +1,22 @@
-"""Class labels of a data set: which column, which names, and that every image has one."""
+"""Class labels of a data set: which column, which names, and that every image has one.
+
+Semantic maps and objects have classes of the same interface, with `is_joint`: what they decode belongs to places in the
+image, so that the transform gets both.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Features, Value
 
 from .remote import DataError
 
 MAX_NAMED_IN_ERRORS = 5
+# (features, column or "auto", description, function that reads a whole column or None) -> labels; see `find_labels`.
+LabelFinder = Callable[[Features | None, str, str, Callable[[str], Iterable[Any]] | None], Any]
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Labels:
     class_names: tuple[str, ...]
     numbers: dict[Any, int] | None
     description: str
+    is_joint = False
 
     def check(self, values: Sequence[Any], first_row: int | None = 0) -> np.ndarray:
         """The classes `(N,)` int64 of consecutive rows. Raises DataError, naming the first row, where a label is
@@ -46,6 +54,14 @@ class Labels:
                 f"{_shortened(self.class_names)}). Leave out such rows, or choose another split or --label_column_name."
             )
         return array
+
+    def decode(self, value: Any, image: torch.Tensor, row: int) -> int:
+        """A checked value -> what the model is trained with. image: `(C, h, w)`, to which it belongs."""
+        return int(value)
+
+    def filler(self) -> int:
+        """For a place of a batch where there is no image."""
+        return 0
 
     def of_split(self, features: Features | None, description: str) -> "Labels":
         """The same classes for another split. Raises DataError where that one has no such column, or names other

@@ -59,9 +59,9 @@ def say(message: str) -> None:
 
 
 def open_sources(
-    data: DataArguments, token: str | None, seed: int, eval_only: bool = False
+    data: DataArguments, token: str | None, seed: int, eval_only: bool = False, **options: Any
 ) -> tuple[ImageSource | None, ImageSource | None]:
-    """The images to train (None with `eval_only`) and to evaluate on. Raises DataError."""
+    """The images to train (None with `eval_only`) and to evaluate on. options: of `open_splits`. Raises DataError."""
     train, evaluation = open_splits(
         DataLocation.of(data, token),
         None if eval_only else data.train_split_name,
@@ -69,6 +69,7 @@ def open_sources(
         data.train_val_split,
         seed,
         data.shuffle_buffer_size,
+        **options,
     )
     train = train.head(data.max_train_samples) if train is not None else None
     if evaluation is not None:

@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
-from .labels import Labels, find_labels
+from .labels import LabelFinder, Labels, find_labels
 from .plan import NUM_SLOTS
 from .remote import RETRY_SECONDS, DataError, describe, open_parquet, parquet_errors, retry
 
@@ -43,7 +43,7 @@ EVAL_SPLITS = ("validation", "valid", "val", "test")
 class DataLocation:
     """Where images come from; the fields are named after the command line's.
 
-    label_column_name: column of class labels to read as well, or "auto" for the only one there is; None: no labels.
+    label_column_name: column of labels to read as well, or "auto" for the only one there is; None: no labels.
     dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
     """
 
@@ -75,7 +75,7 @@ class ImageSource:
         description: for people. fingerprint: changes when the data does, but not with where it lies.
         revision: commit (40 hexadecimal digits) of a data set on the Hub, at which everything is read; None for local
             ones, and where a copy in the cache does not tell.
-        class_names: of the labels 0, 1, ...; None where no labels were asked for.
+        labels: what `rows.label(i)` is, with the names of its classes; None where no labels were asked for.
     """
 
     rows: Any
@@ -84,7 +84,11 @@ class ImageSource:
     description: str
     fingerprint: str
     revision: str | None = None
-    class_names: tuple[str, ...] | None = None
+    labels: Labels | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return None if self.labels is None else self.labels.class_names
 
     @property
     def num_rows(self) -> int | None:
@@ -118,28 +122,39 @@ class TableRows:
     """Random access to the image column of a memory-mapped `datasets.Dataset`, and to labels."""
 
     def __init__(self, table: datasets.Dataset, column: str, labels: Labels | None = None):
-        self.labels = labels.check(table[labels.column]) if labels is not None else None
-        table = table.select_columns([column])
-        if isinstance(table.features[column], datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-        self.table, self.column = table, column
+        self.labels = labels
+        # All classes are looked at before the training; semantic maps and objects are too large for it.
+        self.classes = labels.check(table[labels.column]) if labels is not None and not labels.is_joint else None
+        self.column, self.table = column, _encoded(table.select_columns([column]))
+        if labels is not None and labels.is_joint:
+            self.annotations = _encoded(table.select_columns([labels.column]))
 
     def __getitem__(self, row: int) -> Any:
         return self.table[row][self.column]
 
-    def label(self, row: int) -> int:
-        return int(self.labels[row])
+    def label(self, row: int) -> Any:
+        if self.classes is not None:
+            return self.classes[row]
+        return self.labels.check([self.annotations[row][self.labels.column]], row)[0]
+
+
+def _encoded(data: Any) -> Any:
+    """A table or stream that gives its images as encoded bytes."""
+    for column, feature in (data.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+    return data
 
 
 class HeldRows(list):
     """Encoded images in memory, and their labels."""
 
-    def __init__(self, images: list, labels: Sequence[int] = ()):
+    def __init__(self, images: list, labels: Sequence[Any] = ()):
         super().__init__(images)
         self.labels = labels
 
-    def label(self, row: int) -> int:
-        return int(self.labels[row])
+    def label(self, row: int) -> Any:
+        return self.labels[row]
 
 
 class ParquetRows:
@@ -164,7 +179,7 @@ class ParquetRows:
         self.retry_seconds, self.labels = retry_seconds, labels
         self.ends = np.cumsum([num_rows for *_, num_rows in groups])
         self.largest = max((num_rows for *_, num_rows in groups), default=1)
-        self.rows: OrderedDict[int, tuple[list, np.ndarray | None]] = OrderedDict()
+        self.rows: OrderedDict[int, tuple[list, Sequence | None]] = OrderedDict()
         self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self.process = os.getpid()
 
@@ -172,7 +187,7 @@ class ParquetRows:
         # Worker processes open files of their own.
         return {**self.__dict__, "rows": OrderedDict(), "files": OrderedDict()}
 
-    def _read(self, group: int) -> tuple[list, np.ndarray | None]:
+    def _read(self, group: int) -> tuple[list, Sequence | None]:
         url, index, _ = self.groups[group]
         columns = [self.column] if self.labels is None else [self.column, self.labels.column]
         if self.process != os.getpid():  # forked: connections and event loops stayed behind
@@ -190,11 +205,11 @@ class ParquetRows:
         (images, _), i = self._find(row)
         return images[i]
 
-    def label(self, row: int) -> int:
+    def label(self, row: int) -> Any:
         (_, labels), i = self._find(row)
-        return int(labels[i])
+        return labels[i]
 
-    def _find(self, row: int) -> tuple[tuple[list, np.ndarray | None], int]:
+    def _find(self, row: int) -> tuple[tuple[list, Sequence | None], int]:
         group = int(np.searchsorted(self.ends, row, side="right"))
         workers = get_worker_info()
         slots = -(-NUM_SLOTS // (workers.num_workers if workers else 1))
@@ -246,7 +261,7 @@ def _parquet_source(
         seekable_at_no_cost=False,
         description=description,
         fingerprint=_digest(column, [(url.rsplit("/", 1)[-1], sizes) for url, sizes in footers], *_parts(labels)),
-        class_names=labels.class_names if labels is not None else None,
+        labels=labels,
     )
 
 
@@ -305,6 +320,8 @@ def open_splits(
     train_val_split: float | None = None,
     seed: int = 42,
     buffer_size: int = 8192,
+    find_labels: LabelFinder = find_labels,
+    find_splits: Callable[[Path], dict[str, Callable] | None] | None = None,
 ) -> tuple[ImageSource | None, ImageSource | None]:
     """Open the training split and the one to evaluate on.
 
@@ -314,13 +331,19 @@ def open_splits(
         eval_split: a name; "auto": the first there is of validation, valid, val, test; None: none.
         train_val_split: share of the training images to hold out where there is no split to evaluate on.
         buffer_size: rows that a streamed source may hold in memory (`--shuffle_buffer_size`).
+        find_labels: as that of labels.py. find_splits: recognises a local folder that `load_dataset` does not
+            understand, and gives functions that load its splits; None for others.
 
     Raises:
         DataError: there is no such data set, split or column, a split is empty, the source cannot do what was
             asked, or the Hub refuses or cannot be reached for `dataset_retry_seconds`.
     """
     name = location.dataset_name or EMBEDDED
-    tables, revision = (load_embedded_digits(), None) if location.dataset_name is None else _load(location)
+    tables, revision = None, None
+    if find_splits is not None and location.dataset_name is not None and Path(name).is_dir():
+        tables = find_splits(Path(name))
+    if tables is None:
+        tables, revision = (load_embedded_digits(), None) if location.dataset_name is None else _load(location)
     splits = list(tables)
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in splits and split != train_split), None)
@@ -445,25 +468,25 @@ def _source(
     buffer_size: int,
     labels: Labels | None = None,
 ) -> ImageSource:
-    class_names = labels.class_names if labels is not None else None
     if isinstance(data, _ParquetSplit):
         return _parquet_source(data, column, location, buffer_size, description, labels)
     if isinstance(data, IterableDataset):
-        features = data.features
-        if features is not None and isinstance(features[column], datasets.Image):
-            data = data.cast_column(column, datasets.Image(decode=False))
+        used = [column] if labels is None else [column, labels.column]
+        if data.features is not None:
+            data = _encoded(data.select_columns(used))
 
         def columns(row: dict) -> dict:
-            label = {} if labels is None else {"label": int(labels.check([row[labels.column]], None)[0])}
+            label = {} if labels is None else {"label": labels.check([row[labels.column]], None)[0]}
             return {"image": row[column], **label}
 
         rows = data.map(columns, remove_columns=data.column_names)
-        return ImageSource(rows, None, False, description, _digest(description), class_names=class_names)
+        return ImageSource(rows, None, False, description, _digest(description), labels=labels)
     rows = TableRows(data, column, labels)
     fingerprint = _fingerprint(rows, len(data))
     if labels is not None:
-        fingerprint = _digest(fingerprint, *_parts(labels), hashlib.sha256(rows.labels.tobytes()).hexdigest())
-    return ImageSource(rows, (len(data),), True, description, fingerprint, class_names=class_names)
+        content = hashlib.sha256(rows.classes.tobytes()).hexdigest() if rows.classes is not None else ""
+        fingerprint = _digest(fingerprint, *_parts(labels), content)
+    return ImageSource(rows, (len(data),), True, description, fingerprint, labels=labels)
 
 
 def _fingerprint(rows: TableRows, num_rows: int) -> str:
@@ -488,7 +511,7 @@ def load_head_of_stream(source: ImageSource, num_rows: int) -> ImageSource:
         raise DataError(f"{source.description} is empty.")
     return replace(
         source,
-        rows=HeldRows([row["image"] for row in rows], [row.get("label", -1) for row in rows]),
+        rows=HeldRows([row["image"] for row in rows], [row.get("label") for row in rows]),
         row_groups=(len(rows),),
         seekable_at_no_cost=True,
         description=f"first {len(rows):,} of {source.description}",

@@ -15,11 +15,10 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
 
 from hf_mae_robust.augmentation import seeded
-from hf_mae_robust.finetune import finetune, main, make_parser
+from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.resume import CheckpointError
 from hf_mae_robust.saving import seal
 from hf_mae_robust.stopping import EXIT_STOPPED
-from hf_mae_robust.tasks.classification import prepare
 from tests.helpers import photos
 from tests.runs import run, send
 
