@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -286,7 +287,7 @@ class RecipeParser(HfArgumentParser):
             if key == "config_overrides" and isinstance(value, dict):
                 value = ",".join(f"{name}={setting}" for name, setting in value.items())
             elif isinstance(value, dict):
-                value = yaml.safe_dump(value, default_flow_style=True).strip()
+                value = json.dumps(value)
             values = value if isinstance(value, list) else [value]
             words += [f"--{key}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
         return words

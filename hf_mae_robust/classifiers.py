@@ -129,7 +129,7 @@ def _square(image_size: int | Sequence[int]) -> int:
     return height
 
 
-def _load_vit(name: str, config: PreTrainedConfig | None, heads: int | None, options: dict) -> PreTrainedModel:
+def load_vit(name: str, config: PreTrainedConfig | None, heads: int | None, options: dict) -> PreTrainedModel:
     """A ViT from a folder, the Hub or an official file: an encoder, or a classifier where the checkpoint is one."""
     if config is None:
         if heads is None:
@@ -152,10 +152,16 @@ def _load_vit(name: str, config: PreTrainedConfig | None, heads: int | None, opt
     return load_strictly(encoder_class, name, ("pooler.",), **options)
 
 
-def read_config(name: str, *, trust_remote_code: bool = False, token: str | None = None) -> PreTrainedConfig | None:
+def read_config(
+    name: str,
+    kinds: Sequence[str] = (*VIT_ENCODERS, *OWN_CLASSES),
+    *,
+    trust_remote_code: bool = False,
+    token: str | None = None,
+) -> PreTrainedConfig | None:
     """The config of a checkpoint; None for a file in the official layout.
 
-    Raises ValueError for an architecture that is not of the ViT family.
+    Raises ValueError for an architecture (`model_type`) that is not among `kinds`.
     """
     if Path(name).is_file():
         return None
@@ -169,17 +175,17 @@ def read_config(name: str, *, trust_remote_code: bool = False, token: str | None
             f"({str(error).strip().splitlines()[0]}) Give a folder that run_pretrain.py has written (outputs/digits "
             "without arguments), a Hub id or an official file."
         ) from error
-    if config.model_type not in (*VIT_ENCODERS, *OWN_CLASSES):
+    if config.model_type not in kinds:
         raise ValueError(
-            f"--model_name_or_path {name} is a '{config.model_type}' model, which is not of the ViT family: "
-            f"{', '.join((*VIT_ENCODERS, *OWN_CLASSES))}."
+            f"--model_name_or_path {name} is a '{config.model_type}' model, which is "
+            f"{'not of the ViT family' if 'vit' in kinds else 'not what is needed here'}: {', '.join(kinds)}."
         )
     return config
 
 
 def read_pixels(name: str, config: PreTrainedConfig, token: str | None = None) -> Pixels:
     """How a checkpoint wants its images: as its config says, or its image processor, or as ImageNet's."""
-    return _pixels_of(config, None if hasattr(config, "image_mean") else read_processor(name, token))
+    return pixels_of(config, None if hasattr(config, "image_mean") else read_processor(name, token))
 
 
 def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | None:
@@ -192,7 +198,7 @@ def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | 
         return None
 
 
-def _pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pixels:
+def pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pixels:
     channels, holder = config.num_channels, processor if processor is not None else config
     mean, std = getattr(holder, "image_mean", None), getattr(holder, "image_std", None)
     if mean is None or std is None or len(mean) != channels:
@@ -206,7 +212,7 @@ def _has_head(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
-def _check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str]) -> None:
+def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str]) -> None:
     """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data."""
     there = [config.id2label[i] for i in sorted(config.id2label)]
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(there))
@@ -223,7 +229,7 @@ def _check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[st
 
 def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> None:
     """Raises ValueError where the head of a classifier cannot be kept."""
-    _check_classes(name, config, class_names)
+    check_classes(name, config, class_names)
     own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
     if pooling not in (None, own):
         raise ValueError(
@@ -290,15 +296,15 @@ def build_classifier(
         if from_scratch:
             raise ValueError("--from_scratch gives no classifier to evaluate.")
         model = _load_classifier(name, config, class_names, heads, settings, {**options, **access})
-        return model, _pixels_of(model.config) if config is None else read_pixels(name, config, token)
+        return model, pixels_of(model.config) if config is None else read_pixels(name, config, token)
 
     settings |= {"drop_path_rate": drop_path_rate, "problem_type": "single_label_classification"}
     keeps_head = False
     if from_scratch:
         if name is not None and config is None:
             raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")
-        encoder = ViTMAERobustModel(_scratch_config(config, overrides, image_size))
-        pixels = _pixels_of(encoder.config)
+        encoder = ViTMAERobustModel(scratch_config(config, overrides, image_size))
+        pixels = pixels_of(encoder.config)
         model = _beit_of(encoder, None, pooling, keeps_head, settings, options)
     elif config is not None and config.model_type in OWN_CLASSES:
         pixels, keeps_head = read_pixels(name, config, token), _has_head(config) and not new_head
@@ -307,8 +313,8 @@ def build_classifier(
             _check_head(name, config, class_names, pooling)
         model = _own_class(name, config, image_size, pooling, keeps_head, settings, {**options, **access})
     else:
-        source = _load_vit(name, config, heads, access)
-        pixels = _pixels_of(source.config) if config is None else read_pixels(name, config, token)
+        source = load_vit(name, config, heads, access)
+        pixels = pixels_of(source.config) if config is None else read_pixels(name, config, token)
         keeps_head = hasattr(source, "classifier") and not new_head
         if keeps_head:
             _check_head(name, source.config, class_names, pooling)
@@ -328,10 +334,10 @@ def _load_classifier(
 ) -> PreTrainedModel:
     """A classifier as it is. labels: for an official file, which holds no names."""
     is_classifier = config is None or any("ForImageClassification" in kind for kind in config.architectures or ())
-    model = _load_vit(name, None, heads, options) if config is None else None
+    model = load_vit(name, None, heads, options) if config is None else None
     if not is_classifier or (model is not None and not hasattr(model, "classifier")):
         raise ValueError(f"--model_name_or_path {name} is no classifier.")
-    _check_classes(name, config or model.config, class_names)
+    check_classes(name, config or model.config, class_names)
     if model is None:
         return load_strictly(AutoModelForImageClassification, name, **options)
     model.config.update(labels)
@@ -383,7 +389,7 @@ def resized_positions(
     return interpolate_position_embedding(positions, grid, grid_size(image_size, patch_size))
 
 
-def _scratch_config(config: PreTrainedConfig | None, overrides: dict, image_size: int | None) -> ViTMAERobustConfig:
+def scratch_config(config: PreTrainedConfig | None, overrides: dict, image_size: int | None) -> ViTMAERobustConfig:
     """Sizes of a checkpoint's config, if there is one, with --config_overrides."""
     if unknown := sorted(set(overrides) - set(ViTMAERobustConfig.__dataclass_fields__)):
         raise ValueError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
@@ -504,6 +510,6 @@ def load_encoder(
         may_be_missing = ("pooler.",) if has_pooler and not _has_head(config) else ()
         model = load_strictly(AutoModel, name, may_be_missing, **options, **access)
     else:
-        model = _load_vit(name, config, num_attention_heads, {**access, "trust_remote_code": False}).base_model
-    pixels = _pixels_of(model.config) if config is None else read_pixels(name, config, token)
+        model = load_vit(name, config, num_attention_heads, {**access, "trust_remote_code": False}).base_model
+    pixels = pixels_of(model.config) if config is None else read_pixels(name, config, token)
     return FrozenEncoder(model, pooling), pixels

@@ -1,8 +1,8 @@
-"""Encoded image -> uint8 tensor."""
+"""Encoded image -> uint8 tensor; encoded semantic map -> class numbers."""
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ KINDS = {
     "bomb": "more than MAX_PIXELS pixels, or text that unpacks to more than Pillow allows",
     "corrupt": "the bytes contradict the format",
     "unsupported": "an image that Pillow cannot decode or convert, or a value that is no image",
+    "mismatch": "an annotation that does not fit its image",
 }
 
 TRANSPOSITIONS = {
@@ -153,13 +154,13 @@ def _kind_and_reason(error: Exception) -> tuple[str, str]:
     return "corrupt", reason
 
 
-def _decode(contents: Any, mode: str) -> torch.Tensor:
+def _decode(contents: Any, convert: Callable[[Image.Image], Image.Image]) -> torch.Tensor:
     """Raises ImageDecodingError whatever goes wrong."""
     try:
         with _pillow():
             image = _open(contents)
             image.load()
-            pixels = _to_8_bit(image).convert(mode)
+            pixels = convert(image)
             transposition = TRANSPOSITIONS.get(_orientation(image))
             return pil_to_tensor(pixels if transposition is None else pixels.transpose(transposition))
     except Exception as error:
@@ -195,8 +196,25 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
     """
     if num_channels not in PIL_MODES:
         raise ValueError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
+    mode = PIL_MODES[num_channels]
+    return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row)
+
+
+def decode_map(value: Any, row: int | None = None) -> torch.Tensor:
+    """Decode a semantic map: the numbers that are stored (of a palette image the indices) as int32 `(H, W)`. Takes what
+    `decode_image` takes, and raises ImageDecodingError also for images of colours."""
+    return _decode_value(value, _as_numbers, row)[0].to(torch.int32)
+
+
+def _as_numbers(image: Image.Image) -> Image.Image:
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise ImageDecodingError(f"its mode is {image.mode}: colours, not numbers of classes", "unsupported")
+    return image.convert("L").point(bool) if image.mode == "1" else image
+
+
+def _decode_value(value: Any, convert: Callable[[Image.Image], Image.Image], row: int | None) -> torch.Tensor:
     try:
-        return _decode(_contents(value), PIL_MODES[num_channels])
+        return _decode(_contents(value), convert)
     except ImageDecodingError as error:
         path = value.get("path") if isinstance(value, dict) else None
         # The end of a path tells more than its beginning.

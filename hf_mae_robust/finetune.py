@@ -38,9 +38,9 @@ from .running import (
     train_and_save,
     warn_of_stream,
 )
-from .tasks import classification
+from .tasks import classification, segmentation
 
-TASKS = {"classification": classification}
+TASKS = {"classification": classification, "segmentation": segmentation}
 DEFAULT_RECIPE = "finetune_digits"
 DEFAULT_PROBE_RECIPE = "linear_probe_vit_base"
 # The flags' own defaults are those of classification.

@@ -67,7 +67,8 @@ class ImageTrainer(Trainer):
     Args (beside the Trainer's):
         train_source, eval_source: the images. `processing_class`: the image processor of evaluation, which also says
             how uint8 batches are normalised on the device.
-        train_transform: `(C, h, w)` uint8 -> `(C, H, W)`, uint8 or, normalised already, float.
+        train_transform: `(C, h, w)` uint8 -> `(C, H, W)`, uint8 or, normalised already, float; see also `ImageDataset`.
+        eval_transform: the same for evaluation; None: the geometric part of the image processor.
         num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
         record: what a resumed run must have in common with this one, written into each checkpoint (resume.py).
         allow_elastic_resume: it may differ; see `_init_training_state`.
@@ -90,6 +91,7 @@ class ImageTrainer(Trainer):
         train_source: ImageSource | None = None,
         eval_source: ImageSource | None = None,
         train_transform: Callable | None = None,
+        eval_transform: Callable | None = None,
         num_channels: int = 3,
         noise_length: int | None = None,
         shuffle_buffer_size: int = 8192,
@@ -101,7 +103,7 @@ class ImageTrainer(Trainer):
     ):
         super().__init__(train_dataset=train_source, eval_dataset=eval_source, **kwargs)
         self.train_transform = train_transform
-        self.eval_transform = EvaluationTransform(self.processing_class)
+        self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
         self.num_channels, self.noise_length = num_channels, noise_length
         self.shuffle_buffer_size = shuffle_buffer_size
         self.normalization = Normalization(self.processing_class, self.args.device)

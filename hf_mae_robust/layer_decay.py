@@ -6,10 +6,15 @@ from typing import Any
 from timm.optim import param_groups_layer_decay as timm_groups
 from torch import nn
 
-# Layers of the stock classes of the ViT family; what matches none belongs to the last one, with the head.
-LAYERS = {"stem": r"^\w+\.embeddings", "blocks": [(r"^\w+\.(?:encoder\.)?layers?\.(\d+)", None)]}
+# Layers of the stock classes of the ViT family, and of those used as a backbone; what matches none belongs to the last
+# one, with the head.
+LAYERS = {
+    "stem": r"^(?:backbone\.)?\w+\.embeddings",
+    "blocks": [(r"^(?:backbone\.)?\w+\.(?:encoder\.)?layers?\.(\d+)", None)],
+}
 # Beside 1-D parameters. The official code names positions and CLS token; the others are of other models.
 UNDECAYED = ("*.position_embeddings", "*.cls_token", "*.mask_token", "*.distillation_token", "*.register_tokens")
+UNDECAYED += ("*.relative_position_bias_table", "*.rel_pos_h", "*.rel_pos_w")
 
 
 def param_groups_layer_decay(
