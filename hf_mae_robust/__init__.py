@@ -1,15 +1,49 @@
 """Robustly and effectively optimized pre-training of masked autoencoders, the Hugging Face way.
 
-Importing the package makes `AutoConfig`, `AutoModel` and `AutoModelForPreTraining` know `vit_mae_robust`.
+Importing the package makes `AutoConfig`, `AutoModel` and `AutoModelForPreTraining` know `vit_mae_robust`, and
+`AutoConfig`, `AutoModelForObjectDetection`, `AutoModelForInstanceSegmentation` and `AutoImageProcessor` the detector,
+`vit_mae_robust_detection`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    AutoModelForPreTraining,
+)
 
-from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+from .model import (
+    ViTMAERobustConfig,
+    ViTMAERobustDetectionImageProcessor,
+    ViTMAERobustForInstanceSegmentation,
+    ViTMAERobustForPreTraining,
+    ViTMAERobustInstanceSegmentationConfig,
+    ViTMAERobustModel,
+)
 from .version import __version__
 
 AutoConfig.register(ViTMAERobustConfig.model_type, ViTMAERobustConfig, exist_ok=True)
 AutoModel.register(ViTMAERobustConfig, ViTMAERobustModel, exist_ok=True)
 AutoModelForPreTraining.register(ViTMAERobustConfig, ViTMAERobustForPreTraining, exist_ok=True)
 
-__all__ = ["ViTMAERobustConfig", "ViTMAERobustForPreTraining", "ViTMAERobustModel", "__version__"]
+_detector = (ViTMAERobustInstanceSegmentationConfig, ViTMAERobustForInstanceSegmentation)
+AutoConfig.register(ViTMAERobustInstanceSegmentationConfig.model_type, _detector[0], exist_ok=True)
+AutoModelForObjectDetection.register(*_detector, exist_ok=True)
+AutoModelForInstanceSegmentation.register(*_detector, exist_ok=True)
+AutoImageProcessor.register(
+    ViTMAERobustInstanceSegmentationConfig,
+    slow_image_processor_class=ViTMAERobustDetectionImageProcessor,
+    exist_ok=True,
+)
+
+__all__ = [
+    "ViTMAERobustConfig",
+    "ViTMAERobustDetectionImageProcessor",
+    "ViTMAERobustForInstanceSegmentation",
+    "ViTMAERobustForPreTraining",
+    "ViTMAERobustInstanceSegmentationConfig",
+    "ViTMAERobustModel",
+    "__version__",
+]

@@ -1,0 +1,45 @@
+"""Images for, and results of, `ViTMAERobustForInstanceSegmentation`."""
+
+import torch
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from transformers import DetrImageProcessor
+
+
+class ViTMAERobustDetectionImageProcessor(DetrImageProcessor):
+    """Fits each image into a square, keeping its aspect ratio, and pads it below and on the right: DETR's processor with
+    `size={"shortest_edge": S, "longest_edge": S}` and `pad_size={"height": S, "width": S}`. Gives `pixel_values` and
+    `pixel_mask`, 1 where there is image."""
+
+    def post_process_object_detection(self, outputs, threshold: float = 0.5, target_sizes=None) -> list[dict]:
+        """The detections surer than `threshold` of each image: `scores` `(n,)`, `labels` `(n,)`, `boxes` `(n, 4)`, (x0, y0,
+        x1, y1) in pixels of the original image. target_sizes: its (height, width), for each image; without, boxes are in
+        pixels of the model's input."""
+        results = []
+        for i, scores in enumerate(outputs.scores):
+            keep, boxes = scores > threshold, outputs.pred_boxes[i]
+            if target_sizes is not None:
+                height, width = (int(side) for side in target_sizes[i])
+                input_height, input_width = outputs.image_sizes[i].tolist()
+                scale = [width / input_width, height / input_height] * 2
+                boxes = boxes * torch.tensor(scale, device=boxes.device, dtype=boxes.dtype)
+            results.append({"scores": scores[keep], "labels": outputs.labels[i][keep], "boxes": boxes[keep]})
+        return results
+
+    def post_process_instance_segmentation(
+        self, outputs, threshold: float = 0.5, target_sizes=None, mask_threshold: float = 0.5
+    ) -> list[dict]:
+        """As `post_process_object_detection`, with `masks` `(n, height, width)` bool: where the probability is above
+        `mask_threshold`. Without target_sizes: of the model's input, without its padding."""
+        results = self.post_process_object_detection(outputs, threshold, target_sizes)
+        for i, result in enumerate(results):
+            size = outputs.image_sizes[i] if target_sizes is None else target_sizes[i]
+            size = tuple(int(side) for side in size)
+            masks = outputs.pred_masks[i][outputs.scores[i] > threshold]
+            pasted = paste_masks_in_image(masks[:, None], result["boxes"], size)[:, 0]
+            result["masks"] = pasted > mask_threshold
+        return results
+
+
+ViTMAERobustDetectionImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = ["ViTMAERobustDetectionImageProcessor"]
