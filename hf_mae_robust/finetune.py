@@ -38,9 +38,9 @@ from .running import (
     train_and_save,
     warn_of_stream,
 )
-from .tasks import classification, segmentation
+from .tasks import classification, detection, segmentation
 
-TASKS = {"classification": classification, "segmentation": segmentation}
+TASKS = {"classification": classification, "segmentation": segmentation, "detection": detection}
 DEFAULT_RECIPE = "finetune_digits"
 DEFAULT_PROBE_RECIPE = "linear_probe_vit_base"
 # The flags' own defaults are those of classification.

@@ -145,7 +145,7 @@ class DetectionArguments:
         "adaptor", "Four scales from the outputs of four blocks (Li et al. 2021), or from the last one's (ViTDet)."
     )
     window_size: int = option(16, "Patches a side within which all blocks but four attend; 0: all attend to all.")
-    relative_position_embeddings: bool = option(True, "Relative positions, from zero, in each block.")
+    use_relative_position_embeddings: bool = option(True, "Relative positions, from zero, in each block.")
     head_norm: Literal["batch", "layer", "none"] = option(
         "layer", "Norm in pyramid, box head and mask head; batch is for large batches."
     )

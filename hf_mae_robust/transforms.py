@@ -62,6 +62,12 @@ class Normalization:
             return images
         return torch.addcmul(self.shift, images.float(), self.scale)
 
+    def undo(self, image: torch.Tensor) -> torch.Tensor:
+        """`(C, H, W)` normalised -> `(3, H, W)` uint8, for pictures; of 4 channels the first 3, and of any other
+        number the first, as gray."""
+        pixels = ((image - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
+        return pixels[:3] if len(pixels) in (3, 4) else pixels[:1].expand(3, -1, -1)
+
 
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the

@@ -9,8 +9,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 @strict
 class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
-    """Settings of [`ViTMAERobustForInstanceSegmentation`]: Mask R-CNN on a ViT with windows (Li et al. 2021, "Benchmarking
-    Detection Transfer Learning with Vision Transformers"; ViTDet, Li et al. 2022, for `pyramid="simple"`).
+    """Settings of [`ViTMAERobustForInstanceSegmentation`]: Mask R-CNN on a ViT with windows (Li et al. 2021,
+    "Benchmarking Detection Transfer Learning with Vision Transformers"; ViTDet, Li et al. 2022, for
+    `pyramid="simple"`).
 
     Args:
         image_size: side of the square that images are fitted into, in pixels; a multiple of `patch_size`.
@@ -18,8 +19,8 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         drop_path_rate: of the encoder. Drop path grows linearly from 0.
         window_size: patches a side within which blocks attend, all but the last of each quarter; 0: all to all.
         use_relative_position_embeddings: in each block, starting at zero.
-        pyramid: "adaptor": maps at 4, 2, 1 and 1/2 times the resolution of the patches, from the last blocks of the four
-            quarters, and an FPN; "simple": all four from the last block, without a top-down path.
+        pyramid: "adaptor": maps at 4, 2, 1 and 1/2 times the resolution of the patches, from the last blocks of the
+            four quarters, and an FPN; "simple": all four from the last block, without a top-down path.
         fpn_channels, rpn_num_convs, box_num_convs, box_fc_dim, mask_num_convs: of the heads.
         head_norm: "batch" (Li et al. 2021; for large batches), "layer" (over channels, ViTDet) or "none", in pyramid,
             box head and mask head.
@@ -42,7 +43,7 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    mlp_ratio: float | int = 4
+    mlp_ratio: int = 4
     layer_norm_eps: float = 1e-6
     drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
@@ -74,8 +75,9 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
 
     def __post_init__(self, **kwargs):
-        for name in ("image_size", "patch_size", "num_channels", "hidden_size", "num_attention_heads", "fpn_channels",
-                     "box_fc_dim", "rpn_batch_size_per_image", "box_batch_size_per_image", "detections_per_image"):  # fmt: skip
+        positive = ("image_size", "patch_size", "num_channels", "hidden_size", "num_attention_heads", "fpn_channels")
+        positive += ("box_fc_dim", "rpn_batch_size_per_image", "box_batch_size_per_image", "detections_per_image")
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1.")
         for name in ("window_size", "rpn_num_convs", "box_num_convs", "mask_num_convs"):
@@ -101,18 +103,15 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
 
     def backbone(self) -> VitDetConfig:
         ends = self.ends_of_quarters
-        config = VitDetConfig(
-            **{
-                name: getattr(self, name)
-                for name in ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers",
-                             "num_attention_heads", "mlp_ratio", "layer_norm_eps", "drop_path_rate", "window_size",
-                             "initializer_range", "use_relative_position_embeddings")
-            },
+        same = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        same += ("mlp_ratio", "layer_norm_eps", "drop_path_rate", "window_size", "initializer_range")
+        same += ("use_relative_position_embeddings",)
+        return VitDetConfig(
+            **{name: getattr(self, name) for name in same},
             pretrain_image_size=self.image_size,
             window_block_indices=[i for i in range(self.num_hidden_layers) if self.window_size and i + 1 not in ends],
             out_indices=ends if self.pyramid == "adaptor" else [self.num_hidden_layers],
-        )  # fmt: skip
-        return config
+        )
 
 
 ViTMAERobustInstanceSegmentationConfig.register_for_auto_class()

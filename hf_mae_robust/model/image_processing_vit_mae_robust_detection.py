@@ -6,14 +6,14 @@ from transformers import DetrImageProcessor
 
 
 class ViTMAERobustDetectionImageProcessor(DetrImageProcessor):
-    """Fits each image into a square, keeping its aspect ratio, and pads it below and on the right: DETR's processor with
-    `size={"shortest_edge": S, "longest_edge": S}` and `pad_size={"height": S, "width": S}`. Gives `pixel_values` and
-    `pixel_mask`, 1 where there is image."""
+    """Fits each image into a square, keeping its aspect ratio, and pads it below and on the right: DETR's processor
+    with `size={"shortest_edge": S, "longest_edge": S}` and `pad_size={"height": S, "width": S}`. Gives `pixel_values`
+    and `pixel_mask`, 1 where there is image."""
 
     def post_process_object_detection(self, outputs, threshold: float = 0.5, target_sizes=None) -> list[dict]:
-        """The detections surer than `threshold` of each image: `scores` `(n,)`, `labels` `(n,)`, `boxes` `(n, 4)`, (x0, y0,
-        x1, y1) in pixels of the original image. target_sizes: its (height, width), for each image; without, boxes are in
-        pixels of the model's input."""
+        """The detections surer than `threshold` of each image: `scores` `(n,)`, `labels` `(n,)`, `boxes` `(n, 4)`,
+        (x0, y0, x1, y1) in pixels of the original image. target_sizes: its (height, width), for each image; without,
+        boxes are in pixels of the model's input."""
         results = []
         for i, scores in enumerate(outputs.scores):
             keep, boxes = scores > threshold, outputs.pred_boxes[i]

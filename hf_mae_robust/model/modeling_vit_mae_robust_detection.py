@@ -62,8 +62,8 @@ def norm_of(kind: str):
 
 
 class Encoder(VitDetBackbone):
-    """transformers' backbone with MAE's initialisation: Xavier weights, sine-cosine positions, which train, and relative
-    positions of zero."""
+    """transformers' backbone with MAE's initialisation: Xavier weights, sine-cosine positions, which train, and
+    relative positions of zero."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -85,8 +85,8 @@ class Encoder(VitDetBackbone):
 
 
 class SeededSampler(BalancedPositiveNegativeSampler):
-    """torchvision's, but what it takes from an image follows from that image's seed, where there is one: not from the rest
-    of the batch, nor from what was drawn before."""
+    """torchvision's, but what it takes from an image follows from that image's seed, where there is one: not from the
+    rest of the batch, nor from what was drawn before."""
 
     seeds: list[int | None] | None = None
 
@@ -166,7 +166,10 @@ class Heads(RoIHeads):
         parts = [
             fastrcnn_loss(*parts) if len(parts[0]) else (parts[0].sum(), parts[1].sum())
             for parts in zip(
-                logits.split(counts), deltas.split(counts), [[l] for l in labels], [[t] for t in box_targets]
+                logits.split(counts),
+                deltas.split(counts),
+                [[of_image] for of_image in labels],
+                [[of_image] for of_image in box_targets],
             )
         ]
         classifier, box_reg = (torch.stack(losses).mean() for losses in zip(*parts))
@@ -191,8 +194,8 @@ class Heads(RoIHeads):
 
 
 class Rescaling(nn.ModuleList):
-    """Maps at 4, 2, 1 and 1/2 times the resolution of a ViT's, from four of its maps (Li et al. 2021), or four times the
-    same one."""
+    """Maps at 4, 2, 1 and 1/2 times the resolution of a ViT's, from four of its maps (Li et al. 2021), or four times
+    the same one."""
 
     def __init__(self, dim: int, norm):
         super().__init__(
@@ -233,8 +236,9 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
     """Mask R-CNN on a ViT whose blocks attend within windows, but for the last of each quarter; see
     [`ViTMAERobustInstanceSegmentationConfig`].
 
-    The sine-cosine positions are those of MAE at the grid of `image_size`, and train. There is no CLS token and no final
-    norm. Everything behind the encoder computes in float32 under autocast: in bfloat16 anchors would be pixels off.
+    The sine-cosine positions are those of MAE at the grid of `image_size`, and train. There is no CLS token and no
+    final norm. Everything behind the encoder computes in float32 under autocast: in bfloat16 anchors would be pixels
+    off.
     """
 
     config_class = ViTMAERobustInstanceSegmentationConfig
@@ -321,14 +325,16 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         """
         Args:
             pixel_values (`(B, C, H, W)`): normalised images, H and W multiples of the patch size, at the top left.
-            pixel_mask (`(B, H, W)`, *optional*): 1 where there is image, 0 in the padding below and on the right, which is
+            pixel_mask (`(B, H, W)`, *optional*): 1 where there is image, 0 in the padding below and on the right,
+            which is
                 set to the mean colour.
             labels (*optional*, with it: the losses): for each image `boxes` `(n, 4)`, `class_labels` `(n,)` from 0,
                 `masks` `(n, H, W)` of 0 and 1, and, if any, `ignored_boxes` `(m, 4)`, crowd regions in which nothing is
                 taken for background, and `seed`, a number from which follows which anchors and proposals are sampled.
 
-        Each part of the loss is a mean over an image's sampled anchors, proposals or masks, 0 where it has none, and then
-        over the images, so that accumulated batches equal a large one. torchvision takes it over the whole batch at once.
+        Each part of the loss is a mean over an image's sampled anchors, proposals or masks, 0 where it has none, and
+        then over the images, so that accumulated batches equal a large one. torchvision takes it over the whole batch
+        at once.
 
         Raises ValueError for sizes that are no multiple of the patch size, or labels that do not fit the batch.
         """

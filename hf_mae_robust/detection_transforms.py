@@ -1,0 +1,104 @@
+"""Augmentation and evaluation of images with objects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as rle
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2 import functional as F
+from transformers import DetrImageProcessor
+
+from .objects import Objects
+
+
+def rasterise(objects: Objects) -> torch.Tensor:
+    """Masks `(n, h, w)` uint8 of objects that all have one."""
+    if not len(objects):
+        return torch.zeros(0, *objects.size, dtype=torch.uint8)
+    return torch.from_numpy(np.ascontiguousarray(rle.decode(list(objects.masks)).transpose(2, 0, 1)))
+
+
+def fit_size(size: Sequence[int], side: float) -> tuple[int, int]:
+    """(height, width) of an image whose long side is made `side` pixels, with its aspect ratio kept."""
+    factor = side / max(size)
+    return tuple(max(1, round(length * factor)) for length in size)
+
+
+class LargeScaleJitter:
+    """Large-scale jitter (Ghiasi et al. 2021; Li et al. 2021: 0.1 to 2): an image `(C, h, w)` uint8 and its objects ->
+
+        {"pixel_values": (C, S, S) uint8, "pixel_mask": (S, S) uint8, 1 where there is image,
+         "labels": {"boxes": (n, 4) float32 (x0, y0, x1, y1), "class_labels": (n,) int64, "masks": (n, S, S) uint8,
+                    "ignored_boxes": (m, 4) float32, "seed": int64}}
+
+    The image is scaled so that its long side is S x a random factor, cropped to S x S where it is larger, padded below
+    and on the right where it is smaller, and flipped. Objects of which no pixel is left are dropped; boxes are those
+    of what is left of the masks. Crowd regions become `ignored_boxes`. `seed` is a random number for the sampling of
+    anchors and proposals.
+
+    Args:
+        image_size: S. scale_range: of the factor; (1, 1) only fits the image in.
+    """
+
+    def __init__(self, image_size: int, scale_range: tuple[float, float] = (0.1, 2.0), horizontal_flip: bool = True):
+        self.image_size, self.scale_range, self.horizontal_flip = image_size, scale_range, horizontal_flip
+
+    def __call__(self, image: torch.Tensor, objects: Objects) -> dict[str, Any]:
+        low, high = self.scale_range
+        side, size = self.image_size, tuple(image.shape[1:])
+        height, width = fit_size(size, side * float(torch.empty(()).uniform_(low, high)))
+        shown = min(height, side), min(width, side)
+        top, left = (int(torch.randint(whole - part + 1, ())) for whole, part in zip((height, width), shown))
+        flips = self.horizontal_flip and bool(torch.rand(()) < 0.5)
+        image = F.resize(image, [height, width], antialias=True)[:, top : top + shown[0], left : left + shown[1]]
+        # The masks are looked up for the pixels of the crop only, in their own resolution.
+        rows = ((torch.arange(shown[0]) + 0.5 + top) * (size[0] / height)).long().clamp(max=size[0] - 1)
+        columns = ((torch.arange(shown[1]) + 0.5 + left) * (size[1] / width)).long().clamp(max=size[1] - 1)
+        kept = objects.choose(~objects.crowds)
+        masks = rasterise(kept)[:, rows][:, :, columns]
+        is_there = masks.flatten(1).any(dim=1)
+        masks, classes = masks[is_there], torch.from_numpy(kept.classes)[is_there]
+        crowds = torch.from_numpy(objects.boxes[objects.crowds]).float().reshape(-1, 4)
+        crowds = crowds * torch.tensor([width / size[1], height / size[0]] * 2) - torch.tensor([left, top] * 2)
+        crowds[:, 0::2].clamp_(0, shown[1])
+        crowds[:, 1::2].clamp_(0, shown[0])
+        crowds = crowds[(crowds[:, 2:] > crowds[:, :2]).all(dim=1)]
+        if flips:
+            image, masks = image.flip(-1), masks.flip(-1)
+            crowds[:, 0::2] = shown[1] - crowds[:, [2, 0]]
+        padding = [0, 0, side - shown[1], side - shown[0]]
+        masks = F.pad(masks, padding)
+        boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0, 1, 1]) if len(masks) else torch.zeros(0, 4)
+        return {
+            "pixel_values": F.pad(image, padding),
+            "pixel_mask": F.pad(torch.ones(1, *shown, dtype=torch.uint8), padding)[0],
+            "labels": {
+                "boxes": boxes.float(),
+                "class_labels": classes,
+                "masks": masks,
+                "ignored_boxes": crowds,
+                "seed": torch.randint(2**62, ()),
+            },
+        }
+
+
+class DetectionEvaluationTransform:
+    """The geometric part of the detector's image processor, and under "labels" the objects as they are."""
+
+    def __init__(self, processor: DetrImageProcessor):
+        self.processor = processor
+
+    def __call__(self, image: torch.Tensor, objects: Objects) -> dict[str, Any]:
+        # Of 1 x 1 pixels the processor could not tell where the channels are.
+        layout = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        inputs = self.processor(images=image, do_rescale=False, do_normalize=False, **layout)
+        return {
+            "pixel_values": inputs.pixel_values[0].to(torch.uint8),
+            "pixel_mask": inputs.pixel_mask[0].to(torch.uint8),
+            "labels": {"objects": objects},
+        }
+
+    def __repr__(self) -> str:
+        return f"fitted into {self.processor.pad_size['height']} x {self.processor.pad_size['width']} px"
