@@ -58,7 +58,7 @@ class LargeScaleJitter:
         columns = ((torch.arange(shown[1]) + 0.5 + left) * (size[1] / width)).long().clamp(max=size[1] - 1)
         kept = objects.choose(~objects.crowds)
         masks = rasterise(kept)[:, rows][:, :, columns]
-        is_there = masks.flatten(1).any(dim=1)
+        is_there = masks.flatten(1).any(dim=1).bool()
         masks, classes = masks[is_there], torch.from_numpy(kept.classes)[is_there]
         crowds = torch.from_numpy(objects.boxes[objects.crowds]).float().reshape(-1, 4)
         crowds = crowds * torch.tensor([width / size[1], height / size[0]] * 2) - torch.tensor([left, top] * 2)

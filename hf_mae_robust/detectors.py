@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .classifiers import (
+    VIT_ENCODERS,
     Pixels,
     check_classes,
     grid_size,
@@ -25,7 +26,6 @@ from .model import (
 )
 from .model.configuration_vit_mae_robust import to_pair
 from .model.modeling_vit_mae_robust import sincos_position_embedding
-from .segmenters import VITS
 
 SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels")
 NAMES = {
@@ -111,7 +111,7 @@ def build_detector(
     if name is None and not from_scratch:
         raise ValueError("--model_name_or_path is needed, or --from_scratch.")
     detector_class = ViTMAERobustForInstanceSegmentation
-    kinds = (detector_class.config_class.model_type,) if needs_head else VITS
+    kinds = (detector_class.config_class.model_type,) if needs_head else tuple(VIT_ENCODERS)
     config = read_config(name, kinds, **access) if name is not None else None
     if needs_head:
         if from_scratch or config is None:

@@ -14,7 +14,6 @@ LAYERS = {
 }
 # Beside 1-D parameters. The official code names positions and CLS token; the others are of other models.
 UNDECAYED = ("*.position_embeddings", "*.cls_token", "*.mask_token", "*.distillation_token", "*.register_tokens")
-UNDECAYED += ("*.relative_position_bias_table", "*.rel_pos_h", "*.rel_pos_w")
 
 
 def param_groups_layer_decay(

@@ -27,10 +27,9 @@ def confusion_of(predicted: torch.Tensor, classes: torch.Tensor, num_classes: in
 def segmentation_metrics(confusion: np.ndarray) -> dict[str, float]:
     """`mean_iou`, `mean_accuracy` and `pixel_accuracy`, fractions.
 
-    IoU of a class: |truth and prediction| / |truth or prediction|; accuracy of a class: the share of its pixels that are
-    found.
-    Classes that are neither in the truth nor predicted are left out of the mean of IoU, classes that are not in the
-    truth out of the mean of accuracy (as mmsegmentation does).
+    IoU of a class: |truth and prediction| / |truth or prediction|; accuracy of a class: the share of its pixels that
+    are found. Classes that are neither in the truth nor predicted are left out of the mean of IoU, classes that are not
+    in the truth out of the mean of accuracy (as mmsegmentation does).
     """
     hit, truth, union = _counts(confusion)
     iou, accuracy = _shares(hit, union), _shares(hit, truth)
@@ -51,6 +50,11 @@ def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
+def shown_name(name: str) -> str:
+    """Short enough for a legend, and without formulas."""
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+
+
 def save_classes(confusion: np.ndarray, class_names: Sequence[str], folder: str | Path) -> None:
     """Write `classes.json` (IoU, accuracy and pixels of each class; null where it does not occur; the confusion matrix)
     and `classes.png`, bars of IoU."""
@@ -69,9 +73,12 @@ def save_classes(confusion: np.ndarray, class_names: Sequence[str], folder: str 
     (Path(folder) / "classes.json").write_text(json.dumps(content) + "\n")
     shown = [i for i in np.argsort(-truth, kind="stable") if not np.isnan(iou[i])][:MAX_BARS][::-1]
     figure, axes = plt.subplots(figsize=(7, 1.5 + 0.25 * len(shown)), layout="constrained")
-    axes.barh([str(class_names[i]).replace("$", r"\$") for i in shown], [iou[i] for i in shown])
+    names = [shown_name(class_names[i]) for i in shown]
+    axes.barh(range(len(shown)), [iou[i] for i in shown], tick_label=names)
+    axes.margins(y=0.01)
     limit = f" of the {MAX_BARS} commonest classes" if len(class_names) > MAX_BARS else ""
-    axes.set(xlim=(0, 1), xlabel=f"IoU{limit} (the commonest above); mean {np.nanmean(iou):.4f}")
+    mean = segmentation_metrics(confusion)["mean_iou"]
+    axes.set(xlim=(0, 1), xlabel=f"IoU{limit} (the commonest above); mean {mean:.4f}")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(Path(folder) / "classes.png", dpi=110)
     plt.close(figure)
@@ -98,8 +105,10 @@ def save_overlays(
             ax.set(xticks=[], yticks=[])
             if ax in rows[0]:
                 ax.set_title(title)
-    seen = sorted({int(i) for _, *maps in pictures for classes in maps for i in np.unique(classes) if i != IGNORED})
-    patches = [Patch(color=colours[i], label=str(class_names[i]).replace("$", r"\$")) for i in seen[:MAX_IN_LEGEND]]
+    maps = [classes[classes != IGNORED] for _, *both in pictures for classes in both]
+    pixels = sum(np.bincount(classes, minlength=len(colours)) for classes in maps)
+    seen = [i for i in np.argsort(-pixels, kind="stable") if pixels[i]]
+    patches = [Patch(color=colours[i], label=shown_name(class_names[i])) for i in seen[:MAX_IN_LEGEND]]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize="small")
     figure.savefig(path, dpi=90)

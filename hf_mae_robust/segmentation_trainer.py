@@ -7,12 +7,17 @@ import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import nn
+from torchvision.transforms.v2.functional import resize
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from .finetuning_trainer import FinetuningTrainer
 from .segmentation_metrics import confusion_of, segmentation_metrics
 from .semantic_maps import IGNORED
 from .sources import DataError
+
+CLASSES_AT_A_TIME = 16
+MAX_SIDE_OF_PICTURES = 1000
 
 
 def sum_over_pixels(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -29,8 +34,11 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def sliding_logits(
     predict: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, window: int, stride: int, batch_size: int
 ) -> torch.Tensor:
-    """Logits `(K, H, W)` of an image `(C, H, W)`, at least a window high and wide: at each pixel the mean of those of
-    all square windows it lies in. predict: `(B, C, window, window)` -> `(B, K, window, window)`."""
+    """Logits `(K, H, W)` of a normalised image `(C, H, W)`: at each pixel the mean of those of all square windows it
+    lies in. A side shorter than a window is filled up with zeros, the mean.
+    predict: `(B, C, window, window)` -> `(B, K, window, window)`."""
+    own_height, own_width = image.shape[-2:]
+    image = nn.functional.pad(image, (0, max(window - own_width, 0), 0, max(window - own_height, 0)))
     height, width = image.shape[-2:]
     corners = [(y, x) for y in window_starts(height, window, stride) for x in window_starts(width, window, stride)]
     total, counts = None, image.new_zeros(height, width)
@@ -42,7 +50,22 @@ def sliding_logits(
         for (y, x), one in zip(part, logits):
             total[:, y : y + window, x : x + window] += one
             counts[y : y + window, x : x + window] += 1
-    return total / counts
+    return (total / counts)[:, :own_height, :own_width]
+
+
+def resized_classes(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The likeliest class `(h, w)` int64 of logits `(K, H, W)`, scaled to `size` (bilinear). A few classes at a time:
+    photos of a dozen megapixels have gigabytes of logits."""
+    best, classes = None, None
+    for first in range(0, len(logits), CLASSES_AT_A_TIME):
+        part = logits[None, first : first + CLASSES_AT_A_TIME]
+        values, found = nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)[0].max(dim=0)
+        if best is None:
+            best, classes = values, found
+        else:
+            classes = torch.where(values > best, found + first, classes)
+            best = torch.maximum(values, best)
+    return classes
 
 
 class SegmentationTrainer(FinetuningTrainer):
@@ -54,11 +77,29 @@ class SegmentationTrainer(FinetuningTrainer):
 
     The loss is the cross-entropy summed over the pixels that are not ignored, divided by the number of all pixels (as
     mmsegmentation's `avg_non_ignore=False`), plus that of the auxiliary head times its weight. So accumulated batches
-    equal a large one, up to the statistics of the heads' BatchNorm, and an ignored crop gives 0 and not NaN.
+    equal a large one, up to the statistics of the heads' BatchNorm (which several GPUs share), and an ignored crop
+    gives 0 and not NaN.
+
+    Raises ValueError where a process trains with one image at a time: BatchNorm has nothing to normalise with there.
     """
 
-    def __init__(self, *, crop_size: int, stride: int, num_pictures: int = 8, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        crop_size: int,
+        stride: int,
+        num_pictures: int = 8,
+        **kwargs,
+    ):
+        shares_statistics = args.world_size > 1 and args.device.type == "cuda"
+        if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_statistics:
+            # UperNet also looks at the whole crop as one place: one value a channel.
+            raise ValueError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
+        if shares_statistics:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        super().__init__(model=model, args=args, **kwargs)
         self.crop_size, self.stride, self.num_pictures = crop_size, stride, num_pictures
         self.confusion: np.ndarray | None = None
         self.pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -107,13 +148,14 @@ class SegmentationTrainer(FinetuningTrainer):
                 if not counts_too:
                     continue
                 logits = sliding_logits(predict, image, self.crop_size, self.stride, self.args.eval_batch_size)
-                size = classes.shape[-2:]
-                logits = nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)
-                predicted = logits[0].argmax(dim=0)
+                predicted = resized_classes(logits, classes.shape)
                 confusion += confusion_of(predicted, classes, num_classes)
                 counts += 1
                 if len(self.pictures) < self.num_pictures and self.is_world_process_zero():
-                    self.pictures.append((self._shown(image, size), classes.cpu().numpy(), predicted.cpu().numpy()))
+                    shown = resize(self.normalization.undo(image), list(classes.shape)).permute(1, 2, 0)
+                    step = -(-max(classes.shape) // MAX_SIDE_OF_PICTURES)
+                    parts = (part[::step, ::step].contiguous() for part in (shown, classes, predicted))
+                    self.pictures.append(tuple(part.cpu().numpy() for part in parts))
         if self.args.world_size > 1:
             confusion, counts = reduce(confusion, "sum"), reduce(counts, "sum")
         if not counts.item():
@@ -122,10 +164,3 @@ class SegmentationTrainer(FinetuningTrainer):
         metrics = segmentation_metrics(self.confusion)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(counts))
-
-    def _shown(self, image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-        """A normalised image as `(h, w, 3)` uint8."""
-        pixels = (image / self.normalization.scale - self.normalization.shift / self.normalization.scale)[None]
-        pixels = nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
-        pixels = pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-        return (pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)).cpu().numpy()

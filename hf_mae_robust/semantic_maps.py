@@ -70,16 +70,18 @@ class SemanticMaps:
         return replace(self, description=description)
 
     def decode(self, value: Any, image: torch.Tensor, row: int) -> torch.Tensor:
-        """An encoded map -> classes `(h, w)` int32, IGNORED where there is none. image: `(C, h, w)`, to which it belongs.
+        """An encoded map -> classes `(h, w)` int32, IGNORED where there is none. image: `(C, h, w)`, of the same row.
 
         Raises:
-            ImageDecodingError: it cannot be decoded, or is of another size than the image.
+            ImageDecodingError: it cannot be decoded, holds colours, or is of another size than the image.
             DataError: a value that is no class.
         """
         numbers = decode_map(value, row)
         if numbers.shape != image.shape[1:]:
             sizes = "{1} x {0}".format(*numbers.shape), "{1} x {0}".format(*image.shape[1:])
             detail = f"the map has {sizes[0]} pixels, the image {sizes[1]}"
+            if numbers.shape == image.shape[:0:-1]:
+                detail += " (one of them may lack the other's EXIF orientation)"
             raise ImageDecodingError(f"Row {row}: {detail}.", "mismatch", detail)
         classes = self._classes[numbers.clamp(0, _MAX_VALUE).long()]
         unknown = (classes == _NO_CLASS) | (numbers < 0) | (numbers > _MAX_VALUE)
@@ -87,8 +89,8 @@ class SemanticMaps:
             value = int(numbers[unknown][0])
             raise DataError(
                 f"{self.description}: the map of row {row:,} has the value {value}, which is none of the "
-                f"{len(self.values)} classes ({self._range()}). --id2label names the values in the maps; leave a value out "
-                f"with --ignore_index {value}; --do_reduce_labels is for maps in which 0 is no class."
+                f"{len(self.values)} classes ({self._range()}). --id2label names the values in the maps; leave a value "
+                f"out with --ignore_index {value}; --do_reduce_labels is for maps in which 0 is no class."
             )
         return classes
 
@@ -130,10 +132,10 @@ def name_classes(
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     """Class names, the value of each in the maps, and the ignored values.
 
-    names: of the values in the maps. Classes are numbered in the order of their values, without gaps. With
-    `do_reduce_labels` 0 is no class; there the names may also be those of the reduced classes (0 is the first one, as in
-    the files on the Hub for ADE20K): so they are read where 0 is called anything else than "other", "background" and
-    the like.
+    names: of the values in the maps. Classes are numbered in the order of their values, without gaps. `ignore_index`
+    is no class, wherever it stands among them; nor is 255, unless it has a name. With `do_reduce_labels` 0 is no class;
+    there the names may also be those of the reduced classes (0 is the first one, as in the files on the Hub for
+    ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
 
     Raises ValueError where fewer than two classes are left, or two have the same name.
     """
@@ -164,7 +166,8 @@ def find_maps(
     """Choose the column of semantic maps, and name its classes.
 
     Args:
-        wanted: a column, or "auto": the first of NAMES_OF_COLUMNS of type Image, or the only image column beside 'image'.
+        wanted: a column, or "auto": the first of NAMES_OF_COLUMNS of type Image, or the only image column beside
+            'image'.
         id2label: see `read_id2label`; None: `id2label.json` in `folder`, where the data are.
         do_reduce_labels, ignore_index: see `name_classes`.
 
@@ -194,7 +197,7 @@ def find_maps(
         id2label = str(beside)
     if id2label is None:
         raise DataError(
-            f'{description} does not name its classes: give --id2label FILE with {{"0": "name", ...}} for the values in '
-            "the maps, or --id2label 150 for that many classes without names."
+            f'{description} does not name its classes: give --id2label FILE with {{"0": "name", ...}} for the values '
+            "in the maps, or --id2label 150 for that many classes without names."
         )
     return SemanticMaps(wanted, *name_classes(read_id2label(id2label), do_reduce_labels, ignore_index), description)

@@ -106,7 +106,7 @@ def test_recipes_are_valid_and_say_how_to_run_them(path):
 
 @pytest.mark.parametrize("path", FINETUNE_RECIPES, ids=lambda path: path.stem)
 def test_finetuning_recipes_are_valid_and_say_how_to_run_them(path):
-    model, data, augmentation, recipe, training = make_finetune_parser().parse(["--config", str(path)])
+    model, data, augmentation, *_, training = make_finetune_parser().parse(["--config", str(path)])
     auto_augment = None if augmentation.auto_augment == "none" else augmentation.auto_augment
     FinetuningTransform(32, crop_scale=data.crop_scale, auto_augment=auto_augment)
     comment = path.read_text().split("task:")[0]
@@ -121,7 +121,7 @@ def test_finetuning_recipes_are_valid_and_say_how_to_run_them(path):
 def test_finetuning_of_imagenet_has_maes_settings(name, epochs, rate, layer_decay, drop_path):
     """He et al. 2022, FINETUNE.md."""
     parsed = make_finetune_parser().parse(["--config", f"finetune_vit_{name}"])
-    model, data, augmentation, recipe, training = parsed
+    model, data, augmentation, _, _, recipe, training = parsed
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 1024
     assert (training.num_train_epochs, recipe.base_learning_rate) == (epochs, rate)
     assert (recipe.layer_decay, model.drop_path_rate, model.pooling) == (layer_decay, drop_path, "mean")
@@ -137,7 +137,7 @@ def test_finetuning_of_imagenet_has_maes_settings(name, epochs, rate, layer_deca
 def test_linear_probes_have_maes_settings(name, epochs):
     """He et al. 2022, main_linprobe.py."""
     parsed = make_finetune_parser().parse(["--config", f"linear_probe_vit_{name}"])
-    model, data, augmentation, recipe, training = parsed
+    model, data, augmentation, _, _, recipe, training = parsed
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 16384
     assert (training.num_train_epochs, recipe.base_learning_rate, recipe.warmup_epochs) == (epochs, 0.1, 10)
     assert (training.weight_decay, recipe.min_learning_rate, training.label_smoothing_factor) == (0, 0, 0)
@@ -150,7 +150,44 @@ def test_a_linear_probe_without_a_recipe_has_that_of_vit_b():
         make_finetune_parser().parse(["--linear_probe", "--dataset_name", "x", "--output_dir", "y", *more])
         for more in (["--config", "linear_probe_vit_base"], [])
     )
-    assert [str(part) for part in alone[:4]] == [str(part) for part in named[:4]]
+    assert [str(part) for part in alone[:-1]] == [str(part) for part in named[:-1]]
+
+
+@pytest.mark.parametrize(("name", "rate", "channels"), [("base", 1e-4, 768), ("large", 1e-4, 1024)])
+def test_segmentation_of_ade20k_has_mmsegmentations_settings(name, rate, channels):
+    """mmsegmentation's configuration of MAE with UperNet."""
+    model, _, augmentation, segmentation, _, recipe, training = make_finetune_parser().parse(
+        ["--config", f"upernet_vit_{name}"]
+    )
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * 8
+    assert batch == 16 and recipe.base_learning_rate * batch / 256 == pytest.approx(rate)
+    assert (model.image_size, training.max_steps, training.warmup_steps) == (512, 160_000, 1500)
+    assert (segmentation.auxiliary_loss_weight, segmentation.segmentation_channels) == (0.4, channels)
+    assert augmentation.scale_range == [0.5, 2.0] and training.weight_decay == 0.05
+    assert training.lr_scheduler_type == "polynomial" and training.lr_scheduler_kwargs == {"power": 1.0, "lr_end": 0.0}
+
+
+@pytest.mark.parametrize(("name", "rate"), [("base", 1.6e-4), ("large", 1.5e-4)])
+def test_detection_on_coco_has_the_papers_settings(name, rate):
+    """The paper's Table 3, after Li et al. 2021."""
+    model, _, augmentation, _, detection, recipe, training = make_finetune_parser().parse(
+        ["--config", f"mask_rcnn_vit_{name}"]
+    )
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * 8
+    assert batch == 64 and recipe.base_learning_rate * batch / 256 == pytest.approx(rate)
+    assert (model.image_size, training.num_train_epochs, recipe.warmup_epochs) == (1024, 25, 0.25)
+    assert (detection.window_size, detection.pyramid, augmentation.scale_range) == (16, "adaptor", [0.1, 2.0])
+    assert (training.weight_decay, recipe.layer_decay, recipe.min_learning_rate) == (0.1, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_task_without_a_recipe_has_that_of_vit_b(task):
+    name = {"segmentation": "upernet_vit_base", "detection": "mask_rcnn_vit_base"}[task]
+    named, alone = (
+        make_finetune_parser().parse(["--task", task, "--dataset_name", "x", "--output_dir", "y", *more])
+        for more in (["--config", name], [])
+    )
+    assert [str(part) for part in alone[:-1]] == [str(part) for part in named[:-1]]
 
 
 def settings(name):

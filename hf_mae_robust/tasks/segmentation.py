@@ -1,4 +1,4 @@
-"""Semantic segmentation: UperNet, as mmsegmentation trains MAE on ADE20K (RECIPES of its configs; the paper's Table 4)."""
+"""Semantic segmentation: UperNet, as mmsegmentation trains MAE on ADE20K (the paper's Table 4)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -53,6 +53,8 @@ def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tup
 
 def make_trainer(arguments: FinetuneArguments, model: PreTrainedModel, pixels: Pixels, **common) -> SegmentationTrainer:
     augmentation, segmentation = arguments.augmentation, arguments.segmentation
+    if arguments.model.linear_probe or arguments.recipe.model_ema_decay is not None:
+        raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
     size = model.config.backbone_config.image_size
     # For pipelines, which see the whole image at once, squeezed into the size of a crop.
     processor = SegformerImageProcessor(
@@ -91,10 +93,10 @@ def describe(trainer: SegmentationTrainer, arguments: FinetuneArguments) -> str:
     windows = f"windows of {size} px every {trainer.stride} px"
     if arguments.recipe.eval_only:
         return windows
-    scale = trainer.train_transform.scale_range
+    scale, drop_path_rate = trainer.train_transform.scale_range, trainer.model.config.backbone_config.drop_path_rate
     return (
-        f"crops of {size} px at scale {scale[0]:g} to {scale[1]:g}, patch {patch}; layer decay {trainer.layer_decay:g}, "
-        f"drop path {trainer.model.config.backbone_config.drop_path_rate:g}; evaluation with {windows}"
+        f"crops of {size} px at scale {scale[0]:g} to {scale[1]:g}, patch {patch}; "
+        f"layer decay {trainer.layer_decay:g}, drop path {drop_path_rate:g}; evaluation with {windows}"
     )
 
 

@@ -1,0 +1,251 @@
+"""Fine-tuning for detection: what is computed, that it goes on exactly, what it leaves behind, what it refuses."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from transformers import pipeline
+
+from hf_mae_robust.finetune import finetune, main, make_parser, prepare
+from hf_mae_robust.model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustForPreTraining
+from tests.helpers import TINY
+from tests.runs import run
+
+SIZE = (48, 64)
+COLOURS = {0: (230, 40, 40), 1: (40, 40, 230)}
+FEATURES = Features(
+    {
+        "image": Image(),
+        "objects": {
+            "bbox": List(List(Value("float64"))),
+            "category": List(ClassLabel(names=["red", "blue"])),
+            "iscrowd": List(Value("int8")),
+            "segmentation": List(List(List(Value("float64")))),
+        },
+    }
+)
+
+
+def scene(rng, count):
+    """Red and blue rectangles on gray, which do not touch."""
+    image = rng.integers(90, 130, (*SIZE, 3)).astype(np.uint8)
+    objects = {name: [] for name in ("bbox", "category", "iscrowd", "segmentation")}
+    for corner in rng.permutation(6)[:count]:
+        x, y = 21 * (corner % 3) + rng.integers(1, 5), 23 * (corner // 3) + rng.integers(1, 5)
+        width, height, category = rng.integers(10, 16), rng.integers(10, 16), rng.integers(0, 2)
+        image[y : y + height, x : x + width] = COLOURS[category]
+        objects["bbox"].append([x, y, width, height])
+        objects["category"].append(category)
+        objects["iscrowd"].append(0)
+        objects["segmentation"].append([[x, y, x + width, y, x + width, y + height, x, y + height]])
+    return {"image": PIL.Image.fromarray(image), "objects": objects}
+
+
+def write_set(folder, splits):
+    (folder / "data").mkdir(parents=True)
+    for split, rows in splits.items():
+        table = Dataset.from_list(rows, features=FEATURES)
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", batch_size=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes_dir(tmp_path_factory):
+    """12 images to train on, one of them without objects and one with a crowd, and 5 to evaluate."""
+    rng = np.random.default_rng(0)
+    train = [scene(rng, count) for count in (3, 0, 2, 4, 3, 2, 5, 1, 3, 4, 2, 3)]
+    train[3]["objects"]["iscrowd"][0] = 1
+    return write_set(
+        tmp_path_factory.mktemp("objects") / "set",
+        {"train": train, "validation": [scene(rng, count) for count in (2, 3, 0, 4, 1)]},
+    )
+
+
+@pytest.fixture(scope="module")
+def deep_encoder_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder4")
+    config = ViTMAERobustConfig(**{**TINY, "num_hidden_layers": 4, "patch_size": 8, "image_size": 32})
+    ViTMAERobustForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def words(scenes_dir, deep_encoder_dir, tmp_path):
+    """Flags of a run of 2 epochs of 3 steps; later ones win."""
+
+    def build(*more):
+        settings = {
+            "config": "mask_rcnn_small",
+            "dataset_name": scenes_dir,
+            "model_name_or_path": deep_encoder_dir,
+            "output_dir": tmp_path / "out",
+            "image_size": 64,
+            "window_size": 4,
+            "config_overrides": "fpn_channels=16,box_fc_dim=32,box_num_convs=1,mask_num_convs=1",
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 2,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "eval_strategy": "no",
+        }
+        return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
+
+    return build
+
+
+@pytest.fixture
+def arguments(words):
+    return lambda *more: make_parser().parse(words(*more))
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def results_of(folder):
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
+    """From scratch, on four images of rectangles: found, and outlined."""
+    more = ["--max_train_samples", 4, "--eval_split_name", "train", "--max_eval_samples", 4, "--augmentation", "false"]
+    more += ["--max_steps", 170, "--learning_rate", 3e-3, "--warmup_steps", 10, "--logging_steps", 50]
+    trainer = finetune(*make_parser().parse(words(*more)))
+    results = results_of(tmp_path / "out")
+    assert results["eval_box_ap50"] > 0.95 and results["eval_mask_ap50"] > 0.95, results
+    assert results["eval_box_ap"] > 0.6 and results["eval_mask_ap"] > 0.6, results
+    assert losses(trainer)[-1] < 0.3 * losses(trainer)[0]
+    for name in ("loss.png", "predictions.png"):
+        assert PIL.Image.open(tmp_path / "out" / name).size[0] > 300
+    classes = json.loads((tmp_path / "out" / "classes.json").read_text())["classes"]
+    assert [row["class"] for row in classes] == ["red", "blue"] and sum(row["objects"] for row in classes) == 9 - 1
+
+    # What was saved finds the same again: by --eval_only, and in a pipeline.
+    once_more = ["--eval_only", "--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "again"]
+    finetune(*make_parser().parse(words(*more, *once_more)))
+    again = results_of(tmp_path / "again")
+    assert {key: again[key] for key in again if "_ap" in key} == {key: results[key] for key in results if "_ap" in key}
+    row = Dataset.from_parquet(str(scenes_dir / "data" / "train-*.parquet"))[0]
+    found = pipeline("object-detection", str(tmp_path / "out"))(row["image"], threshold=0.5)
+    truth = {
+        (["red", "blue"][category], round(x / 4), round(y / 4))
+        for category, (x, y, *_) in zip(row["objects"]["category"], row["objects"]["bbox"])
+    }
+    assert {(f["label"], round(f["box"]["xmin"] / 4), round(f["box"]["ymin"] / 4)) for f in found} == truth
+
+
+def test_every_parameter_trains(arguments):
+    trainer, _ = prepare(*arguments("--max_steps", 6, "--learning_rate", 1e-3))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert [name for name, value in trainer.model.state_dict().items() if torch.equal(value, before[name])] == []
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(sum(value for name, value in entry.items() if name.startswith("loss_")))
+
+
+def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
+    large = finetune(*arguments("--eval_split_name", "none"))
+    small = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "other"]
+    accumulated = finetune(*arguments("--eval_split_name", "none", *small))
+    assert len(losses(large)) == 6 and losses(accumulated) == pytest.approx(losses(large), rel=1e-3)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming):
+    common = ["--dataset_streaming", streaming, "--drop_path_rate", 0.2, "--eval_split_name", "none"]
+    common += ["--save_strategy", "steps", "--save_steps", 2]
+    whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
+    trainer, _ = prepare(*arguments(*common))
+    step = trainer.training_step
+
+    def stop_at_third(*given, **named):
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(*given, **named)
+
+    trainer.training_step = stop_at_third
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    resumed = finetune(*arguments(*common))
+    assert losses(resumed) == losses(whole)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_the_best_checkpoint_is_kept(arguments, tmp_path):
+    more = ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", 1]
+    trainer = finetune(*arguments(*more))
+    evaluations = [entry["eval_mask_ap"] for entry in trainer.state.log_history if "eval_mask_ap" in entry]
+    assert trainer.state.best_metric == max(evaluations[:2])
+    best = ViTMAERobustForInstanceSegmentation.from_pretrained(trainer.state.best_model_checkpoint)
+    state = trainer.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in best.state_dict().items())
+
+
+def test_two_processes_find_what_one_finds(words, tmp_path):
+    """Loss curve and AP; the five images of the evaluation do not fall into two halves."""
+    one = run(words("--output_dir", tmp_path / "one"), tmp_path / "one", 1, script="finetune")
+    two = ["--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2]
+    two = run(words(*two), tmp_path / "two", 2, script="finetune")
+    assert one.codes == [0] and two.codes == [0, 0], (one.output, two.output)
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    curves = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert len(curves[0]) == 6 and curves[1] == pytest.approx(curves[0], rel=2e-3)
+    results = [results_of(tmp_path / name) for name in ("one", "two")]
+    for key in ("eval_box_ap", "eval_mask_ap"):
+        assert results[1][key] == pytest.approx(results[0][key], abs=0.02)
+
+
+def changed(folder, change):
+    rng = np.random.default_rng(3)
+    rows = [scene(rng, 2) for _ in range(6)]
+    change(rows)
+    return write_set(folder, {"train": rows})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[2]["objects"]["segmentation"].__setitem__(1, []), "object 1 of row 2 has no mask"),
+        (lambda rows: rows[4]["objects"].update(category=[0, -1]), "object 1 of row 4 has the category"),
+    ],
+)
+def test_bad_annotations_end_in_a_sentence(words, tmp_path, capsys, change, message):
+    folder = changed(tmp_path / "set", change)
+    with pytest.raises(SystemExit) as ended:
+        main(words("--dataset_name", folder, "--eval_split_name", "none", "--per_device_train_batch_size", 3))
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_image_of_another_size_than_its_objects_is_replaced_and_listed(words, tmp_path):
+    def change(rows):
+        rows[1]["objects"]["bbox"][0] = [500.0, 10, 20, 20]
+
+    folder = changed(tmp_path / "set", change)
+    more = ["--dataset_name", folder, "--eval_split_name", "none", "--per_device_train_batch_size", 3]
+    finetune(*make_parser().parse(words(*more, "--max_bad_images", 0.5)))
+    listed = [json.loads(line) for line in (tmp_path / "out" / "skipped_images.jsonl").read_text().splitlines()]
+    assert [(record["row"], record["kind"]) for record in listed] == [(1, "mismatch")]
+
+
+def test_images_without_any_object_train_and_evaluate(words, tmp_path):
+    def change(rows):
+        for row in rows:
+            row["objects"] = {name: [] for name in row["objects"]}
+
+    folder = changed(tmp_path / "set", change)
+    trainer = finetune(*make_parser().parse(words("--dataset_name", folder, "--eval_split_name", "train")))
+    assert np.isfinite(losses(trainer)).all() and results_of(tmp_path / "out")["eval_box_ap"] == 0
+
+
+def test_data_without_objects_are_refused(words, photos_dir, capsys):
+    with pytest.raises(SystemExit):
+        main(words("--dataset_name", photos_dir))
+    assert "0 columns of objects with a 'bbox'" in capsys.readouterr().err
