@@ -34,7 +34,7 @@ AutoModelForObjectDetection.register(*_detector, exist_ok=True)
 AutoModelForInstanceSegmentation.register(*_detector, exist_ok=True)
 AutoImageProcessor.register(
     ViTMAERobustInstanceSegmentationConfig,
-    slow_image_processor_class=ViTMAERobustDetectionImageProcessor,
+    image_processor_classes={"torchvision": ViTMAERobustDetectionImageProcessor},
     exist_ok=True,
 )
 

@@ -15,6 +15,8 @@ from tests.helpers import TINY
 from tests.runs import run
 
 SIZE = (48, 64)
+HEADS = "fpn_channels=16,box_fc_dim=32,box_num_convs=1,mask_num_convs=1,rpn_num_convs=1,box_batch_size_per_image=32"
+HEADS += ",rpn_pre_nms_top_n=[200,200],rpn_post_nms_top_n=[50,50]"
 COLOURS = {0: (230, 40, 40), 1: (40, 40, 230)}
 FEATURES = Features(
     {
@@ -85,7 +87,7 @@ def words(scenes_dir, deep_encoder_dir, tmp_path):
             "output_dir": tmp_path / "out",
             "image_size": 64,
             "window_size": 4,
-            "config_overrides": "fpn_channels=16,box_fc_dim=32,box_num_convs=1,mask_num_convs=1",
+            "config_overrides": HEADS,
             "per_device_train_batch_size": 4,
             "num_train_epochs": 2,
             "dataloader_num_workers": 0,
@@ -115,11 +117,11 @@ def results_of(folder):
 def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
     """From scratch, on four images of rectangles: found, and outlined."""
     more = ["--max_train_samples", 4, "--eval_split_name", "train", "--max_eval_samples", 4, "--augmentation", "false"]
-    more += ["--max_steps", 170, "--learning_rate", 3e-3, "--warmup_steps", 10, "--logging_steps", 50]
+    more += ["--max_steps", 150, "--learning_rate", 3e-3, "--warmup_steps", 10, "--weight_decay", 0]
     trainer = finetune(*make_parser().parse(words(*more)))
     results = results_of(tmp_path / "out")
     assert results["eval_box_ap50"] > 0.95 and results["eval_mask_ap50"] > 0.95, results
-    assert results["eval_box_ap"] > 0.6 and results["eval_mask_ap"] > 0.6, results
+    assert results["eval_box_ap"] > 0.7 and results["eval_mask_ap"] > 0.7, results
     assert losses(trainer)[-1] < 0.3 * losses(trainer)[0]
     for name in ("loss.png", "predictions.png"):
         assert PIL.Image.open(tmp_path / "out" / name).size[0] > 300
@@ -132,7 +134,7 @@ def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
     again = results_of(tmp_path / "again")
     assert {key: again[key] for key in again if "_ap" in key} == {key: results[key] for key in results if "_ap" in key}
     row = Dataset.from_parquet(str(scenes_dir / "data" / "train-*.parquet"))[0]
-    found = pipeline("object-detection", str(tmp_path / "out"))(row["image"], threshold=0.5)
+    found = pipeline("object-detection", str(tmp_path / "out"), trust_remote_code=True)(row["image"], threshold=0.5)
     truth = {
         (["red", "blue"][category], round(x / 4), round(y / 4))
         for category, (x, y, *_) in zip(row["objects"]["category"], row["objects"]["bbox"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from transformers import AutoModelForObjectDetection, pipeline
+from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, AutoModelForObjectDetection
 
 from hf_mae_robust.model import (
     ViTMAERobustDetectionImageProcessor,
@@ -254,7 +254,7 @@ def test_the_pipeline_runs_it_where_the_package_is_not_installed(saved, tmp_path
     assert "FOUND" in ran.stdout, ran.stderr[-2000:]
 
 
-def test_the_pipeline_needs_no_trust_where_the_package_is_imported(saved):
-    found = pipeline("object-detection", str(saved[1]))
-    assert type(found.model) is ViTMAERobustForInstanceSegmentation
-    assert type(found.image_processor) is ViTMAERobustDetectionImageProcessor
+def test_auto_classes_need_no_trust_where_the_package_is_imported(saved):
+    assert type(AutoImageProcessor.from_pretrained(saved[1])) is ViTMAERobustDetectionImageProcessor
+    for auto in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation):
+        assert type(auto.from_pretrained(saved[1])) is ViTMAERobustForInstanceSegmentation
