@@ -135,11 +135,10 @@ def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
     assert {key: again[key] for key in again if "_ap" in key} == {key: results[key] for key in results if "_ap" in key}
     row = Dataset.from_parquet(str(scenes_dir / "data" / "train-*.parquet"))[0]
     found = pipeline("object-detection", str(tmp_path / "out"), trust_remote_code=True)(row["image"], threshold=0.5)
-    truth = {
-        (["red", "blue"][category], round(x / 4), round(y / 4))
-        for category, (x, y, *_) in zip(row["objects"]["category"], row["objects"]["bbox"])
-    }
-    assert {(f["label"], round(f["box"]["xmin"] / 4), round(f["box"]["ymin"] / 4)) for f in found} == truth
+    assert len(found) == len(row["objects"]["bbox"])
+    for category, (x, y, *_) in zip(row["objects"]["category"], row["objects"]["bbox"]):
+        near = [f for f in found if abs(f["box"]["xmin"] - x) <= 3 and abs(f["box"]["ymin"] - y) <= 3]
+        assert [f["label"] for f in near] == [["red", "blue"][category]]
 
 
 def test_every_parameter_trains(arguments):
