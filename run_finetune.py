@@ -1,4 +1,5 @@
-r"""Fine-tune a pre-trained encoder: image classification, and linear probes of frozen features.
+r"""Fine-tune a pre-trained encoder: image classification, linear probes of frozen features, semantic segmentation,
+detection and instance segmentation.
 
 Without arguments: what `python run_pretrain.py` has trained, on scikit-learn's digits, on a CPU.
 
@@ -15,6 +16,13 @@ The official MAE on ImageNet, on 8 GPUs, streamed; the same from scratch; a line
         --model_name_or_path facebook/vit-mae-base --dataset_name ILSVRC/imagenet-1k --dataset_streaming --bf16
     ... --from_scratch
     ... --linear_probe --config linear_probe_vit_base
+
+Semantic segmentation (UperNet), and detection with masks (Mask R-CNN):
+
+    python run_finetune.py --task segmentation --config upernet_vit_base --model_name_or_path outputs/my-model \
+        --dataset_name path/to/ade20k --output_dir outputs/my-segmenter --bf16
+    python run_finetune.py --task detection --config mask_rcnn_vit_base --model_name_or_path outputs/my-model \
+        --dataset_name path/to/coco --output_dir outputs/my-detector --bf16
 
 Started again, it goes on from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
 """

@@ -1,6 +1,7 @@
 """Fine-tuning, from arguments to a folder that `from_pretrained` loads without this package."""
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .finetune_arguments import (
 )
 from .finetuning_trainer import FinetuningTrainer
 from .image_trainer import ImageTrainer
+from .model_card import save_card
 from .resume import check_config
 from .running import (
     accept,
@@ -38,6 +40,7 @@ from .running import (
     train_and_save,
     warn_of_stream,
 )
+from .sources import EMBEDDED
 from .tasks import classification, detection, segmentation
 
 TASKS = {"classification": classification, "segmentation": segmentation, "detection": detection}
@@ -153,8 +156,9 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     return trainer, checkpoint
 
 
-def run(trainer: FinetuningTrainer, checkpoint: str | None, task: str) -> None:
+def run(trainer: FinetuningTrainer, checkpoint: str | None, arguments: FinetuneArguments) -> None:
     """Train, evaluate, and fill the output folder."""
+    task, data = arguments.model.task, arguments.data
     output_dir, trains = Path(trainer.args.output_dir), trainer.train_dataset is not None
     if trains:
         train_and_save(trainer, checkpoint)
@@ -163,7 +167,19 @@ def run(trainer: FinetuningTrainer, checkpoint: str | None, task: str) -> None:
     if trainer.is_world_process_zero():
         result, files = TASKS[task].report(trainer)
         report_skipped_images(trainer)
-        files = [*(["the model"] if trains else []), *files, "all_results.json"]
+        if trains:
+            results = output_dir / "all_results.json"
+            save_card(
+                output_dir,
+                task=task,
+                description=describe(trainer, arguments),
+                dataset_name=data.dataset_name or EMBEDDED,
+                split=trainer.eval_dataset.description if trainer.eval_dataset is not None else "none",
+                results=json.loads(results.read_text()) if results.exists() else {},
+                pictures=("loss.png", "confusion_matrix.png", "classes.png", "predictions.png"),
+            )
+            files = ["the model", "README.md", *files]
+        files.append("all_results.json")
         say(f"Done. {result}{' ' * bool(result)}{output_dir} holds {', '.join(files[:-1])} and {files[-1]}.")
 
 
@@ -177,21 +193,23 @@ def finetune(
     training: FinetuneTrainingArguments,
 ) -> FinetuningTrainer:
     """Fine-tune an encoder for `model.task`. At the end the output folder holds the model (safetensors, config, image
-    processor), `all_results.json`, `loss.png`, and what belongs to the task: for classification
-    `confusion_matrix.png` and `confusion_matrix.json`, with the accuracy of each class.
+    processor), a model card, `all_results.json`, `loss.png`, and what belongs to the task: for classification
+    `confusion_matrix.png` and `confusion_matrix.json`, for segmentation `classes.png`, for both others `classes.json`
+    with the results of each class, and `predictions.png`.
 
     Raises:
         ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, model,
             data or checkpoint cannot be used. Existing checkpoints are as they were.
         StopRequested, NonFiniteError, SavingError: as `ImageTrainer.train`; checkpoints written so far are complete.
     """
-    trainer, checkpoint = prepare(model, data, augmentation, segmentation, detection, recipe, training)
-    run(trainer, checkpoint, model.task)
+    arguments = FinetuneArguments(model, data, augmentation, segmentation, detection, recipe, training)
+    trainer, checkpoint = prepare(*arguments)
+    run(trainer, checkpoint, arguments)
     return trainer
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:
     """Command line of run_finetune.py; exit codes as in `run_command`."""
     parser = make_parser(description=description)
-    arguments = parser.parse(argv)
-    run_command(parser, arguments, prepare, lambda trainer, checkpoint: run(trainer, checkpoint, arguments[0].task))
+    arguments = FinetuneArguments(*parser.parse(argv))
+    run_command(parser, arguments, prepare, lambda trainer, checkpoint: run(trainer, checkpoint, arguments))

@@ -22,7 +22,7 @@ from hf_mae_robust.transforms import training_transform
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ALL_RECIPES = sorted((ROOT / "hf_mae_robust" / "recipes").glob("*.yaml"))
-FINETUNE_RECIPES = [path for path in ALL_RECIPES if path.stem.startswith(("finetune_", "linear_probe_"))]
+FINETUNE_RECIPES = [path for path in ALL_RECIPES if "\ntask: " in path.read_text()]
 RECIPES = [path for path in ALL_RECIPES if path not in FINETUNE_RECIPES]
 
 
