@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torchvision.transforms.v2.functional import resize
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from .detection_metrics import Detections, coco_metrics
-from .finetuning_trainer import FinetuningTrainer
+from .finetuning_trainer import FinetuningTrainer, with_shared_batch_norm
 from .sources import DataError
 
 LOSS_PARTS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
@@ -23,8 +24,8 @@ class DetectionTrainer(FinetuningTrainer):
     AP counts the surest `detections_per_image` (of the model's config) of each image; COCO's counts 100.
     """
 
-    def __init__(self, *, num_pictures: int = 8, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *, model: PreTrainedModel, args: TrainingArguments, num_pictures: int = 8, **kwargs):
+        super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
         self.num_pictures = num_pictures
         self._loss_parts: list[torch.Tensor] = []
         # Of the last evaluation.

@@ -99,6 +99,8 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     arguments = FinetuneArguments(*groups)
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task, checkpoint = TASKS[arguments.model.task], None
+    if task is not classification and (arguments.model.linear_probe or recipe.model_ema_decay is not None):
+        raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
     begin(training)
     if not recipe.eval_only:
         checkpoint = agree_on_checkpoint(recipe, training)

@@ -4,11 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from .classifiers import load_strictly
 from .image_trainer import ImageTrainer
 from .layer_decay import param_groups_layer_decay
 from .resume import CheckpointError
+
+
+def shares_batch_norm(args: TrainingArguments) -> bool:
+    """Whether BatchNorm takes its statistics over several GPUs."""
+    return args.world_size > 1 and args.device.type == "cuda"
+
+
+def with_shared_batch_norm(model: PreTrainedModel, args: TrainingArguments) -> PreTrainedModel:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if shares_batch_norm(args) else model
 
 
 class FinetuningTrainer(ImageTrainer):

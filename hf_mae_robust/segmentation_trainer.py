@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from .finetuning_trainer import FinetuningTrainer
+from .finetuning_trainer import FinetuningTrainer, shares_batch_norm, with_shared_batch_norm
 from .segmentation_metrics import confusion_of, segmentation_metrics
 from .semantic_maps import IGNORED
 from .sources import DataError
@@ -93,13 +93,10 @@ class SegmentationTrainer(FinetuningTrainer):
         num_pictures: int = 8,
         **kwargs,
     ):
-        shares_statistics = args.world_size > 1 and args.device.type == "cuda"
-        if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_statistics:
+        if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_batch_norm(args):
             # UperNet also looks at the whole crop as one place: one value a channel.
             raise ValueError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
-        if shares_statistics:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
         self.crop_size, self.stride, self.num_pictures = crop_size, stride, num_pictures
         self.confusion: np.ndarray | None = None
         self.pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

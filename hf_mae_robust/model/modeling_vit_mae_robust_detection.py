@@ -179,17 +179,17 @@ class Heads(RoIHeads):
         matched = [of_image[index] for of_image, index in zip(matched, positive)]
         counts = [len(index) for index in positive]
         if not sum(counts):
-            # BatchNorm cannot take an empty batch; the parameters still have to be part of the graph for DDP.
-            parameters = (*self.mask_head.parameters(), *self.mask_predictor.parameters())
-            mask = sum(parameter.sum() for parameter in parameters) * 0
-        else:
-            mask_logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
-            mask = torch.stack(
-                [
-                    maskrcnn_loss(of_image, [box], [target["masks"]], [target["labels"]], [index])
-                    for of_image, box, target, index in zip(mask_logits.split(counts), boxes, targets, matched)
-                ]
-            ).mean()
+            # A shared BatchNorm and DDP wait for the mask head of every process: a place of no weight goes through it.
+            boxes[0], matched[0], counts[0] = proposals[0].new_tensor([[0.0, 0.0, 1.0, 1.0]]), positive[0], 1
+        mask_logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        mask = torch.stack(
+            [
+                maskrcnn_loss(of_image, [box], [target["masks"]], [target["labels"]], [index])
+                if len(index)
+                else of_image.sum() * 0
+                for of_image, box, target, index in zip(mask_logits.split(counts), boxes, targets, matched)
+            ]
+        ).mean()
         return {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": mask}
 
 

@@ -53,8 +53,6 @@ def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tup
 
 def make_trainer(arguments: FinetuneArguments, model: PreTrainedModel, pixels: Pixels, **common) -> SegmentationTrainer:
     augmentation, segmentation = arguments.augmentation, arguments.segmentation
-    if arguments.model.linear_probe or arguments.recipe.model_ema_decay is not None:
-        raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
     size = model.config.backbone_config.image_size
     # For pipelines, which see the whole image at once, squeezed into the size of a crop.
     processor = SegformerImageProcessor(
