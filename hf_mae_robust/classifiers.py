@@ -212,8 +212,8 @@ def _has_head(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
-def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str]) -> None:
-    """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data."""
+def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str], hint: str = "") -> None:
+    """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data. hint: what to do."""
     there = [config.id2label[i] for i in sorted(config.id2label)]
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(there))
     if len(there) == len(class_names) and (not named or list(class_names) == there):
@@ -222,14 +222,12 @@ def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str
     if len(there) == len(class_names):
         i = next(i for i, pair in enumerate(zip(there, class_names)) if pair[0] != pair[1])
         difference = f"other classes than the data: class {i} is '{there[i]}' there and '{class_names[i]}' in the data"
-    raise ValueError(
-        f"--model_name_or_path {name} is a classifier of {difference}. --ignore_mismatched_sizes puts a new head on it."
-    )
+    raise ValueError(f"--model_name_or_path {name} was fine-tuned for {difference}. {hint}".rstrip())
 
 
 def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> None:
     """Raises ValueError where the head of a classifier cannot be kept."""
-    check_classes(name, config, class_names)
+    check_classes(name, config, class_names, "--ignore_mismatched_sizes puts a new head on it.")
     own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
     if pooling not in (None, own):
         raise ValueError(
@@ -403,6 +401,30 @@ def scratch_config(config: PreTrainedConfig | None, overrides: dict, image_size:
     if image_size is not None:
         form["image_size"] = image_size
     return ViTMAERobustConfig(**{**form, **overrides})
+
+
+def start_encoder(
+    name: str | None,
+    config: PreTrainedConfig | None,
+    *,
+    from_scratch: bool,
+    overrides: Mapping,
+    image_size: int | None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Pixels]:
+    """A ViT encoder to put something on, and how it wants its images. config: of `name`, see `read_config`; overrides: as
+    for `build_classifier`; image_size: from scratch, where it is not in them. Raises ValueError."""
+    if from_scratch:
+        if name is not None and config is None:
+            raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")
+        encoder = ViTMAERobustModel(scratch_config(config, dict(overrides), image_size))
+        return encoder, pixels_of(encoder.config)
+    if overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
+        raise ValueError(f"--config_overrides {', '.join(overrides)}: these are for --from_scratch.")
+    access = {"token": token, "trust_remote_code": trust_remote_code}
+    encoder = load_vit(name, config, overrides.get("num_attention_heads"), access).base_model
+    return encoder, pixels_of(encoder.config) if config is None else read_pixels(name, config, token)
 
 
 def _has_plain_positions(config: PreTrainedConfig) -> bool:

@@ -11,18 +11,15 @@ from .classifiers import (
     check_classes,
     grid_size,
     load_strictly,
-    load_vit,
     pixels_of,
     read_config,
-    read_pixels,
     resized_positions,
-    scratch_config,
+    start_encoder,
 )
 from .model import (
     ViTMAERobustConfig,
     ViTMAERobustForInstanceSegmentation,
     ViTMAERobustInstanceSegmentationConfig,
-    ViTMAERobustModel,
 )
 from .model.configuration_vit_mae_robust import to_pair
 from .model.modeling_vit_mae_robust import sincos_position_embedding
@@ -121,19 +118,9 @@ def build_detector(
     of_heads = set(ViTMAERobustInstanceSegmentationConfig.__dataclass_fields__)
     of_heads -= set(ViTMAERobustConfig.__dataclass_fields__)
     heads = {field: overrides.pop(field) for field in list(overrides) if field in of_heads}
-    if from_scratch:
-        if name is not None and config is None:
-            raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")
-        encoder = ViTMAERobustModel(scratch_config(config, overrides, None))
-        pixels = pixels_of(encoder.config)
-    else:
-        if overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
-            raise ValueError(
-                f"--config_overrides {', '.join(overrides)}: no setting of the heads; those of the encoder are for "
-                "--from_scratch."
-            )
-        encoder = load_vit(name, config, overrides.get("num_attention_heads"), access).base_model
-        pixels = pixels_of(encoder.config) if config is None else read_pixels(name, config, token)
+    encoder, pixels = start_encoder(
+        name, config, from_scratch=from_scratch, overrides=overrides, image_size=None, **access
+    )
     encoder_config = encoder.config
     if len(set(to_pair(encoder_config.patch_size))) > 1:
         raise ValueError(f"Detection needs square patches, not {encoder_config.patch_size}.")

@@ -12,15 +12,12 @@ from .classifiers import (
     check_classes,
     grid_size,
     load_strictly,
-    load_vit,
-    pixels_of,
     read_config,
     read_pixels,
     resized_positions,
-    scratch_config,
+    start_encoder,
     vit_to_beit,
 )
-from .model import ViTMAERobustModel
 from .semantic_maps import IGNORED
 
 DEFAULT_IMAGE_SIZE = 512
@@ -93,16 +90,12 @@ def build_segmenter(
         model = load_strictly(UperNetForSemanticSegmentation, name, token=token)
         return model.eval(), read_pixels(name, config.backbone_config, token)
     size = image_size or DEFAULT_IMAGE_SIZE
-    if from_scratch:
-        if name is not None and config is None:
-            raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")
-        encoder = ViTMAERobustModel(scratch_config(config, {"image_size": size, **overrides}, image_size))
-        size, pixels = encoder.config.image_size, pixels_of(encoder.config)
-    else:
-        if overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
-            raise ValueError(f"--config_overrides {', '.join(overrides)}: these are for --from_scratch.")
-        encoder = load_vit(name, config, overrides.get("num_attention_heads"), access).base_model
-        pixels = pixels_of(encoder.config) if config is None else read_pixels(name, config, token)
+    if from_scratch and image_size is None:
+        overrides = {"image_size": size, **overrides}
+    encoder, pixels = start_encoder(
+        name, config, from_scratch=from_scratch, overrides=overrides, image_size=image_size, **access
+    )
+    size = encoder.config.image_size if from_scratch else size
     upernet_config = UperNetConfig(
         backbone_config=backbone_config(encoder.config, size, drop_path_rate, relative_position_bias),
         hidden_size=channels,
