@@ -212,8 +212,8 @@ def _has_head(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
-def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str], hint: str = "") -> None:
-    """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data. hint: what to do."""
+def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str], kind: str = "classifier") -> None:
+    """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data."""
     there = [config.id2label[i] for i in sorted(config.id2label)]
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(there))
     if len(there) == len(class_names) and (not named or list(class_names) == there):
@@ -222,12 +222,13 @@ def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str
     if len(there) == len(class_names):
         i = next(i for i, pair in enumerate(zip(there, class_names)) if pair[0] != pair[1])
         difference = f"other classes than the data: class {i} is '{there[i]}' there and '{class_names[i]}' in the data"
-    raise ValueError(f"--model_name_or_path {name} was fine-tuned for {difference}. {hint}".rstrip())
+    hint = " --ignore_mismatched_sizes puts a new head on it." if kind == "classifier" else ""
+    raise ValueError(f"--model_name_or_path {name} is a {kind} of {difference}.{hint}")
 
 
 def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> None:
     """Raises ValueError where the head of a classifier cannot be kept."""
-    check_classes(name, config, class_names, "--ignore_mismatched_sizes puts a new head on it.")
+    check_classes(name, config, class_names)
     own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
     if pooling not in (None, own):
         raise ValueError(
@@ -413,8 +414,8 @@ def start_encoder(
     token: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Pixels]:
-    """A ViT encoder to put something on, and how it wants its images. config: of `name`, see `read_config`; overrides: as
-    for `build_classifier`; image_size: from scratch, where it is not in them. Raises ValueError."""
+    """A ViT encoder to put something on, and how it wants its images. config: of `name`, see `read_config`; overrides:
+    as for `build_classifier`; image_size: from scratch, where it is not in them. Raises ValueError."""
     if from_scratch:
         if name is not None and config is None:
             raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")

@@ -113,7 +113,7 @@ def build_detector(
     if needs_head:
         if from_scratch or config is None:
             raise ValueError("--eval_only needs a detector: a folder or Hub id in --model_name_or_path.")
-        check_classes(name, config, class_names)
+        check_classes(name, config, class_names, "detector")
         return load_strictly(detector_class, name, token=token).eval(), pixels_of(config)
     of_heads = set(ViTMAERobustInstanceSegmentationConfig.__dataclass_fields__)
     of_heads -= set(ViTMAERobustConfig.__dataclass_fields__)

@@ -86,7 +86,7 @@ def build_segmenter(
     if needs_head:
         if from_scratch or config is None:
             raise ValueError("--eval_only needs a segmenter: a folder or Hub id in --model_name_or_path.")
-        check_classes(name, config, class_names)
+        check_classes(name, config, class_names, "segmenter")
         model = load_strictly(UperNetForSemanticSegmentation, name, token=token)
         return model.eval(), read_pixels(name, config.backbone_config, token)
     size = image_size or DEFAULT_IMAGE_SIZE
