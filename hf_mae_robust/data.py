@@ -134,7 +134,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     list of all bad images met for it; without any, there is no such key."""
     skipped = [record for item in items for record in item.get("skipped", ())]
     batch = {}
-    for key in items[0].keys() - {"skipped"}:
+    for key in (key for key in items[0] if key != "skipped"):
         values = [item[key] for item in items]
         shapes = {value.shape for value in values if isinstance(value, torch.Tensor)}
         batch[key] = values if isinstance(values[0], dict) or len(shapes) > 1 else default_collate(values)
