@@ -117,11 +117,11 @@ def results_of(folder):
 def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
     """From scratch, on four images of rectangles: found, and outlined."""
     more = ["--max_train_samples", 4, "--eval_split_name", "train", "--max_eval_samples", 4, "--augmentation", "false"]
-    more += ["--max_steps", 150, "--learning_rate", 3e-3, "--warmup_steps", 10, "--weight_decay", 0]
+    more += ["--max_steps", 220, "--learning_rate", 3e-3, "--warmup_steps", 10, "--weight_decay", 0]
     trainer = finetune(*make_parser().parse(words(*more)))
     results = results_of(tmp_path / "out")
     assert results["eval_box_ap50"] > 0.95 and results["eval_mask_ap50"] > 0.95, results
-    assert results["eval_box_ap"] > 0.7 and results["eval_mask_ap"] > 0.7, results
+    assert results["eval_box_ap"] > 0.9 and results["eval_mask_ap"] > 0.8, results
     assert losses(trainer)[-1] < 0.3 * losses(trainer)[0]
     for name in ("loss.png", "predictions.png"):
         assert PIL.Image.open(tmp_path / "out" / name).size[0] > 300
@@ -191,17 +191,20 @@ def test_the_best_checkpoint_is_kept(arguments, tmp_path):
 
 
 def test_two_processes_find_what_one_finds(words, tmp_path):
-    """Loss curve and AP; the five images of the evaluation do not fall into two halves."""
+    """The loss curve to rounding; the AP of the same model exactly, over five images, which do not fall into halves."""
     one = run(words("--output_dir", tmp_path / "one"), tmp_path / "one", 1, script="finetune")
-    two = ["--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2]
+    two = ["--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--eval_split_name", "none"]
     two = run(words(*two), tmp_path / "two", 2, script="finetune")
-    assert one.codes == [0] and two.codes == [0, 0], (one.output, two.output)
+    alone = ["--eval_only", "--model_name_or_path", tmp_path / "one", "--output_dir", tmp_path / "again"]
+    alone += ["--per_device_eval_batch_size", 1]
+    again = run(words(*alone), tmp_path / "again", 2, script="finetune")
+    assert [run.codes for run in (one, two, again)] == [[0], [0, 0], [0, 0]], (one.output, two.output, again.output)
     logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
     curves = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert len(curves[0]) == 6 and curves[1] == pytest.approx(curves[0], rel=2e-3)
-    results = [results_of(tmp_path / name) for name in ("one", "two")]
-    for key in ("eval_box_ap", "eval_mask_ap"):
-        assert results[1][key] == pytest.approx(results[0][key], abs=0.02)
+    first, second = (results_of(tmp_path / name) for name in ("one", "again"))
+    compared = [key for key in first if "_ap" in key]
+    assert len(compared) >= 6 and {key: second[key] for key in compared} == {key: first[key] for key in compared}
 
 
 def changed(folder, change):
