@@ -4,15 +4,20 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import ClassLabel, Features, Value
+from faster_coco_eval import mask_api_new_cpp
 
 from .remote import DataError
 
 PREFIX = "instances_"
+
+# So many images at a time become a table, for memory.
+CHUNK = 1024
 
 
 def coco_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | None:
@@ -37,23 +42,35 @@ def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets
     `width`, `height`, and `objects`, a struct of lists with `id`, `bbox`, `category` (ClassLabel, in the order of
     COCO's ids), `category_id` (COCO's), `area`, `iscrowd`, `segmentation` (polygons) and `rle` ({size, counts}).
 
-    Raises DataError: a file that cannot be read or is no COCO annotation, an image that is not in the folder, an
-    object of an unknown image or category, an id that comes twice.
+    Raises DataError: a file that cannot be read or is no COCO annotation, no image, an image that is not in the folder,
+    an object of an unknown image or category, an id or a name that comes twice.
     """
-    annotation_file, image_folder = Path(annotation_file), Path(image_folder)
+    annotation_file = Path(annotation_file)
     try:
         content = json.loads(annotation_file.read_text(encoding="utf-8"))
-        images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
-        names = {int(category["id"]): str(category["name"]) for category in categories}
     except (OSError, ValueError) as error:
         raise DataError(f"{annotation_file} cannot be read: {error}.") from error
-    except (KeyError, TypeError) as error:
+    try:
+        return _table(content, annotation_file, Path(image_folder))
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # pyarrow's are ValueErrors
         raise DataError(
-            f"{annotation_file} is no COCO annotation: 'images', 'annotations' and 'categories' with 'id' and 'name' "
-            f"are needed ({type(error).__name__}: {error})."
+            f"{annotation_file} is no COCO annotation: 'images' with 'id' and 'file_name', 'categories' with 'id' and "
+            f"'name', and 'annotations' with 'image_id', 'category_id' and 'bbox' are needed, ids being numbers "
+            f"({type(error).__name__}: {error})."
         ) from error
+
+
+def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -> datasets.Dataset:
+    images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
+    names = {int(category["id"]): str(category["name"]) for category in categories}
+    if not images:
+        raise DataError(f"{annotation_file} lists no image.")
     if len(names) < len(categories):
         raise DataError(f"{annotation_file}: two categories have the same id.")
+    if len(set(names.values())) < len(names):
+        raise DataError(f"{annotation_file}: two categories have the same name.")
     numbers = {category: i for i, category in enumerate(sorted(names))}
     by_image: dict[int, list[dict]] = {image["id"]: [] for image in images}
     if len(by_image) < len(images):
@@ -95,21 +112,20 @@ def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets
             yield {
                 "image": str(image_folder / image["file_name"]),
                 "image_id": image["id"],
-                "width": image["width"],
-                "height": image["height"],
+                "width": image.get("width"),
+                "height": image.get("height"),
                 "objects": _columns(by_image[image["id"]], numbers),
             }
 
-    table = datasets.Dataset.from_list(list(rows()), features=features)
-    return table
+    chunks, left = [], rows()
+    while chunk := list(islice(left, CHUNK)):
+        chunks.append(datasets.Dataset.from_list(chunk, features=features))
+    return datasets.concatenate_datasets(chunks)
 
 
 def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[str, list]:
     masks = [annotation.get("segmentation") for annotation in annotations]
-    encoded = [mask if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks]
-    for mask in encoded:
-        if isinstance(mask["counts"], str):
-            raise DataError("COCO's compressed RLE strings are not read; store uncompressed counts or polygons.")
+    encoded = [_uncompressed(mask) if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks]
     return {
         "id": [annotation.get("id") for annotation in annotations],
         "bbox": [annotation["bbox"] for annotation in annotations],
@@ -120,3 +136,10 @@ def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict
         "segmentation": [mask if isinstance(mask, list) else [] for mask in masks],
         "rle": encoded,
     }
+
+
+def _uncompressed(mask: dict[str, Any]) -> dict[str, list[int]]:
+    size, counts = mask["size"], mask["counts"]
+    if isinstance(counts, str):
+        counts = mask_api_new_cpp.toUncompressedRLE([{"size": size, "counts": counts.encode()}])[0]["counts"]
+    return {"size": size, "counts": counts}

@@ -15,7 +15,8 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from .objects import Objects
 
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
-AREAS = ("all", "small", "medium", "large")
+# Of objects, in pixels, as COCO has them.
+AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def coco_metrics(
     """
     truth, found = COCO(_dataset(objects, class_names)), _found(detections)
     metrics, rows = {}, [{"class": name} for name in class_names]
-    for row, count in zip(rows, _counts(objects, len(class_names))):
+    counts = {area: _counts(objects, len(class_names), limits) for area, limits in AREAS.items()}
+    for row, count in zip(rows, counts["all"].tolist()):
         row["objects"] = count
     for name, iou_type in IOU_TYPES.items():
         # IoU threshold, recall, class, area, number of detections; -1 where there is no object.
@@ -67,12 +69,13 @@ def coco_metrics(
             evaluation.accumulate()
             precision = evaluation.eval["precision"][..., -1]
         else:
-            precision[:, :, [row["objects"] == 0 for row in rows]] = -1
+            for i, area in enumerate(AREAS):
+                precision[:, :, counts[area] == 0, i] = -1
         for key, part in {
             "ap": precision[..., 0],
             "ap50": precision[0, ..., 0],
             "ap75": precision[5, ..., 0],
-            **{f"ap_{area}": precision[..., i] for i, area in enumerate(AREAS) if i and found},
+            **{f"ap_{area}": precision[..., i] for i, area in enumerate(AREAS) if i},
         }.items():
             if (part > -1).any():
                 metrics[f"{name}_{key}"] = float(part[part > -1].mean())
@@ -82,9 +85,11 @@ def coco_metrics(
     return {"box_ap": 0.0, "mask_ap": 0.0, **metrics}, rows
 
 
-def _counts(objects: dict[int, Objects], num_classes: int) -> list[int]:
-    classes = [of_image.classes[~of_image.crowds] for of_image in objects.values()]
-    return np.bincount(np.concatenate([*classes, np.zeros(0, dtype=int)]), minlength=num_classes).tolist()
+def _counts(objects: dict[int, Objects], num_classes: int, area: tuple[float, float]) -> np.ndarray:
+    """Of each class, the objects of an area from that to that, without crowd regions."""
+    low, high = area
+    classes = [o.classes[~o.crowds & (o.areas >= low) & (o.areas <= high)] for o in objects.values()]
+    return np.bincount(np.concatenate([*classes, np.zeros(0, dtype=int)]), minlength=num_classes)
 
 
 def _dataset(objects: dict[int, Objects], class_names: Sequence[str]) -> dict[str, Any]:

@@ -6,18 +6,54 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
-from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as F
 from transformers import DetrImageProcessor
 
-from .objects import Objects
+from .objects import Objects, run_lengths
 
 
-def rasterise(objects: Objects) -> torch.Tensor:
-    """Masks `(n, h, w)` uint8 of objects that all have one."""
-    if not len(objects):
-        return torch.zeros(0, *objects.size, dtype=torch.uint8)
-    return torch.from_numpy(np.ascontiguousarray(rle.decode(list(objects.masks)).transpose(2, 0, 1)))
+def decode_columns(mask: dict[str, Any], left: int, right: int) -> np.ndarray:
+    """The columns from `left` to before `right` of a compressed RLE, `(h, right - left)` uint8."""
+    height = mask["size"][0]
+    ends = run_lengths(mask).cumsum().clip(left * height, right * height)
+    lengths = np.diff(ends, prepend=left * height)
+    values = np.arange(len(lengths)).astype(np.uint8) % 2
+    return np.repeat(values, lengths).reshape(right - left, height).T
+
+
+def cropped_masks(
+    objects: Objects, rows: np.ndarray, columns: np.ndarray, side: int, flips: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Masks of objects that all have one, looked up at some rows and columns of the image, both in ascending order, and
+    with `flips` mirrored.
+
+    Returns masks `(n, side, side)` uint8, 0 below and on the right of what was looked up; boxes `(n, 4)` float32 of
+    their pixels, (x0, y0, x1, y1); and which objects these are, `(n,)` int64: those with a pixel left.
+    """
+    parts, boxes, chosen = [], [], []
+    for i, mask in enumerate(objects.masks):
+        # One object at a time, and only where it is: whole masks of all objects are what would take memory and time.
+        x, y, width, height = (int(number) for number in rle.toBbox(mask))
+        top, bottom = np.searchsorted(rows, [y, y + height])
+        left, right = np.searchsorted(columns, [x, x + width])
+        if top == bottom or left == right:
+            continue
+        part = decode_columns(mask, x, x + width)[rows[top:bottom]][:, columns[left:right] - x]
+        if flips:
+            part, left = part[:, ::-1], len(columns) - right
+        is_row, is_column = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+        if len(is_row):
+            parts.append((top, left, part))
+            boxes.append((left + is_column[0], top + is_row[0], left + is_column[-1] + 1, top + is_row[-1] + 1))
+            chosen.append(i)
+    masks = np.zeros((len(parts), side, side), np.uint8)  # takes memory only where something is written
+    for mask, (top, left, part) in zip(masks, parts):
+        mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return (
+        torch.from_numpy(masks),
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(chosen, dtype=torch.int64),
+    )
 
 
 def fit_size(size: Sequence[int], side: float) -> tuple[int, int]:
@@ -57,26 +93,22 @@ class LargeScaleJitter:
         rows = ((torch.arange(shown[0]) + 0.5 + top) * (size[0] / height)).long().clamp(max=size[0] - 1)
         columns = ((torch.arange(shown[1]) + 0.5 + left) * (size[1] / width)).long().clamp(max=size[1] - 1)
         kept = objects.choose(~objects.crowds)
-        masks = rasterise(kept)[:, rows][:, :, columns]
-        is_there = masks.flatten(1).any(dim=1).bool()
-        masks, classes = masks[is_there], torch.from_numpy(kept.classes)[is_there]
+        masks, boxes, chosen = cropped_masks(kept, rows.numpy(), columns.numpy(), side, flips)
         crowds = torch.from_numpy(objects.boxes[objects.crowds]).float().reshape(-1, 4)
         crowds = crowds * torch.tensor([width / size[1], height / size[0]] * 2) - torch.tensor([left, top] * 2)
         crowds[:, 0::2].clamp_(0, shown[1])
         crowds[:, 1::2].clamp_(0, shown[0])
         crowds = crowds[(crowds[:, 2:] > crowds[:, :2]).all(dim=1)]
         if flips:
-            image, masks = image.flip(-1), masks.flip(-1)
+            image = image.flip(-1)
             crowds[:, 0::2] = shown[1] - crowds[:, [2, 0]]
         padding = [0, 0, side - shown[1], side - shown[0]]
-        masks = F.pad(masks, padding)
-        boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0, 1, 1]) if len(masks) else torch.zeros(0, 4)
         return {
             "pixel_values": F.pad(image, padding),
             "pixel_mask": F.pad(torch.ones(1, *shown, dtype=torch.uint8), padding)[0],
             "labels": {
-                "boxes": boxes.float(),
-                "class_labels": classes,
+                "boxes": boxes,
+                "class_labels": torch.from_numpy(kept.classes)[chosen],
                 "masks": masks,
                 "ignored_boxes": crowds,
                 "seed": torch.randint(2**62, ()),

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Features
+from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as rle
 
 from .decoding import ImageDecodingError
@@ -16,6 +18,16 @@ from .remote import DataError
 # So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
 # for one of another image.
 MAX_OUTSIDE = 0.05
+
+
+def run_lengths(mask: dict[str, Any]) -> np.ndarray:
+    """Lengths `(n,)` int64 of the runs of 0s and of 1s, in turn, down the columns of a compressed RLE, which are the
+    counts of the uncompressed one. Raises ValueError where these are of another number of pixels."""
+    # Not in the library's `core.mask`, whose `decode` takes 15 times as long as this and `np.repeat`.
+    runs = np.array(mask_api_new_cpp.toUncompressedRLE([mask])[0]["counts"], dtype=np.int64)
+    if runs.sum() != np.prod(mask["size"]):
+        raise ValueError(f"counts of {runs.sum():,} pixels, and a size of {np.prod(mask['size']):,}")
+    return runs
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,16 @@ class ObjectLabels:
         left out.
 
         Raises:
-            ImageDecodingError: masks of another size than the image's, or boxes that lie far outside of it.
+            ImageDecodingError: masks of another size than the image's, or boxes or polygons that lie far outside of it.
             DataError: a class that is none, an object without mask, or something that is no box or mask.
         """
         size = (image.shape[1], image.shape[2])
-        objects = [_checked(found, size, row, i, self) for i, found in enumerate(_as_list(value))]
-        objects = [found for found in objects if found is not None]
+        try:
+            found = _as_list(value)
+        except ValueError as error:
+            raise DataError(f"{self.description}: row {row:,}, column '{self.column}': {error}.") from error
+        objects = [_checked(of_object, size, row, i, self) for i, of_object in enumerate(found)]
+        objects = [parts for parts in objects if parts is not None]
         if not objects:
             return Objects.none(size)
         boxes, classes, crowds, areas, masks = zip(*objects)
@@ -96,9 +112,17 @@ class ObjectLabels:
 
 
 def _as_list(value: Any) -> list[dict[str, Any]]:
-    """A struct of lists, as `datasets` and Parquet may give it, or a list of structs."""
+    """A struct of lists, as `datasets` and Parquet may give it, or a list of structs. Raises ValueError where the lists
+    differ in length."""
     if isinstance(value, dict):
-        lists = {key: column for key, column in value.items() if column is not None}
+        lists = {
+            key: _as_list(column) if isinstance(column, dict) else column
+            for key, column in value.items()
+            if column is not None
+        }
+        if len({len(column) for column in lists.values()}) > 1:
+            lengths = ", ".join(f"{key} {len(column)}" for key, column in lists.items())
+            raise ValueError(f"the lists of its objects differ in length ({lengths})")
         return [dict(zip(lists, row)) for row in zip(*lists.values())]
     return list(value)
 
@@ -107,7 +131,7 @@ def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int
     """(box, class, is crowd, area, mask); None where the box has no area in the image."""
     where = f"{labels.description}: object {number} of row {row:,}"
     category, box = found.get("category"), found.get("bbox")
-    if category is None or not 0 <= int(category) < len(labels.class_names):
+    if not isinstance(category, Integral) or not 0 <= category < len(labels.class_names):
         raise DataError(
             f"{where} has the category {category!r}; there are the classes 0 to {len(labels.class_names) - 1}."
         )
@@ -126,17 +150,29 @@ def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int
     if box[2] <= box[0] or box[3] <= box[1]:
         return None
     is_crowd = bool(found.get("iscrowd"))
-    mask = _mask(found, size, row, number)
+    try:
+        mask = _mask(found, size, row, number)
+    except ImageDecodingError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # of faster_coco_eval any of these
+        raise DataError(
+            f"{where} has a mask that is neither polygons, [[x0, y0, x1, y1, ...], ...] in pixels, nor RLE, "
+            f"{{size, counts}} ({type(error).__name__}: {error})."
+        ) from error
     if mask is None and not is_crowd:
         raise DataError(f"{where} has no mask (neither polygons nor RLE), and Mask R-CNN learns from masks.")
     area = found.get("area")
-    if area is None:
+    if area is None or not 0 <= area < np.inf:
         area = float(rle.area(mask)) if mask is not None else (box[2] - box[0]) * (box[3] - box[1])
     return box, int(category), is_crowd, float(area), mask
 
 
 def _mask(found: dict[str, Any], size: tuple[int, int], row: int, number: int) -> dict[str, Any] | None:
-    """Polygons or RLE -> compressed RLE; None where there is neither."""
+    """Polygons or RLE -> compressed RLE; None where there is neither.
+
+    What is neither raises ImageDecodingError where it is of another image, and any of KeyError, RuntimeError, TypeError
+    and ValueError where it is of none.
+    """
     polygons, encoded = found.get("segmentation"), found.get("rle")
     if isinstance(polygons, dict):  # as COCO's JSON has it for crowd regions
         polygons, encoded = None, polygons
@@ -147,10 +183,21 @@ def _mask(found: dict[str, Any], size: tuple[int, int], row: int, number: int) -
             raise ImageDecodingError(f"Row {row}: {detail}.", "mismatch", detail)
         counts = encoded["counts"]
         if isinstance(counts, (str, bytes)):
-            return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
-        return rle.frPyObjects({"size": list(size), "counts": [int(count) for count in counts]}, *size)
-    polygons = [[float(number) for number in polygon] for polygon in polygons or () if len(polygon) >= 6]
-    return rle.merge(rle.frPyObjects(polygons, *size)) if polygons else None
+            mask = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
+        else:
+            mask = rle.frPyObjects({"size": list(size), "counts": [int(count) for count in counts]}, *size)
+        run_lengths(mask)  # wrong ones are found here, where the row is known
+        return mask
+    polygons = [np.array(polygon, dtype=np.float64) for polygon in polygons or () if len(polygon) >= 6]
+    for polygon in polygons:
+        # Drawing NaN, or lines that leave the image by far, would take all the memory there is.
+        if len(polygon) % 2 or not np.isfinite(polygon).all():
+            raise ValueError(f"a polygon of {len(polygon)} numbers, all of which have to be finite, in pairs")
+        if np.abs(polygon).max() > 2 * max(size):
+            detail = f"object {number} has a polygon that reaches to {np.abs(polygon).max():g}, and the image "
+            detail += f"{size[1]} x {size[0]} pixels"
+            raise ImageDecodingError(f"Row {row}: {detail}.", "mismatch", detail)
+    return rle.merge(rle.frPyObjects([polygon.tolist() for polygon in polygons], *size)) if polygons else None
 
 
 def find_objects(

@@ -104,12 +104,38 @@ def test_ids_stay_those_of_coco(folder):
         (lambda c: c["images"].append(c["images"][0]), "two images have the same id"),
         (lambda c: c["categories"].append({"id": 3, "name": "again"}), "two categories have the same id"),
         (lambda c: c["images"][1].update(file_name="c.png"), "lists 1 images that are not in .* first c.png"),
+        (lambda c: c["categories"].append({"id": 4, "name": "car"}), "two categories have the same name"),
+        (lambda c: c.update(images=[], annotations=[]), "lists no image"),
         (lambda c: c.pop("categories"), "is no COCO annotation"),
+        (lambda c: c.update(annotations=None), "is no COCO annotation"),
+        (lambda c: c["annotations"][0].pop("bbox"), "is no COCO annotation.*KeyError: 'bbox'"),
+        (lambda c: c["annotations"][0].update(bbox="abc"), "is no COCO annotation"),
+        (lambda c: c["images"][0].pop("file_name"), "is no COCO annotation.*KeyError: 'file_name'"),
     ],
 )
 def test_what_contradicts_itself_is_refused(folder, change, message):
     with pytest.raises(DataError, match=message):
         load_coco(*changed(folder, change))
+
+
+def test_compressed_and_uncompressed_rle_are_one(folder):
+    mask = np.zeros((16, 24), np.uint8, order="F")
+    mask[0:5, 0:3] = mask[9:, 20:] = 1
+    encoded = rle.encode(mask)
+    path = changed(
+        folder, lambda c: c["annotations"][1].update(segmentation={**encoded, "counts": encoded["counts"].decode()})
+    )
+    found = load_coco(*path)[0]["objects"]["rle"][1]
+    assert rle.frPyObjects(found, 16, 24) == encoded
+
+
+def test_tables_in_pieces_are_whole(folder, monkeypatch):
+    path = folder / "annotations" / "instances_train2017.json", folder / "train2017"
+    whole = load_coco(*path)
+    monkeypatch.setattr("hf_mae_robust.coco.CHUNK", 1)
+    pieces = load_coco(*path)
+    assert pieces.features == whole.features and pieces["objects"][:] == whole["objects"][:]
+    assert pieces["image_id"][:] == [70, 9]
 
 
 def test_what_is_no_json_is_refused(folder):

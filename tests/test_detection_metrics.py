@@ -123,6 +123,8 @@ def test_perfect_detections_have_an_ap_of_one_and_none_of_zero(scenes):
     nothing = {image: Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), ()) for image in objects}
     metrics, rows = coco_metrics(objects, nothing, NAMES)
     assert metrics["box_ap"] == metrics["mask_ap50"] == 0.0 and rows[0]["box_ap"] == 0.0 and rows[2]["box_ap"] is None
+    # The same figures as where something is found: the best model may be chosen by any of them.
+    assert metrics.keys() == coco_metrics(*scenes, NAMES)[0].keys()
 
 
 def test_images_without_any_object_give_numbers():

@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as rle
+from torchvision.ops import masks_to_boxes
 
-from hf_mae_robust.detection_transforms import DetectionEvaluationTransform, LargeScaleJitter, rasterise
+from hf_mae_robust.detection_transforms import (
+    DetectionEvaluationTransform,
+    LargeScaleJitter,
+    cropped_masks,
+    decode_columns,
+)
 from hf_mae_robust.model import ViTMAERobustDetectionImageProcessor
 from hf_mae_robust.objects import Objects
 
@@ -94,9 +100,38 @@ def test_an_image_without_objects_gives_empty_ones():
     )
 
 
-def test_rasterising_gives_the_masks():
-    masks = rasterise(scene()[1])
-    assert masks.shape == (2, *SIZE) and masks[0, 6:30, 4:24].all() and masks.sum() == 24 * 20 + 24 * 24
+def noise_masks(count=6):
+    """Masks of speckles, one of them of nothing, and one of a single pixel."""
+    rng = np.random.default_rng(0)
+    masks = (rng.random((count, *SIZE)) < 0.02).astype(np.uint8)
+    masks[1], masks[2] = 0, 0
+    masks[2, 39, 59] = 1
+    encoded = tuple(rle.encode(np.asfortranarray(mask)) for mask in masks)
+    nothing = np.zeros(count)
+    return masks, Objects(SIZE, np.zeros((count, 4)), nothing.astype(int), nothing.astype(bool), nothing, encoded)
+
+
+def test_columns_are_decoded_as_the_library_does():
+    masks, objects = noise_masks()
+    for mask, encoded in zip(masks, objects.masks):
+        for left, right in ((0, 60), (7, 8), (20, 60), (5, 5)):
+            assert np.array_equal(decode_columns(encoded, left, right), mask[:, left:right])
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [((0, 40, 1), (0, 60, 1)), ((10, 30, 0.5), (31, 60, 0.7)), ((0, 40, 7), (3, 9, 2))]
+)
+def test_masks_of_a_crop_are_whole_masks_looked_up(rows, columns, flips):
+    rows, columns = (np.arange(*limits).astype(int) for limits in (rows, columns))
+    masks, objects = noise_masks()
+    whole = torch.from_numpy(masks[:, rows][:, :, columns])
+    whole = whole.flip(-1) if flips else whole
+    expected = whole[whole.flatten(1).any(dim=1).bool()]
+    found, boxes, chosen = cropped_masks(objects, rows, columns, 100, flips)
+    assert torch.equal(found[:, : len(rows), : len(columns)], expected) and found.sum() == expected.sum()
+    assert torch.equal(boxes, masks_to_boxes(expected) + torch.tensor([0.0, 0, 1, 1]))
+    assert chosen.tolist() == whole.flatten(1).any(dim=1).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (48, 48), (7, 90)])

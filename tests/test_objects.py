@@ -97,6 +97,16 @@ def test_boxes_without_area_are_left_out_and_others_cut_to_the_image():
         ({"segmentation": [square(2, 3, 5), []]}, "object 1 of row 3 has no mask"),
         ({"bbox": [[1, 2, 3], [1, 2, 3, 4]]}, r"the box \[1, 2, 3\]"),
         ({"bbox": [[1, 2, float("nan"), 4], [1, 2, 3, 4]]}, "not finite"),
+        ({"category": ["cat", 0]}, "object 0 of row 3 has the category 'cat'"),
+        ({"category": [1]}, r"row 3, column 'objects': .* differ in length \(bbox 2, category 1, segmentation 2\)"),
+        ({"segmentation": [square(2, 3, 5), [1.0, 2.0]]}, "object 1 of row 3 has a mask that is neither polygons"),
+        ({"segmentation": [[[1, 2, 3, 4, 5, 6, 7]], []]}, "object 0 .* a polygon of 7 numbers"),
+        # Drawn, this would take all memory.
+        ({"segmentation": [[[1, 2, 3, 4, 5, float("nan")]], []]}, "object 0 .* a polygon of 6 numbers"),
+        ({"segmentation": [{"counts": [600]}, []]}, "object 0 .*KeyError: 'size'"),
+        ({"segmentation": [{"size": [20, 30], "counts": [10, 5]}, []]}, "object 0 .* counts of 15 pixels"),
+        ({"segmentation": [{"size": [20, 30], "counts": [10, 5000]}, []]}, "object 0 of row 3 has a mask"),
+        ({"segmentation": [{"size": [20, 30], "counts": "zzzz~~~~"}, []]}, "object 0 of row 3 has a mask"),
     ],
 )
 def test_what_is_wrong_ends_the_run_with_its_place(changes, message):
@@ -111,6 +121,16 @@ def test_annotations_of_another_size_count_as_a_bad_image():
     other = {"bbox": [1, 1, 5, 5], "category": 0, "rle": rle.encode(np.ones((8, 8), np.uint8, order="F"))}
     with pytest.raises(ImageDecodingError, match="mask of 8 x 8 pixels, and the image 30 x 20"):
         labels_of().decode([other], IMAGE, 3)
+
+
+def test_a_polygon_far_outside_counts_as_a_bad_image():
+    with pytest.raises(ImageDecodingError, match="a polygon that reaches to 5000, and the image 30 x 20"):
+        labels_of().decode(value(segmentation=[[[1, 2, 5000, 4, 5, 6]], square(10, 4, 8)]), IMAGE, 3)
+
+
+def test_areas_that_are_no_numbers_are_those_of_the_masks():
+    areas = labels_of().decode(value(area=[float("nan"), None]), IMAGE, 0).areas
+    assert areas.tolist() == [25, 64] and labels_of().decode(value(area=[7.5, 8]), IMAGE, 0).areas.tolist() == [7.5, 8]
 
 
 def test_null_is_an_error_that_names_the_row():
