@@ -77,12 +77,30 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         positive = ("image_size", "patch_size", "num_channels", "hidden_size", "num_attention_heads", "fpn_channels")
         positive += ("box_fc_dim", "rpn_batch_size_per_image", "box_batch_size_per_image", "detections_per_image")
+        positive += ("mlp_ratio", "rpn_num_convs")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1.")
-        for name in ("window_size", "rpn_num_convs", "box_num_convs", "mask_num_convs"):
+        for name in ("window_size", "box_num_convs", "mask_num_convs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative.")
+        for name in ("anchor_scale", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive.")
+        shares = ("rpn_nms_thresh", "rpn_fg_iou_thresh", "rpn_bg_iou_thresh", "rpn_positive_fraction")
+        shares += ("box_nms_thresh", "box_fg_iou_thresh", "box_bg_iou_thresh", "box_positive_fraction")
+        for name in (*shares, "box_score_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: between 0 and 1.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate}: at least 0, and below 1.")
+        for part in ("rpn", "box"):
+            low, high = (getattr(self, f"{part}_{which}_iou_thresh") for which in ("bg", "fg"))
+            if low > high:
+                raise ValueError(f"{part}_bg_iou_thresh={low} is above {part}_fg_iou_thresh={high}.")
+        for name in ("rpn_pre_nms_top_n", "rpn_post_nms_top_n"):
+            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name}={list(getattr(self, name))}: two numbers, of training and of evaluation.")
         if self.num_hidden_layers < 4:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers}: the pyramid needs four blocks at least.")
         if self.image_size % self.patch_size:
@@ -94,6 +112,8 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(f"{name} has {len(getattr(self, name))} numbers for num_channels={self.num_channels}.")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std={list(self.image_std)}: must be positive.")
         super().__post_init__(**kwargs)
 
     @property

@@ -3,12 +3,21 @@
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from transformers import DetrImageProcessor
+from transformers.image_utils import SizeDict
 
 
 class ViTMAERobustDetectionImageProcessor(DetrImageProcessor):
     """Fits each image into a square, keeping its aspect ratio, and pads it below and on the right: DETR's processor
     with `size={"shortest_edge": S, "longest_edge": S}` and `pad_size={"height": S, "width": S}`. Gives `pixel_values`
     and `pixel_mask`, 1 where there is image."""
+
+    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """As in training. DETR's makes thin images 0 pixels wide, or longer than the square, and fails."""
+        if size.longest_edge and size.longest_edge == size.shortest_edge:
+            factor = size.longest_edge / max(image.shape[-2:])
+            height, width = (max(1, round(length * factor)) for length in image.shape[-2:])
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, **kwargs)
 
     def post_process_object_detection(self, outputs, threshold: float = 0.5, target_sizes=None) -> list[dict]:
         """The detections surer than `threshold` of each image: `scores` `(n,)`, `labels` `(n,)`, `boxes` `(n, 4)`,

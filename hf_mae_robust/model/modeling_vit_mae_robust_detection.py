@@ -5,7 +5,6 @@ B images, C channels, H x W pixels; boxes are (x0, y0, x1, y1) in pixels of the 
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -18,10 +17,11 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, mask
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
 from transformers import PreTrainedModel, VitDetBackbone
 from transformers import initialization as init
 from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEmbeddings, VitDetLayerNorm
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
 from .modeling_vit_mae_robust import sincos_position_embedding
@@ -193,6 +193,20 @@ class Heads(RoIHeads):
         return {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": mask}
 
 
+class RoIPooling(MultiScaleRoIAlign):
+    """torchvision's, with the steps of the grids known from the patch size. torchvision's own guesses them, as powers
+    of two, from the sizes of the images of the first batch it sees, and keeps the guess: among images that fill less
+    than their padded squares it pools elsewhere.
+
+    Boxes of 224 pixels go to the third level at patches of 16 (Lin et al. 2017), of other sizes in proportion.
+    """
+
+    def __init__(self, output_size: int, patch_size: int):
+        super().__init__(list(LEVELS), output_size, sampling_ratio=2)
+        self.scales = [4 / patch_size / 2**level for level in range(len(LEVELS))]
+        self.map_levels = LevelMapper(2, 1 + len(LEVELS), canonical_scale=224 * patch_size / 16)
+
+
 class Rescaling(nn.ModuleList):
     """Maps at 4, 2, 1 and 1/2 times the resolution of a ViT's, from four of its maps (Li et al. 2021), or four times
     the same one."""
@@ -246,6 +260,8 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # Of a model that is loaded in half precision too.
+    _keep_in_fp32_modules_strict = ["rescaling", "pyramid", "rpn", "roi_heads"]
 
     def __init__(self, config: ViTMAERobustInstanceSegmentationConfig):
         super().__init__(config)
@@ -261,7 +277,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         anchors = AnchorGenerator(tuple((side,) for side in sides), ((0.5, 1.0, 2.0),) * len(sides))
         self.rpn = ProposalNetwork(
             anchors,
-            RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=max(1, config.rpn_num_convs)),
+            RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=config.rpn_num_convs),
             config.rpn_fg_iou_thresh,
             config.rpn_bg_iou_thresh,
             config.rpn_batch_size_per_image,
@@ -270,10 +286,9 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             dict(zip(("training", "testing"), config.rpn_post_nms_top_n)),
             config.rpn_nms_thresh,
         )
-        pool = partial(MultiScaleRoIAlign, featmap_names=list(LEVELS), sampling_ratio=2)
         convs = [channels] * config.box_num_convs
         self.roi_heads = Heads(
-            pool(output_size=7),
+            RoIPooling(7, config.patch_size),
             FastRCNNConvFCHead((channels, 7, 7), convs, [config.box_fc_dim], norm_layer=norm),
             FastRCNNPredictor(config.box_fc_dim, config.num_labels + 1),
             config.box_fg_iou_thresh,
@@ -284,7 +299,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             config.box_score_thresh,
             config.box_nms_thresh,
             config.detections_per_image,
-            pool(output_size=14),
+            RoIPooling(14, config.patch_size),
             MaskRCNNHeads(channels, [channels] * config.mask_num_convs, 1, norm_layer=norm),
             MaskRCNNPredictor(channels, channels, config.num_labels + 1),
         )
@@ -299,7 +314,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The heads as detectron2's."""
+        """The RPN and the last layers of the box head as detectron2's, convolutions as torchvision's mask head."""
         if hasattr(module, "init_std"):
             init.normal_(module.weight, std=module.init_std)
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -315,6 +330,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -326,8 +342,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         Args:
             pixel_values (`(B, C, H, W)`): normalised images, H and W multiples of the patch size, at the top left.
             pixel_mask (`(B, H, W)`, *optional*): 1 where there is image, 0 in the padding below and on the right,
-            which is
-                set to the mean colour.
+                which is set to the mean colour.
             labels (*optional*, with it: the losses): for each image `boxes` `(n, 4)`, `class_labels` `(n,)` from 0,
                 `masks` `(n, H, W)` of 0 and 1, and, if any, `ignored_boxes` `(m, 4)`, crowd regions in which nothing is
                 taken for background, and `seed`, a number from which follows which anchors and proposals are sampled.
@@ -336,7 +351,8 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         then over the images, so that accumulated batches equal a large one. torchvision takes it over the whole batch
         at once.
 
-        Raises ValueError for sizes that are no multiple of the patch size, or labels that do not fit the batch.
+        Raises ValueError for sizes that are no multiple of the patch size, or labels that do not fit the batch: boxes
+        without area, classes that there are not, masks of another size.
         """
         height, width = pixel_values.shape[-2:]
         if height % self.config.patch_size or width % self.config.patch_size:
@@ -345,6 +361,8 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             )
         if labels is not None and len(labels) != len(pixel_values):
             raise ValueError(f"{len(labels)} labels for {len(pixel_values)} images.")
+        for number, target in enumerate(labels or ()):
+            self._check(target, number, (height, width))
         if pixel_mask is None:
             pixel_mask = pixel_values.new_ones(len(pixel_values), height, width)
         mask = pixel_mask.bool()
@@ -360,6 +378,22 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             if labels is not None:
                 return self._losses(images, features, labels, sizes)
             return self._detections(images, features, sizes)
+
+    def _check(self, target: dict[str, torch.Tensor], number: int, size: tuple[int, int]) -> None:
+        """Of what would end as a loss that is no number, or be taken for something else in silence."""
+        boxes, classes, masks = (target[name] for name in ("boxes", "class_labels", "masks"))
+        if not len(boxes) == len(classes) == len(masks) or tuple(masks.shape[1:]) != size:
+            raise ValueError(
+                f"labels[{number}]: {len(boxes)} boxes, {len(classes)} classes and masks of shape {tuple(masks.shape)} "
+                f"for an image of {size[0]} x {size[1]} pixels."
+            )
+        with_area = (boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)).all()
+        known = ((classes >= 0) & (classes < self.config.num_labels)).all()
+        if (with_area & known).item():  # looked up once: a GPU waits for it
+            return
+        if not with_area:
+            raise ValueError(f"labels[{number}]: a box without area, or not of (x0, y0, x1, y1), in {boxes.tolist()}.")
+        raise ValueError(f"labels[{number}]: classes {classes.tolist()}, and there are {self.config.num_labels}.")
 
     def _losses(self, images, features, labels, sizes) -> InstanceSegmentationOutput:
         targets = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import MultiScaleRoIAlign
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, AutoModelForObjectDetection
 
 from hf_mae_robust.model import (
@@ -13,7 +14,7 @@ from hf_mae_robust.model import (
     ViTMAERobustForInstanceSegmentation,
     ViTMAERobustInstanceSegmentationConfig,
 )
-from hf_mae_robust.model.modeling_vit_mae_robust_detection import SeededSampler, in_crowd
+from hf_mae_robust.model.modeling_vit_mae_robust_detection import RoIPooling, SeededSampler, in_crowd
 
 TINY_DETECTOR = {
     "image_size": 64,
@@ -160,6 +161,45 @@ def test_padding_changes_nothing(images):
     assert found.pred_boxes[..., 3].max() <= 40
 
 
+def test_pooling_is_torchvisions_for_images_that_fill_their_input():
+    """Where its guess of the steps is right; boxes of all levels."""
+    features = {str(level): torch.randn(1, 2, 256 // 2**level, 256 // 2**level) for level in range(4)}
+    sides = torch.tensor([3.0, 20, 50, 90, 130, 240, 300, 480, 700, 1000])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides * 0.9], dim=1)
+    theirs = MultiScaleRoIAlign(list(features), 7, sampling_ratio=2)(features, [boxes], [(1024, 1024)])
+    assert torch.equal(RoIPooling(7, patch_size=16)(features, [boxes], [(1024, 1024)]), theirs)
+
+
+@pytest.mark.parametrize("patch_size", [4, 8, 10, 14, 16])
+def test_pooling_finds_the_place_of_a_box_whatever_the_images_fill(patch_size):
+    """On features that hold their own place in pixels, the mean over a box is its centre."""
+    features = {}
+    for level in range(4):
+        step = patch_size / 4 * 2**level
+        centres = (torch.arange(256 // 2**level) + 0.5) * step
+        features[str(level)] = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))[None]
+    boxes = torch.tensor([[6.0, 8, 10, 14], [8, 12, 20, 30], [40, 44, 160, 130], [30, 40, 60, 50]]) * patch_size / 4
+    pooled = RoIPooling(7, patch_size)(features, [boxes], [(3, 5)]).mean(dim=(2, 3))
+    centres = (boxes[:, :2] + boxes[:, 2:]).flip(1) / 2
+    # torchvision's Mask R-CNN aligns without the half cell: one level's at the most, the same for every box of it.
+    levels = RoIPooling(7, patch_size).map_levels([boxes])
+    assert torch.allclose(pooled, centres + (patch_size / 4 * 2.0**levels / 2)[:, None], rtol=1e-4)
+
+
+def test_what_is_found_depends_on_no_other_image(images):
+    """The first batch a model sees is of one image that fills little of its input, or stands beside one that fills
+    it."""
+    mask = torch.zeros(2, 64, 64)
+    mask[0, :24], mask[1] = 1, 1
+    labels = [target((5, 5, 20, 20), (30, 10, 50, 24), seed=3), target((5, 5, 20, 20), (30, 30, 50, 60), seed=4)]
+    alone, beside = build(), build()
+    with torch.no_grad():
+        parts = [alone(images[i : i + 1], mask[i : i + 1], labels[i : i + 1]).loss for i in range(2)]
+        assert torch.isclose(beside(images[:2], mask, labels).loss, torch.stack(parts).mean(), atol=1e-4)
+        scores = alone.eval()(images[:1], mask[:1]).scores[0], beside.eval()(images[:2], mask).scores[0]
+    assert torch.allclose(*scores, atol=1e-5)
+
+
 def test_heads_compute_in_float32_under_autocast(images):
     model, seen = build().eval(), []
     model.rpn.anchor_generator.register_forward_hook(lambda module, inputs, anchors: seen.append(anchors))
@@ -180,6 +220,15 @@ def test_heads_compute_in_float32_under_autocast(images):
         ({"hidden_size": 33}, "no multiple of num_attention_heads"),
         ({"image_mean": [0.5]}, "image_mean has 1 numbers for num_channels=3"),
         ({"fpn_channels": 0}, "fpn_channels=0: at least 1"),
+        ({"rpn_num_convs": 0}, "rpn_num_convs=0: at least 1"),
+        ({"anchor_scale": 0}, "anchor_scale=0: must be positive"),
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps=-1.0: must be positive"),
+        ({"rpn_pre_nms_top_n": [10]}, r"rpn_pre_nms_top_n=\[10\]: two numbers"),
+        ({"rpn_post_nms_top_n": [0, 0]}, r"rpn_post_nms_top_n=\[0, 0\]: two numbers"),
+        ({"box_nms_thresh": 2.0}, "box_nms_thresh=2.0: between 0 and 1"),
+        ({"box_fg_iou_thresh": 0.3}, "box_bg_iou_thresh=0.5 is above box_fg_iou_thresh=0.3"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0: at least 0, and below 1"),
+        ({"image_std": [0.0, 1.0, 1.0]}, "image_std=.* must be positive"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -192,6 +241,29 @@ def test_images_that_do_not_fit_are_refused(images):
         build()(images[:, :, :60])
     with pytest.raises(ValueError, match="1 labels for 3 images"):
         build()(images, labels=LABELS[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": torch.tensor([[5.0, 5, 5, 20]])}, "a box without area"),
+        ({"boxes": torch.tensor([[20.0, 20, 5, 5]])}, "a box without area"),
+        ({"boxes": torch.tensor([[float("nan"), 5, 9, 20]])}, "a box without area"),
+        ({"class_labels": torch.tensor([3])}, r"classes \[3\], and there are 3"),
+        ({"class_labels": torch.tensor([-1])}, r"classes \[-1\], and there are 3"),
+        ({"class_labels": torch.tensor([0, 1])}, "1 boxes, 2 classes"),
+        ({"masks": torch.ones(1, 32, 64)}, r"masks of shape \(1, 32, 64\) for an image of 64 x 64"),
+    ],
+)
+def test_labels_that_would_give_nan_or_be_misread_are_refused(images, changes, message):
+    with pytest.raises(ValueError, match=rf"labels\[0\]: .*{message}"):
+        build()(images[:1], labels=[target((5, 5, 20, 20), **changes)])
+
+
+def test_outputs_come_as_a_tuple_on_request(images):
+    model = build().eval()
+    scores, *_, sizes = model(images[:1], return_dict=False)
+    assert torch.equal(scores, model(images[:1]).scores) and sizes.tolist() == [[64, 64]]
 
 
 def test_blocks_at_the_ends_of_quarters_attend_to_all():
@@ -218,6 +290,26 @@ def test_it_comes_back_bit_by_bit(saved):
     for loaded in (ViTMAERobustForInstanceSegmentation, AutoModelForObjectDetection):
         state = loaded.from_pretrained(folder).state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_heads_stay_in_float32_in_a_model_loaded_in_half_precision(saved, images):
+    model = ViTMAERobustForInstanceSegmentation.from_pretrained(saved[1], dtype=torch.bfloat16).eval()
+    assert model.backbone.embeddings.projection.weight.dtype == torch.bfloat16
+    found, exact = model(images.bfloat16()), saved[0](images)
+    assert found.pred_boxes.dtype == torch.float32 and torch.allclose(found.scores[:, 0], exact.scores[:, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (2, 700), (1, 1), (3, 1), (48, 64), (64, 45), (87, 68), (65, 33)])
+def test_images_of_any_shape_fit_the_square(size):
+    """As large as in training (`fit_size`): the long side is that of the square, the other keeps the aspect ratio."""
+    processor = ViTMAERobustDetectionImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 64}, pad_size={"height": 64, "width": 64}
+    )
+    image = np.full((3, *size), 200, np.uint8)
+    inputs = processor(image, input_data_format="channels_first", return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 64, 64)
+    mask = inputs.pixel_mask[0].bool()
+    assert (mask.any(dim=1).sum(), mask.any(dim=0).sum()) == tuple(max(1, round(64 * s / max(size))) for s in size)
 
 
 def test_results_are_in_pixels_of_the_original(saved, images):
