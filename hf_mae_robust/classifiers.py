@@ -300,10 +300,9 @@ def build_classifier(
     settings |= {"drop_path_rate": drop_path_rate, "problem_type": "single_label_classification"}
     keeps_head = False
     if from_scratch:
-        if name is not None and config is None:
-            raise ValueError(f"--from_scratch takes no sizes from a file ({name}): give --config_overrides alone.")
-        encoder = ViTMAERobustModel(scratch_config(config, overrides, image_size))
-        pixels = pixels_of(encoder.config)
+        encoder, pixels = start_encoder(
+            name, config, from_scratch=True, overrides=overrides, image_size=image_size, **access
+        )
         model = _beit_of(encoder, None, pooling, keeps_head, settings, options)
     elif config is not None and config.model_type in OWN_CLASSES:
         pixels, keeps_head = read_pixels(name, config, token), _has_head(config) and not new_head

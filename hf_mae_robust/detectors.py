@@ -129,7 +129,7 @@ def build_detector(
             f"Detection needs an intermediate_size that is a multiple of the hidden_size {encoder_config.hidden_size}, "
             f"not {encoder_config.intermediate_size}."
         )
-    size = image_size or 1024
+    size = image_size or detector_class.config_class.image_size
     same = {field: getattr(encoder_config, field) for field in SHARED_SETTINGS}
     same["patch_size"] = to_pair(encoder_config.patch_size)[0]
     model = detector_class(

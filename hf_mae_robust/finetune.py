@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback, set_seed
 
 from .arguments import RecipeParser
+from .diagnostics import save_loss_plot
 from .finetune_arguments import (
     AugmentationArguments,
     DetectionArguments,
@@ -170,6 +171,7 @@ def run(trainer: FinetuningTrainer, checkpoint: str | None, arguments: FinetuneA
         result, files = TASKS[task].report(trainer)
         report_skipped_images(trainer)
         if trains:
+            save_loss_plot(trainer.state.log_history, output_dir / "loss.png", TASKS[task].LOSS)
             results = output_dir / "all_results.json"
             save_card(
                 output_dir,
@@ -180,7 +182,7 @@ def run(trainer: FinetuningTrainer, checkpoint: str | None, arguments: FinetuneA
                 results=json.loads(results.read_text()) if results.exists() else {},
                 pictures=("loss.png", "confusion_matrix.png", "classes.png", "predictions.png"),
             )
-            files = ["the model", "README.md", *files]
+            files = ["the model", "README.md", "loss.png", *files]
         files.append("all_results.json")
         say(f"Done. {result}{' ' * bool(result)}{output_dir} holds {', '.join(files[:-1])} and {files[-1]}.")
 

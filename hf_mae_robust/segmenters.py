@@ -8,6 +8,7 @@ from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentati
 from .checkpoints import mae_beit_config
 from .classifiers import (
     SHARED_SETTINGS,
+    VIT_ENCODERS,
     Pixels,
     check_classes,
     grid_size,
@@ -21,7 +22,6 @@ from .classifiers import (
 from .semantic_maps import IGNORED
 
 DEFAULT_IMAGE_SIZE = 512
-VITS = ("vit_mae_robust", "vit_mae", "vit", "vit_msn")
 
 
 def tap_indices(num_hidden_layers: int) -> list[int]:
@@ -81,7 +81,7 @@ def build_segmenter(
     names = dict(enumerate(class_names))
     if name is None and not from_scratch:
         raise ValueError("--model_name_or_path is needed, or --from_scratch.")
-    kinds = ("upernet",) if needs_head else VITS
+    kinds = ("upernet",) if needs_head else tuple(VIT_ENCODERS)
     config = read_config(name, kinds, **access) if name is not None else None
     if needs_head:
         if from_scratch or config is None:

@@ -49,3 +49,13 @@ def write_parquet_set(folder: Path, splits: dict[str, int], files: int = 2, row_
             path = folder / "data" / f"{split}-{i:05d}-of-{files:05d}.parquet"
             table.shard(files, i, contiguous=True).to_parquet(path, batch_size=row_group)
     return folder
+
+
+def as_flags(settings: dict, *more) -> list[str]:
+    """Words of a command line; those of `more` win."""
+    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
+
+
+def losses(trainer) -> list[float]:
+    """Logged in training."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -11,7 +11,7 @@ from transformers import pipeline
 
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustForPreTraining
-from tests.helpers import TINY
+from tests.helpers import TINY, as_flags, losses
 from tests.runs import run
 
 SIZE = (48, 64)
@@ -96,7 +96,7 @@ def words(scenes_dir, deep_encoder_dir, tmp_path):
             "save_strategy": "no",
             "eval_strategy": "no",
         }
-        return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
+        return as_flags(settings, *more)
 
     return build
 
@@ -104,10 +104,6 @@ def words(scenes_dir, deep_encoder_dir, tmp_path):
 @pytest.fixture
 def arguments(words):
     return lambda *more: make_parser().parse(words(*more))
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def results_of(folder):

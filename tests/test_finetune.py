@@ -19,7 +19,7 @@ from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.resume import CheckpointError
 from hf_mae_robust.saving import seal
 from hf_mae_robust.stopping import EXIT_STOPPED
-from tests.helpers import photos
+from tests.helpers import as_flags, losses, photos
 from tests.runs import run, send
 
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0"]
@@ -45,7 +45,7 @@ def words(photos_dir, encoder_dir, tmp_path):
             "save_strategy": "no",
             "eval_strategy": "no",
         }
-        return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
+        return as_flags(settings, *more)
 
     return build
 
@@ -53,10 +53,6 @@ def words(photos_dir, encoder_dir, tmp_path):
 @pytest.fixture
 def arguments(words):
     return lambda *more: make_parser().parse(words(*more))
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def assert_same_model(left, right):

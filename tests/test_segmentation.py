@@ -23,7 +23,7 @@ from hf_mae_robust.segmentation_trainer import (
 )
 from hf_mae_robust.segmenters import build_segmenter
 from hf_mae_robust.semantic_maps import IGNORED
-from tests.helpers import TINY, photos
+from tests.helpers import TINY, as_flags, losses, photos
 from tests.runs import run
 
 NAMES = {"0": "ground", "1": "red", "2": "void", "3": "blue"}
@@ -95,7 +95,7 @@ def flags(scenes_dir, deep_encoder_dir):
             "save_strategy": "no",
             "eval_strategy": "no",
         }
-        return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
+        return as_flags(settings, *more)
 
     return build
 
@@ -118,10 +118,6 @@ def finished(flags, tmp_path_factory):
     trainer = finetune(*make_parser().parse(flags("--output_dir", folder, *longer)))
     results = json.loads((folder / "all_results.json").read_text())
     return SimpleNamespace(folder=folder, confusion=trainer.confusion, results=results)
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 # ---- windows ----

@@ -1,5 +1,7 @@
 """What can be fine-tuned for, one module a task, used by finetune.py. Each has
 
+    LOSS
+        what the loss is, for the axis of loss.png
     source_options(arguments) -> dict
         for `open_splits`: which labels to read, and how
     build_model(arguments, class_names) -> (model, Pixels)

@@ -13,12 +13,13 @@ from ..arguments import parse_config_overrides
 from ..augmentation import FinetuningTransform
 from ..classification_trainer import ClassificationTrainer
 from ..classifiers import HEAD_STD, PROBE_HEAD_STD, Pixels, build_classifier, read_processor
-from ..diagnostics import save_loss_plot
 from ..finetune_arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
 from ..metrics import save_confusion
 from ..model.configuration_vit_mae_robust import to_pair
 from ..probes import LinearProbe, ProbeTrainer
 from ..transforms import EvaluationTransform, evaluation_processor
+
+LOSS = "cross-entropy"
 
 
 def source_options(arguments: FinetuneArguments) -> dict[str, Any]:
@@ -123,12 +124,9 @@ def describe(trainer: ClassificationTrainer, arguments: FinetuneArguments) -> st
 
 
 def report(trainer: ClassificationTrainer) -> tuple[str, list[str]]:
-    output_dir, files = Path(trainer.args.output_dir), []
-    if trainer.train_dataset is not None:
-        save_loss_plot(trainer.state.log_history, output_dir / "loss.png", "cross-entropy")
-        files.append("loss.png")
+    output_dir = Path(trainer.args.output_dir)
     if trainer.labels is None:
-        return "", files
+        return "", []
     save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
     accuracy = float((trainer.predicted == trainer.labels).mean())
-    return f"Accuracy {accuracy:.4f}.", [*files, "confusion_matrix.png", "confusion_matrix.json"]
+    return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json"]

@@ -14,7 +14,6 @@ from ..detection_metrics import save_pictures
 from ..detection_trainer import DetectionTrainer
 from ..detection_transforms import DetectionEvaluationTransform, LargeScaleJitter
 from ..detectors import build_detector
-from ..diagnostics import save_loss_plot
 from ..finetune_arguments import FinetuneArguments
 from ..model import ViTMAERobustDetectionImageProcessor
 from ..objects import find_objects
@@ -22,6 +21,7 @@ from ..semantic_maps import read_id2label
 
 DEFAULT_SCALE_RANGE = (0.1, 2.0)
 SETTINGS = ("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image")
+LOSS = "sum of Mask R-CNN's five parts"
 
 
 def source_options(arguments: FinetuneArguments) -> dict[str, Any]:
@@ -93,14 +93,11 @@ def describe(trainer: DetectionTrainer, arguments: FinetuneArguments) -> str:
 
 
 def report(trainer: DetectionTrainer) -> tuple[str, list[str]]:
-    output_dir, files = Path(trainer.args.output_dir), []
-    if trainer.train_dataset is not None:
-        save_loss_plot(trainer.state.log_history, output_dir / "loss.png", "sum of Mask R-CNN's five parts")
-        files.append("loss.png")
+    output_dir = Path(trainer.args.output_dir)
     if not trainer.results_of_classes:
-        return "", files
+        return "", []
     (output_dir / "classes.json").write_text(json.dumps({"classes": trainer.results_of_classes}) + "\n")
-    files.append("classes.json")
+    files = ["classes.json"]
     if trainer.pictures:
         save_pictures(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
         files.append("predictions.png")

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, SegformerImageProcessor
 
 from ..arguments import parse_config_overrides
 from ..classifiers import Pixels
-from ..diagnostics import save_loss_plot
 from ..finetune_arguments import FinetuneArguments
 from ..segmentation_metrics import save_classes, save_overlays, segmentation_metrics
 from ..segmentation_trainer import SegmentationTrainer
@@ -18,6 +17,7 @@ from ..segmenters import build_segmenter
 from ..semantic_maps import find_maps
 
 DEFAULT_SCALE_RANGE = (0.5, 2.0)
+LOSS = "cross-entropy a pixel, of both heads"
 
 
 def source_options(arguments: FinetuneArguments) -> dict[str, Any]:
@@ -99,14 +99,11 @@ def describe(trainer: SegmentationTrainer, arguments: FinetuneArguments) -> str:
 
 
 def report(trainer: SegmentationTrainer) -> tuple[str, list[str]]:
-    output_dir, files = Path(trainer.args.output_dir), []
-    if trainer.train_dataset is not None:
-        save_loss_plot(trainer.state.log_history, output_dir / "loss.png", "cross-entropy a pixel, of both heads")
-        files.append("loss.png")
+    output_dir = Path(trainer.args.output_dir)
     if trainer.confusion is None:
-        return "", files
+        return "", []
     save_classes(trainer.confusion, trainer.class_names, output_dir)
-    files += ["classes.png", "classes.json"]
+    files = ["classes.png", "classes.json"]
     if trainer.pictures:
         save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
         files.append("predictions.png")
