@@ -15,6 +15,7 @@ from .checkpoints import add_convert_arguments, run_convert
 from .export import add_export_arguments, run_export
 from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
+from .model_card import add_card_arguments, run_card
 from .sources import DataLocation, open_splits
 from .target_statistics import statistics_of_source
 
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("statistics", add_statistics_arguments, run_statistics),
         ("convert", add_convert_arguments, run_convert),
         ("export", add_export_arguments, run_export),
+        ("card", add_card_arguments, run_card),
         ("analyze", add_analyze_arguments, None),
     )
     add_commands(parser, "command", commands)

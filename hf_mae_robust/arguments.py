@@ -121,6 +121,9 @@ class RecipeArguments:
 
     _argument_group_name = "recipe"
 
+    config: str | None = option(
+        None, "YAML file of flags, or the name of a shipped recipe. Flags on the command line win.", metavar="FILE"
+    )
     base_learning_rate: float = option(
         1.5e-4, "Learning rate of 256 images a step; the rate used is this x effective batch / 256."
     )
@@ -140,6 +143,7 @@ class RecipeArguments:
         "Pass over so many steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
         "wait for the CPU once a step.",
     )
+    model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
 
     def __post_init__(self):
         if self.skip_nonfinite_steps < 0:
@@ -266,7 +270,6 @@ class RecipeParser(HfArgumentParser):
             **options,
         )
         self.default_recipe = default_recipe
-        self.add_argument("--config", metavar="FILE", help="YAML file of flags, or the name of a shipped recipe.")
 
     def read_recipe(self, name: str) -> list[str]:
         """A YAML file as command-line words."""
@@ -298,8 +301,8 @@ class RecipeParser(HfArgumentParser):
         given, _ = self.parse_known_args([word for word in argv if word not in ("-h", "--help")] if argv else [])
         recipe = given.config or (self.default_recipe(given) if self.default_recipe is not None else None)
         try:
-            words = (self.read_recipe(recipe) if recipe else []) + argv
-            *parsed, _, unknown = self.parse_args_into_dataclasses(
+            words = (["--config", recipe, *self.read_recipe(recipe)] if recipe else []) + argv
+            *parsed, unknown = self.parse_args_into_dataclasses(
                 words, return_remaining_strings=True, look_for_args_file=False
             )
         except (OSError, ValueError) as error:

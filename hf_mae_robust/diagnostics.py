@@ -1,13 +1,17 @@
 """Pictures of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 
+from .decoding import ImageDecodingError, decode_image
 from .model import ViTMAERobustForPreTraining
+from .sources import ImageSource, load_head_of_stream
 
 MASK_GRAY = 0.5
 
@@ -46,6 +50,20 @@ def save_reconstructions(
 ) -> None:
     """Write `reconstruction_grid` as a PNG."""
     save_image(reconstruction_grid(model, pixel_values, noise), path)
+
+
+def save_examples(source: ImageSource, names: Sequence[str], folder: Path, num_channels: int) -> None:
+    """The first images of a split as PNGs of at most 512 pixels a side: what the widget of the Hub and the code in the
+    model card try the model on. One that cannot be decoded is left out."""
+    if source.row_groups is None:
+        source = load_head_of_stream(source, len(names))
+    for row, name in zip(range(len(source)), names):
+        try:
+            image = to_pil_image(decode_image(source.rows[row], num_channels, row))
+        except ImageDecodingError:
+            continue
+        image.thumbnail((512, 512))
+        image.save(folder / name)
 
 
 CURVES_OF_LOSS = {

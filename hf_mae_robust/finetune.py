@@ -1,12 +1,12 @@
 """Fine-tuning, from arguments to a folder that `from_pretrained` loads without this package."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import EarlyStoppingCallback, set_seed
 
+from .about import about_run
 from .arguments import RecipeParser
 from .diagnostics import save_loss_plot
 from .finetune_arguments import (
@@ -21,7 +21,6 @@ from .finetune_arguments import (
 )
 from .finetuning_trainer import FinetuningTrainer
 from .image_trainer import ImageTrainer
-from .model_card import save_card
 from .resume import check_config
 from .running import (
     accept,
@@ -35,6 +34,7 @@ from .running import (
     record_of,
     report_skipped_images,
     run_command,
+    save_examples_and_card,
     say,
     set_schedule,
     start_anew_if_asked,
@@ -152,6 +152,14 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     )
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+    trainer.about = about_run(
+        trainer,
+        task=arguments.model.task,
+        start=None if arguments.model.from_scratch else arguments.model.model_name_or_path,
+        dataset_name=data.dataset_name or EMBEDDED,
+        recipe=recipe.config,
+        model_license=recipe.model_license,
+    )
     say(describe(trainer, arguments))
     warn_of_stream(source, data)
     set_seed(training.seed)
@@ -161,7 +169,7 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
 
 def run(trainer: FinetuningTrainer, checkpoint: str | None, arguments: FinetuneArguments) -> None:
     """Train, evaluate, and fill the output folder."""
-    task, data = arguments.model.task, arguments.data
+    task = arguments.model.task
     output_dir, trains = Path(trainer.args.output_dir), trainer.train_dataset is not None
     if trains:
         train_and_save(trainer, checkpoint)
@@ -172,17 +180,8 @@ def run(trainer: FinetuningTrainer, checkpoint: str | None, arguments: FinetuneA
         report_skipped_images(trainer)
         if trains:
             save_loss_plot(trainer.state.log_history, output_dir / "loss.png", TASKS[task].LOSS)
-            results = output_dir / "all_results.json"
-            save_card(
-                output_dir,
-                task=task,
-                description=describe(trainer, arguments),
-                dataset_name=data.dataset_name or EMBEDDED,
-                split=trainer.eval_dataset.description if trainer.eval_dataset is not None else "none",
-                results=json.loads(results.read_text()) if results.exists() else {},
-                pictures=("loss.png", "confusion_matrix.png", "classes.png", "predictions.png"),
-            )
-            files = ["the model", "README.md", "loss.png", *files]
+            save_examples_and_card(trainer)
+            files = ["the model", "README.md (its card)", "loss.png", *files]
         files.append("all_results.json")
         say(f"Done. {result}{' ' * bool(result)}{output_dir} holds {', '.join(files[:-1])} and {files[-1]}.")
 

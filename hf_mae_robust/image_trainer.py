@@ -22,7 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
 from .data import sequential_loader, training_loader
 from .guards import NonFiniteGuard
-from .resume import CheckpointError, newest_checkpoint, write_record
+from .model_card import save_card
+from .resume import CheckpointError, check_all_have_written, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
 from .sources import ImageSource
 from .stopping import StopRequested, StopSignals
@@ -71,6 +72,7 @@ class ImageTrainer(Trainer):
         eval_transform: the same for evaluation; None: the geometric part of the image processor.
         num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
         record: what a resumed run must have in common with this one, written into each checkpoint (resume.py).
+        about: what else a model card says (about.py); empty: no cards are written.
         allow_elastic_resume: it may differ; see `_init_training_state`.
         max_bad_images: share of the images that may be undecodable, see bad_images.py.
         skip_nonfinite_steps: so many steps with a loss or gradient that is not finite are passed over.
@@ -96,6 +98,7 @@ class ImageTrainer(Trainer):
         noise_length: int | None = None,
         shuffle_buffer_size: int = 8192,
         record: dict[str, Any] | None = None,
+        about: dict[str, Any] | None = None,
         allow_elastic_resume: bool = False,
         max_bad_images: float = 0.01,
         skip_nonfinite_steps: int = 0,
@@ -108,6 +111,7 @@ class ImageTrainer(Trainer):
         self.shuffle_buffer_size = shuffle_buffer_size
         self.normalization = Normalization(self.processing_class, self.args.device)
         self.record, self.allow_elastic_resume = record or {}, allow_elastic_resume
+        self.about = about or {}
         self.skipped_images = SkippedImages(None, max_bad_images)
         self._newly_skipped: list[SkippedImage] = []
         self.stop_signals = StopSignals()
@@ -359,7 +363,8 @@ class ImageTrainer(Trainer):
                     self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
                 each_node = self.args.save_on_each_node
                 sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if each_node else self.args.world_size
-                write_record(staging / name, self.record, sharing)
+                check_all_have_written(staging / name, sharing)
+                self._describe(staging / name, final)
                 seal(staging / name)
                 publish(staging / name, final)
         if self.args.should_save:
@@ -380,11 +385,23 @@ class ImageTrainer(Trainer):
         with self._staged() as staging:
             super().save_model(str(staging / "model"), _internal_call=True)
             if self.args.should_save:
+                write_record(staging / "model", {**self.record, "about": self.about})
                 replace_files(staging / "model", final)
                 staging.rmdir()
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _describe(self, folder: Path, final: Path) -> None:
+        """What was run, for people and for a resume, beside the weights. final: where the folder will lie."""
+        write_record(folder, {**self.record, "about": self.about})
+        if self.about:
+            save_card(folder, self.hub_model_id if self.args.push_to_hub else None, final)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The Trainer's own card knows neither the data nor how to use the model."""
+        if self.is_world_process_zero() and self.about:
+            save_card(self.args.output_dir, self.hub_model_id if self.args.push_to_hub else None)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming loads the weights with `strict=False` and only warns; training on with fresh blocks would look like

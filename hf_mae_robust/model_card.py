@@ -1,18 +1,36 @@
-"""The README.md of a fine-tuned model: what it is, what it was trained on, how well it does, how to use it."""
+"""Model cards (`README.md`), as the Hub reads them.
 
-from collections.abc import Mapping
+Of a folder that a run has written, from what its files say; and of a recipe that nobody has run yet, with the paper's
+figures as the paper's.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
 
+from .arguments import recipe_path
+from .paper import PAPER_RESULTS
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CARD = "README.md"
+PRETRAINING = "pre-training"
 PIPELINES = {
+    PRETRAINING: "image-feature-extraction",
     "classification": "image-classification",
     "segmentation": "image-segmentation",
     "detection": "object-detection",
 }
 # Result key, type of the metric on the Hub, name.
 METRICS = {
+    PRETRAINING: (("eval_loss", "loss", "Reconstruction loss"),),
     "classification": (("eval_accuracy", "accuracy", "Top-1"), ("eval_top5_accuracy", "accuracy", "Top-5")),
     "segmentation": (("eval_mean_iou", "mean_iou", "Mean IoU"), ("eval_mean_accuracy", "accuracy", "Mean accuracy")),
     "detection": (
@@ -22,58 +40,339 @@ METRICS = {
         ("eval_mask_ap50", "mAP", "Mask AP50"),
     ),
 }
+PICTURES = {
+    "reconstructions.png": "Held-out images: original, masked, reconstruction",
+    "loss.png": "Loss and results during the training",
+    "confusion_matrix.png": "Confusion matrix",
+    "classes.png": "Results of each class",
+    "predictions.png": "Predictions",
+}
+EXAMPLES = ("example_1.png", "example_2.png")
+
+_LOAD = """\
+from transformers import AutoImageProcessor, {auto}
+from transformers.image_utils import load_image
+
+processor = AutoImageProcessor.from_pretrained("{model}")
+model = {auto}.from_pretrained("{model}"{trust})
+inputs = processor({image}, return_tensors="pt")
+"""
+_PIPELINE = """\
+from transformers import pipeline
+
+run = pipeline("{pipeline}", "{model}"{trust})
+print(run({path}))
+"""
+_LIMITATIONS = {
+    PRETRAINING: (
+        "The features are what filling in masked patches teaches; for most uses the encoder has to be fine-tuned. What "
+        "the decoder fills in is plausible, not true: it is no restoration. Losses of different targets cannot be "
+        "compared, and a lower one does not mean better features."
+    ),
+    "classification": "The model knows these classes only, and names one of them for every image.",
+    "segmentation": "The model knows these classes only. The pipeline squeezes an image into one window; the "
+    "evaluation in the training slides windows over it.",
+    "detection": "The model knows these classes only, and returns at most `detections_per_image` objects of an image.",
+}
+_ALL_LIMITATIONS = (
+    "It has learnt from the images named above, with their gaps and biases, and was tested on the split named above "
+    "only. How it does on other cameras, places or people was not measured."
+)
+_OWN_LICENCE = (
+    "The weights: {name}, as whoever trained them says. The code beside them is hf_mae_robust's: Apache-2.0. The "
+    "images they were trained on have terms of their own."
+)
 
 
-def save_card(
-    folder: str | Path,
-    *,
-    task: str,
-    description: str,
-    dataset_name: str,
-    split: str,
-    results: Mapping[str, Any],
-    pictures: tuple[str, ...] = (),
-) -> None:
-    """Write `README.md` with metadata as the Hub reads them: library, pipeline, and the results as `model-index`.
+def save_card(folder: str | Path, model_id: str | None = None, path: str | Path | None = None) -> None:
+    """Write `README.md` into a folder that run_pretrain.py or run_finetune.py has written. One that is there is
+    replaced as a whole.
 
     Args:
-        description: the first line of the run. results: of `all_results.json`; what is missing in them is left out.
-        split: of the evaluation. pictures: files in the folder to be shown.
+        model_id: of the Hub, "user/name"; None: users name the model by its folder.
+        path: where the folder will lie, if elsewhere than now.
+
+    Raises ValueError where the folder does not say what was run.
     """
-    folder, pipeline = Path(folder), PIPELINES[task]
-    is_on_hub = not Path(dataset_name).exists()
-    short = dataset_name if is_on_hub else Path(dataset_name).name
-    found = [(name, kind, results[key]) for key, kind, name in METRICS[task] if key in results]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=pipeline,
-        tags=["hf_mae_robust", "masked-autoencoder"],
-        datasets=[dataset_name] if is_on_hub else None,
-        model_name=folder.resolve().name,
+    folder = Path(folder)
+    staged = folder / f"{CARD}.part"
+    staged.write_text(card_of_run(folder, model_id, path), encoding="utf-8")
+    staged.replace(folder / CARD)
+
+
+def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | None = None) -> str:
+    """The card's text; see `save_card`."""
+    about, run = _read_run(folder)
+    config = json.loads((folder / "config.json").read_text())
+    history = _log_history(folder)
+    results = {key: value for entry in history for key, value in entry.items() if key.startswith("eval_")}
+    if (folder / "all_results.json").exists():
+        results |= json.loads((folder / "all_results.json").read_text())
+    path = Path(path or folder)
+    task, name = about["task"], model_id or path.resolve().name
+    # An absolute path says nothing on another machine.
+    model = model_id or (name if path.is_absolute() else path.as_posix())
+    is_gray = _encoder(config).get("num_channels", 3) == 1
+    measured = [(label, kind, results[key]) for key, kind, label in METRICS[task] if key in results]
+    examples = [example for example in EXAMPLES if (folder / example).exists()]
+    # "first 8 of digits (test)" -> "test"
+    split = (about["evaluated_on"] or "").rpartition("(")[2].rstrip(")")
+    # Widgets make three channels of an image with one.
+    widget = [{"src": example, "example_title": example} for example in examples if not is_gray]
+    card_data = ModelCardData(
+        model_name=name.rpartition("/")[2],
+        **_metadata(task, about["license"], about["start"] if about["is_start_on_hub"] else None),
+        datasets=[about["dataset"]] if about["is_dataset_on_hub"] else None,
+        widget=widget or None,
         eval_results=[
             EvalResult(
-                task_type=pipeline,
-                dataset_type=short,
-                dataset_name=short,
+                task_type=PIPELINES[task],
+                dataset_type=about["dataset"],
+                dataset_name=about["dataset"],
                 dataset_split=split,
+                dataset_revision=run.get("dataset_revision"),
                 metric_type=kind,
-                metric_name=name,
+                metric_name=label,
                 metric_value=value,
             )
-            for name, kind, value in found
+            for label, kind, value in measured
         ]
         or None,
     )
-    trust = ", trust_remote_code=True" if task == "detection" else ""
-    table = "".join(f"| {name} | {value:.4f} |\n" for name, _, value in found)
-    shown = "".join(f"\n![{name}]({name})\n" for name in pictures if (folder / name).exists())
-    text = (
-        f"---\n{data.to_yaml()}\n---\n\n# {folder.resolve().name}\n\n{description}\n\n"
-        f"```python\nfrom transformers import pipeline\n\n"
-        f'run = pipeline("{pipeline}", "path/to/this/folder"{trust})\nprint(run("path/to/image.jpg"))\n```\n'
+    figures = [(label, f"{value:.4f}") for label, _, value in measured]
+    if task == PRETRAINING and "eval_loss_of_mean" in results:
+        figures.append(("The same for predicting the mean", f"{results['eval_loss_of_mean']:.4f}"))
+    return _render(
+        card_data,
+        title=name.rpartition("/")[2],
+        summary=_summary(about, run, config),
+        figures=figures,
+        figures_title=f"{about['evaluated_on']}" + f": {about['num_evaluated'] or 0:,} images",
+        note="Measured at the end of the training by the same program.",
+        use_note=_use_note(task),
+        code=_code(task, model, examples[0] if examples else "image.jpg", model_id, is_gray),
+        pictures=[(picture, caption) for picture, caption in PICTURES.items() if (folder / picture).exists()],
+        training=_training(about, run, results, history, folder),
+        settings=_settings(run, config),
+        software=", ".join(f"{package} {number}" for package, number in about["software"].items()),
+        limitations=f"{_LIMITATIONS[task]} {_ALL_LIMITATIONS}",
+        licence=_OWN_LICENCE.format(name=about["license"]),
     )
-    if found:
-        text += f"\n| {short} ({split}) | |\n|---|---|\n{table}"
-    staged = folder / "README.md.part"
-    staged.write_text(text + shown)
-    staged.replace(folder / "README.md")
+
+
+def card_of_recipe(name: str) -> str:
+    """The card of a row of the paper's tables: how to train it, and what the paper got.
+
+    Raises ValueError for a recipe that is no row of the paper; FileNotFoundError for none.
+    """
+    path = recipe_path(name)
+    if path.stem not in PAPER_RESULTS:
+        raise ValueError(f"{name} is no row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
+    paper = PAPER_RESULTS[path.stem]
+    text = path.read_text(encoding="utf-8")
+    recipe = yaml.safe_load(text)
+    task = recipe.get("task", PRETRAINING)
+    comment = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#")]
+    command = "\n".join(line.removeprefix("   ") for line in comment if line.startswith("   "))
+    flat = {key: value for key, value in recipe.items() if key not in ("config_overrides", "output_dir", "task")}
+    overrides = recipe.get("config_overrides") or {}
+    config = {"image_size": recipe.get("image_size", 224), **(overrides if isinstance(overrides, dict) else {})}
+    return _render(
+        ModelCardData(**_metadata(task, "apache-2.0", None)),
+        title=path.stem,
+        summary=(
+            f"**A recipe: no weights were trained with it here.** {paper.what}, as `--config {path.stem}` of "
+            "hf_mae_robust trains it."
+        ),
+        figures=paper.figures,
+        figures_title=f"The paper's figures ({paper.table})",
+        note="These are the paper's, from its own runs. They were not reproduced here.",
+        use_note=f"When you have trained it, with `--output_dir {recipe['output_dir']}`:",
+        code=_code(task, recipe["output_dir"], EXAMPLES[0], None, is_gray=False),
+        pictures=(),
+        training="The command:",
+        command=command,
+        settings=list({**flat, **config}.items()),
+        software=None,
+        limitations=f"{_LIMITATIONS[task]} Nothing is known yet about weights trained this way with this package.",
+        licence="The recipe: Apache-2.0. Weights that you train are yours, within the terms of your images.",
+    )
+
+
+def _render(card_data: ModelCardData, **parts: Any) -> str:
+    return str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), **parts)).rstrip() + "\n"
+
+
+def _metadata(task: str, model_license: str, base_model: str | None) -> dict[str, Any]:
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINES[task],
+        "license": model_license,
+        "base_model": base_model,
+        "tags": ["hf_mae_robust", "masked-autoencoder", "vision"],
+    }
+
+
+def _read_run(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(what it was, its settings)"""
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        return run.pop("about"), run
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{folder} holds no run.json: cards are written for what run_pretrain.py and run_finetune.py have trained."
+        ) from None
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} does not say what was run ({type(error).__name__}: {error}).") from error
+
+
+def _log_history(folder: Path) -> Sequence[Mapping[str, Any]]:
+    path = folder / "trainer_state.json"
+    return json.loads(path.read_text())["log_history"] if path.exists() else ()
+
+
+def _encoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("backbone_config") or config
+
+
+def _by(size: Any) -> str:
+    return " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else f"{size} x {size}"
+
+
+def _summary(about: Mapping, run: Mapping, config: Mapping) -> str:
+    encoder, images = _encoder(config), f"{run['num_images']:,} images" if run.get("num_images") else "the images"
+    what = (
+        f"A Vision Transformer ({encoder['num_hidden_layers']} blocks of width {encoder['hidden_size']}, patches of "
+        f"{_by(encoder['patch_size'])} pixels, images of {_by(config.get('image_size', encoder['image_size']))}; "
+        f"{about['num_parameters'] / 1e6:.3g} M parameters in all)"
+    )
+    link = f"[{about['dataset']}](https://huggingface.co/datasets/{about['dataset']})"
+    data = f"{images} of {link if about['is_dataset_on_hub'] else about['dataset']}"
+    if about["task"] != PRETRAINING:
+        start = "from scratch" if about["start"] is None else f"from {about['start']}"
+        return f"{what}, fine-tuned {start} for {about['task']} on {data}."
+    start = "" if about["start"] is None else f", going on from {about['start']},"
+    ingredients = [f"decoder attention dropout {config['decoder_attention_probs_dropout_prob']:g}"]
+    normalised = " and per patch" if config["norm_pix_loss"] else ""
+    ingredients.append(f"target normalised `{config['target_normalization']}`{normalised}")
+    if config["mid_mask_ratio"]:
+        ingredients.append(
+            f"{config['mid_mask_ratio']:.0%} mid-level mask tokens from block {config['mid_mask_layer_idx']}"
+        )
+    return (
+        f"{what}, pre-trained{start} as a masked autoencoder on {data}, without labels: {config['mask_ratio']:.0%} of "
+        f"the patches masked, {', '.join(ingredients)}."
+    )
+
+
+def _use_note(task: str) -> str:
+    if task == PRETRAINING:
+        return (
+            "Only transformers is needed; `trust_remote_code=True` runs the model's code, which lies beside the "
+            "weights. Nothing is masked, and the features are the same every time:"
+        )
+    if task == "detection":
+        return (
+            "Only transformers and torchvision are needed; `trust_remote_code=True` runs the model's code, which lies "
+            "beside the weights:"
+        )
+    return "A stock model: only transformers is needed."
+
+
+def _code(task: str, model: str, example: str, model_id: str | None, is_gray: bool) -> str:
+    trust = ", trust_remote_code=True" if task in (PRETRAINING, "detection") else ""
+    imports = ""
+    if model_id:  # on the Hub
+        path, imports = f'hf_hub_download("{model_id}", "{example}")', "from huggingface_hub import hf_hub_download\n"
+    else:
+        path = f'"{model}/{example}"'
+    if task != PRETRAINING and not is_gray:
+        return (imports + _PIPELINE.format(pipeline=PIPELINES[task], model=model, trust=trust, path=path)).rstrip()
+    auto = {PRETRAINING: "AutoModel", "classification": "AutoModelForImageClassification"}.get(task)
+    if auto is None:
+        auto = {"segmentation": "AutoModelForSemanticSegmentation", "detection": "AutoModelForObjectDetection"}[task]
+    # Pipelines and load_image make three channels of an image with one.
+    image = f'Image.open({path}).convert("L")' if is_gray else f"load_image({path})"
+    code = imports + _LOAD.format(auto=auto, model=model, trust=trust, image=image)
+    if is_gray:
+        code = code.replace("from transformers.image_utils import load_image", "from PIL import Image")
+    if task == PRETRAINING:
+        return code + "features = model(**inputs).last_hidden_state  # (1, 1 + patches, width); the first is CLS"
+    return (
+        code
+        + {
+            "classification": "print(model.config.id2label[int(model(**inputs).logits.argmax())])",
+            "segmentation": "classes = processor.post_process_semantic_segmentation(model(**inputs))",
+            "detection": "objects = processor.post_process_object_detection(model(**inputs))",
+        }[task]
+    )
+
+
+def _training(about: Mapping, run: Mapping, results: Mapping, history: Sequence[Mapping], folder: Path) -> str:
+    recipe = f"Recipe `--config {about['recipe']}`" if about["recipe"] else "No recipe"
+    sentences = [f"{recipe} of hf_mae_robust, on {about['hardware']}"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    if losses:
+        steps = history[-1]["step"]
+        sentences.append(f"{steps:,} steps; the training loss went from {losses[0]:.4f} to {losses[-1]:.4f}")
+    if rates := [entry["images_per_second"] for entry in history if "images_per_second" in entry]:
+        sentences.append(f"{median(rates):,.0f} images/s (median)")
+    if "train_runtime" in results:
+        sentences.append(f"{results['train_runtime'] / 60:,.0f} minutes since it was last started")
+    if run.get("dataset_revision"):
+        sentences.append(f"Data at commit {run['dataset_revision']}")
+    statistics = folder / "target_statistics.safetensors"
+    if statistics.exists():
+        with safe_open(statistics, "pt") as file:
+            count = (file.metadata() or {}).get("num_images")
+        of = f" of {int(count):,} images" if count else ""
+        sentences.append(f"The target's population statistics{of} are in `{statistics.name}`")
+    return ". ".join(sentences) + "."
+
+
+def _settings(run: Mapping, config: Mapping) -> list[tuple[str, Any]]:
+    """All that decides over the run, without what is said elsewhere, and without what was off."""
+    batch = {"effective batch": run["world_size"] * run["train_batch_size"] * run["gradient_accumulation_steps"]}
+    elsewhere = {"task", "num_images", "dataset_name", "dataset_revision", "dataset_fingerprint"}
+    elsewhere |= {"world_size", "train_batch_size", "gradient_accumulation_steps"}
+    shown = {
+        name: value
+        for name, value in run.items()
+        if name not in elsewhere and value not in (None, False, "", [], {}) and not (name == "max_steps" and value < 0)
+    }
+    if isinstance(shown.get("target_statistics"), str):
+        shown["target_statistics"] = Path(shown["target_statistics"]).name
+    if "max_steps" in shown:
+        shown.pop("num_train_epochs", None)
+    return list({**batch, **shown}.items())
+
+
+def add_card_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="Folder that a run has written, or the name of a recipe of the paper.")
+    parser.add_argument("--model_id", help="How users will name the model, such as user/name on the Hub.")
+    parser.add_argument("--output", type=Path, help="Write elsewhere: a file, or a folder for card and pictures.")
+
+
+def run_card(args: argparse.Namespace) -> None:
+    """Write the model card of a trained folder (again), or of a recipe."""
+    if Path(args.source).is_dir():
+        if args.output is None:
+            save_card(args.source, args.model_id)
+            print(f"{args.source}/{CARD}")
+            return
+        text = card_of_run(Path(args.source), args.model_id)
+    else:
+        text = card_of_recipe(args.source)
+    if args.output is None:
+        print(text)
+        return
+    output = args.output
+    if output.suffix != ".md":
+        output.mkdir(parents=True, exist_ok=True)
+        for name in PICTURES:
+            if (Path(args.source) / name).exists():
+                shutil.copy(Path(args.source) / name, output)
+        output /= CARD
+    output.write_text(text, encoding="utf-8")
+    print(output)

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, set_seed
 from transformers.utils import is_flash_attn_2_available
 
+from .about import about_run
 from .arguments import (
     DEFAULT_RECIPE,
     DataArguments,
@@ -20,6 +21,7 @@ from .data import sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
+from .model_card import PRETRAINING
 from .running import (
     accept,
     agree_on_checkpoint,
@@ -32,13 +34,14 @@ from .running import (
     record_of,
     report_skipped_images,
     run_command,
+    save_examples_and_card,
     say,
     set_schedule,
     start_anew_if_asked,
     train_and_save,
     warn_of_stream,
 )
-from .sources import ImageSource, load_head_of_stream
+from .sources import EMBEDDED, ImageSource, load_head_of_stream
 from .statistics import PatchStatistics
 from .target_statistics import cached_statistics_of_source
 from .trainer import MAETrainer
@@ -187,6 +190,14 @@ def prepare(
         max_bad_images=data_arguments.max_bad_images,
         skip_nonfinite_steps=recipe.skip_nonfinite_steps,
     )
+    trainer.about = about_run(
+        trainer,
+        task=PRETRAINING,
+        start=model_arguments.model_name_or_path,
+        dataset_name=data_arguments.dataset_name or EMBEDDED,
+        recipe=recipe.config,
+        model_license=recipe.model_license,
+    )
     say(describe_run(trainer))
     warn_of_stream(train_source, data_arguments)
     if checkpoint is None:  # which holds them
@@ -248,7 +259,11 @@ def run(trainer: MAETrainer, checkpoint: str | None) -> None:
     if trainer.is_world_process_zero():
         save_pictures(trainer)
         report_skipped_images(trainer)
-        say(f"Done. {trainer.args.output_dir} holds the model, reconstructions.png, loss.png and all_results.json.")
+        save_examples_and_card(trainer)
+        say(
+            f"Done. {trainer.args.output_dir} holds the model, README.md (its card), reconstructions.png, loss.png and "
+            "all_results.json."
+        )
 
 
 def pretrain(

@@ -14,24 +14,25 @@ logger = logging.getLogger(__name__)
 
 # The settings of the run, beside the model's own in config.json.
 RECORD = "run.json"
+NO_CONDITION = ("dataset_name", "about")
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be resumed from; the message says which and why."""
 
 
-def write_record(checkpoint: Path, record: dict[str, Any], num_processes: int) -> None:
-    """Put the run's settings into a checkpoint that is complete so far.
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
-    Raises OSError where one of the `num_processes` that share the folder has not written its part.
-    """
+
+def check_all_have_written(checkpoint: Path, num_processes: int) -> None:
+    """Raises OSError where one of the `num_processes` that share the folder has not written its part."""
     present = len(list(checkpoint.glob("rng_state*.pth")))
     if (checkpoint / "optimizer.pt").exists() and present < num_processes:
         raise OSError(
             f"the random-number states of {num_processes - present} of {num_processes} processes did not arrive: all "
             "machines must share --output_dir, or each must keep its own (--save_on_each_node)"
         )
-    (checkpoint / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[st
     """Each setting of `record` that was another one when the checkpoint was written, with both values. The name of the
     data set may change, as when it was copied to another disk; its fingerprint may not."""
     there, here = read_record(checkpoint), json.loads(json.dumps(record))
-    there.pop("dataset_name", None), here.pop("dataset_name", None)
+    for name in NO_CONDITION:
+        there.pop(name, None), here.pop(name, None)
     return [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(set(there) | set(here))

@@ -16,9 +16,11 @@ from transformers import PreTrainedConfig, set_seed
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, RecipeParser
 from .bad_images import describe
 from .data import check_fills_a_batch, end_workers
+from .diagnostics import save_examples
 from .guards import NonFiniteError
 from .image_trainer import ImageTrainer
 from .launch import check_launch
+from .model_card import EXAMPLES
 from .optimization import scale_learning_rate, warmup_steps
 from .resume import (
     CheckpointError,
@@ -275,6 +277,15 @@ def evaluate_and_save(trainer: ImageTrainer) -> None:
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+
+
+def save_examples_and_card(trainer: ImageTrainer) -> None:
+    """Last of all, because the card says and shows what the folder holds."""
+    folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_dataset
+    for name in EXAMPLES:
+        (folder / name).unlink(missing_ok=True)  # of another run
+    save_examples(source, EXAMPLES, folder, trainer.num_channels)
+    trainer.create_model_card()
 
 
 def report_skipped_images(trainer: ImageTrainer) -> None:

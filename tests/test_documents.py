@@ -227,7 +227,7 @@ def test_paper_rows_differ_from_the_baseline_in_the_ingredients():
 
 def test_recipes_are_packaged():
     project = (ROOT / "pyproject.toml").read_text()
-    assert 'hf_mae_robust = ["recipes/*.yaml", "launch_configs/*"]' in project
+    assert 'hf_mae_robust = ["recipes/*.yaml", "launch_configs/*", "*.md"]' in project
     assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in ALL_RECIPES)
 
 

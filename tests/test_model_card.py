@@ -1,32 +1,225 @@
+"""Model cards say what was run, as the Hub reads them, and the code in them runs."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
+from PIL import Image
 
-from hf_mae_robust.model_card import METRICS, PIPELINES, save_card
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.__main__ import main
+from hf_mae_robust.arguments import recipe_path
+from hf_mae_robust.finetune import main as finetune
+from hf_mae_robust.model_card import METRICS, PIPELINES, card_of_recipe
+from hf_mae_robust.paper import PAPER_RESULTS
+from hf_mae_robust.pretrain import main as pretrain
+from hf_mae_robust.transforms import evaluation_processor
+from tests.fresh import code_of_card, run_without_the_package
+from tests.helpers import TINY, TINY_OVERRIDES, as_flags, photos
+
+ROOT = Path(__file__).parents[1]
+CARDS = sorted((ROOT / "model_cards").glob("*.md"))
 
 
-@pytest.mark.parametrize("task", sorted(PIPELINES))
-def test_the_card_says_what_was_measured_as_the_hub_reads_it(task, tmp_path):
-    results = {key: 0.1 + 0.01 * i for i, (key, *_) in enumerate(METRICS[task])}
-    (tmp_path / "loss.png").write_bytes(b"x")
-    save_card(
-        tmp_path,
-        task=task,
-        description="Fine-tuning this on that",
-        dataset_name="user/pictures",
-        split="validation",
-        results={**results, "eval_runtime": 3.0},
-        pictures=("loss.png", "nothing.png"),
+@pytest.fixture(scope="module")
+def pretrained(photos_dir, tmp_path_factory):
+    """A run of 2 epochs of 5 steps."""
+    folder = tmp_path_factory.mktemp("card") / "masked-waves"
+    settings = {
+        "dataset_name": photos_dir,
+        "config_overrides": TINY_OVERRIDES,
+        "target_normalization": "global_patch",
+        "target_statistics": "auto",
+        "mid_mask_ratio": 0.25,
+        "output_dir": folder,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "dataloader_num_workers": 0,
+        "logging_steps": 2,
+        "report_to": "none",
+        "model_license": "cc-by-4.0",
+    }
+    pretrain(as_flags(settings))
+    return folder
+
+
+def test_the_card_of_a_pretraining_says_what_was_run(pretrained, photos_dir):
+    card = ModelCard.load(pretrained / "README.md")
+    results = json.loads((pretrained / "all_results.json").read_text())
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-feature-extraction")
+    assert card.data.license == "cc-by-4.0"
+    (evaluated,) = card.data.eval_results
+    assert evaluated.metric_value == pytest.approx(results["eval_loss"]) and evaluated.dataset_split == "validation"
+    history = json.loads((pretrained / "trainer_state.json").read_text())["log_history"]
+    logged = [entry["loss"] for entry in history if "loss" in entry]
+    for text in (
+        "on 40 images of set",
+        "75% of the patches masked",
+        "decoder attention dropout 0.3",
+        "`global_patch` and per patch",
+        "25% mid-level mask tokens from block 1",
+        f"| Reconstruction loss | {results['eval_loss']:.4f} |",
+        f"| The same for predicting the mean | {results['eval_loss_of_mean']:.4f} |",
+        "| effective batch | 8 |",
+        "| num_train_epochs | 2.0 |",
+        f"went from {logged[0]:.4f} to {logged[-1]:.4f}",
+        "population statistics of 40 images",
+        "transformers 5.",
+    ):
+        assert text in card.text, text
+    assert str(photos_dir.parent) not in str(card)  # a path of this machine
+
+
+def test_every_picture_in_the_card_is_there(pretrained):
+    card = ModelCard.load(pretrained / "README.md")
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
+    assert shown == ["reconstructions.png", "loss.png"]
+    for name in [*shown, *(example["src"] for example in card.data.widget)]:
+        Image.open(pretrained / name).verify()
+    assert len(card.data.widget) == 2
+
+
+def test_a_picture_that_is_gone_is_left_out_when_the_card_is_written_again(pretrained, tmp_path, capsys):
+    folder = shutil.copytree(pretrained, tmp_path / "copy")
+    (folder / "loss.png").unlink()
+    (folder / "example_1.png").unlink()
+    main(["card", str(folder), "--model_id", "somebody/waves"])
+    card = ModelCard.load(folder / "README.md")
+    assert "loss.png" not in card.text and "reconstructions.png" in card.text
+    assert [example["src"] for example in card.data.widget] == ["example_2.png"]
+    assert 'from_pretrained("somebody/waves"' in card.text and 'hf_hub_download("somebody/waves", "example_2.png")'
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_checkpoint_has_a_card_too(pretrained):
+    card = ModelCard.load(pretrained / "checkpoint-10" / "README.md")
+    assert "10 steps" in card.text and "checkpoint-10" in card.text and "_staging" not in card.text
+    assert "reconstructions.png" not in card.text
+
+
+def test_a_run_goes_on_whatever_its_card_says(pretrained, photos_dir, tmp_path, capsys):
+    """The licence or the machine is no reason to refuse a checkpoint."""
+    folder = shutil.copytree(pretrained, tmp_path / "copy")
+    settings = json.loads((folder / "run.json").read_text())
+    assert settings["about"]["license"] == "cc-by-4.0"
+    words = as_flags({"dataset_name": photos_dir, "config_overrides": TINY_OVERRIDES}, "--output_dir", folder)
+    words += ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
+    words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--num_train_epochs", "2"]
+    pretrain([*words, "--dataloader_num_workers", "0", "--report_to", "none", "--model_license", "mit"])
+    assert "Going on from" in capsys.readouterr().out
+    assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+def test_the_code_in_the_card_runs_where_only_transformers_is(pretrained):
+    code = (
+        code_of_card(pretrained / "README.md") + "print(tuple(features.shape), sorted(features.flatten().tolist())[0])"
     )
-    card = ModelCard.load(tmp_path / "README.md")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", PIPELINES[task])
-    assert card.data.datasets == ["user/pictures"]
-    assert [result.metric_value for result in card.data.eval_results] == pytest.approx(list(results.values()))
-    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
-    assert "Fine-tuning this on that" in card.text and "![loss.png]" in card.text and "nothing.png" not in card.text
-    assert ("trust_remote_code=True" in card.text) is (task == "detection")
+    first, again = (run_without_the_package(code, pretrained.parent) for _ in range(2))
+    assert first.startswith("(1, 17, 32) ") and first == again
 
 
-def test_without_an_evaluation_there_are_no_results(tmp_path):
-    save_card(tmp_path, task="detection", description="x", dataset_name=str(tmp_path), split="none", results={})
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.eval_results is None and card.data.datasets is None
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_card_of_a_classifier(channels, tmp_path, photos_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ViTMAERobustConfig(**{**TINY, "num_channels": channels})
+    if channels == 1:
+        config.image_mean, config.image_std = [0.5], [0.5]
+    ViTMAERobustForPreTraining(config).save_pretrained("encoder")
+    settings = {
+        "dataset_name": photos_dir,
+        "model_name_or_path": "encoder",
+        "output_dir": "outputs/waves",
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    finetune(as_flags(settings))
+    folder = Path("outputs/waves")
+    card = ModelCard.load(folder / "README.md")
+    results = json.loads((folder / "all_results.json").read_text())
+    assert [result.metric_value for result in card.data.eval_results] == [
+        results["eval_accuracy"],
+        results["eval_top5_accuracy"],
+    ]
+    assert card.data.pipeline_tag == "image-classification" and "fine-tuned from encoder" in card.text
+    assert "confusion_matrix.png" in card.text and (card.data.get("widget") is None) is (channels == 1)
+    printed = run_without_the_package(code_of_card(folder / "README.md"), tmp_path)
+    assert "'label': 'a'" in printed if channels == 3 else printed.strip() in ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("run.json", None, "holds no run.json"),
+        ("run.json", "{", "does not say what was run"),
+        ("run.json", "[]", "does not say what was run"),
+        ("run.json", "{}", "does not say what was run"),
+    ],
+)
+def test_a_folder_that_does_not_say_what_was_run_keeps_its_card(name, content, message, pretrained, tmp_path, capsys):
+    folder = shutil.copytree(pretrained, tmp_path / "copy")
+    (folder / "README.md").write_text("mine")
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["card", str(folder)])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_every_task_has_a_pipeline_and_metrics():
+    assert PIPELINES.keys() == METRICS.keys() == {"pre-training", "classification", "segmentation", "detection"}
+
+
+# ---- model_cards/ ----
+
+
+def test_there_is_a_card_for_every_row_of_the_paper_that_has_a_recipe():
+    names = {path.stem for path in CARDS}
+    assert names >= PAPER_RESULTS.keys()
+    for name in PAPER_RESULTS:
+        assert recipe_path(name).exists()
+
+
+@pytest.mark.parametrize("name", sorted(PAPER_RESULTS))
+def test_cards_of_recipes_are_up_to_date_and_claim_nothing(name):
+    """`python -m hf_mae_robust card NAME --output model_cards/NAME.md` writes them."""
+    text = (ROOT / "model_cards" / f"{name}.md").read_text()
+    assert text == card_of_recipe(name)
+    card = ModelCard(text)
+    assert card.data.eval_results is None and "no weights were trained with it here" in text
+    assert "the paper's" in text and all(f"| {value} |" in text for _, value in PAPER_RESULTS[name].figures)
+
+
+def test_a_recipe_that_is_no_row_of_the_paper_has_no_card(capsys):
+    with pytest.raises(SystemExit):
+        main(["card", "digits"])
+    assert "no row of the paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_pictures_in_model_cards_are_there(path):
+    assert metadata_load(path)["library_name"] == "transformers"
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", path.read_text()):
+        Image.open(path.parent / name).verify()
+
+
+def test_code_in_the_cards_of_pretraining_recipes_runs(tmp_path):
+    """On a small stand-in for the weights."""
+    codes = set()
+    for name, path in ((path.stem, path) for path in CARDS):
+        code = code_of_card(path)
+        if "AutoModel.from_pretrained" not in code or name not in PAPER_RESULTS:
+            continue
+        codes.add(code.replace(name, "small"))
+    assert len(codes) == 1  # one text, but for the folder
+    folder = tmp_path / "outputs" / "small"
+    ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained(folder)
+    evaluation_processor(16, 1.0, 3).save_pretrained(folder)
+    Image.fromarray(photos(1)[0]).save(folder / "example_1.png")
+    assert run_without_the_package(codes.pop() + "print(tuple(features.shape))", tmp_path) == "(1, 17, 32)\n"

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.resume import (
     CheckpointError,
+    check_all_have_written,
     check_config,
     differences_from_record,
     explain_differences,
@@ -30,7 +31,7 @@ def write_checkpoint(folder, step):
         (checkpoint / name).write_bytes(b"state of " + name.encode())
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     ViTMAERobustConfig(**TINY).save_pretrained(checkpoint)
-    write_record(checkpoint, RECORD, num_processes=1)
+    write_record(checkpoint, RECORD)
     seal(checkpoint)
     return checkpoint
 
@@ -91,7 +92,7 @@ def test_weights_alone_cannot_be_resumed_from(tmp_path):
 def test_a_state_that_another_process_did_not_write_is_noticed_when_saving(tmp_path):
     checkpoint = write_checkpoint(tmp_path, 10)
     with pytest.raises(OSError, match="1 of 2 processes did not arrive.*--save_on_each_node"):
-        write_record(checkpoint, RECORD, num_processes=2)
+        check_all_have_written(checkpoint, num_processes=2)
 
 
 def test_removing_takes_checkpoints_only(tmp_path):

@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from torch.testing import assert_close
 
 import hf_mae_robust.model
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
+from tests.fresh import run_without_the_package
 from tests.model_helpers import tiny_config
 
 FOLDER = Path(hf_mae_robust.model.__file__).parent
@@ -24,20 +22,9 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_vit_mae_robust.ViTMAERobustForPreTraining",
 }
 
-# Argument: the folder that holds whole/, encoder/ and inputs.safetensors. The import hook stands for a machine without
-# the package, even where it is installed.
+# Argument: the folder that holds whole/, encoder/ and inputs.safetensors.
 FRESH_PROCESS = """
-import sys
 from pathlib import Path
-
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_mae_robust":
-            raise ModuleNotFoundError(f"{name} is not installed here")
-
-
-sys.meta_path.insert(0, Absent())
 
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
@@ -119,18 +106,7 @@ def test_checkpoint_loads_in_a_process_without_the_package(checkpoints):
     model, folder = checkpoints
     inputs = {"pixel_values": torch.randn(2, 3, 32, 32), "noise": torch.rand(2, 16)}
     save_file(inputs, folder / "inputs.safetensors")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
-    environment |= {"HF_HOME": str(folder / "hf_home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", FRESH_PROCESS, str(folder)],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
+    run_without_the_package(FRESH_PROCESS, folder, str(folder))
 
     outputs = load_file(folder / "outputs.safetensors")
     with torch.no_grad():

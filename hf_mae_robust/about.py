@@ -1,0 +1,66 @@
+"""What a run was, for the model card: written beside the weights, and no condition for going on from them."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from .sources import EMBEDDED
+from .version import __version__
+
+PACKAGES = ("transformers", "torch", "accelerate", "datasets", "timm", "torchvision")
+
+
+def short_name(path_or_id: str | None) -> str | None:
+    """A Hub id as it is; of a local path, which says nothing elsewhere, the last part."""
+    return Path(path_or_id).name if path_or_id and Path(path_or_id).exists() else path_or_id
+
+
+def hardware_of(trainer: Trainer) -> str:
+    """Such as "8 x NVIDIA H100" or "1 x CPU process (4 threads)"."""
+    device, count = trainer.args.device, trainer.args.world_size
+    if device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(device)}"
+    threads = (
+        f" ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})" if device.type == "cpu" else ""
+    )
+    return f"{count} x {device.type.upper()} process{'es' * (count > 1)}{threads}"
+
+
+def about_run(
+    trainer: Trainer,
+    *,
+    task: str,
+    start: str | None,
+    dataset_name: str,
+    recipe: str | None,
+    model_license: str,
+) -> dict[str, Any]:
+    """What `model_card.card_of_run` needs beside a run's settings.
+
+    Args:
+        task: "pre-training", or the fine-tuning's. start: model the run began with; None: from scratch.
+        dataset_name: Hub id or path. recipe: value of --config. model_license: as the Hub writes it.
+    """
+    evaluated = trainer.eval_dataset
+    return {
+        "task": task,
+        "start": short_name(start),
+        "is_start_on_hub": start is not None and not Path(start).exists(),
+        "dataset": short_name(dataset_name),
+        "is_dataset_on_hub": dataset_name != EMBEDDED and not Path(dataset_name).exists(),
+        "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],
+        "num_evaluated": None if evaluated is None else evaluated.num_rows,
+        "recipe": short_name(recipe),
+        "license": model_license,
+        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "hardware": hardware_of(trainer),
+        "software": {
+            "hf_mae_robust": __version__,
+            **{name: version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
+    }
