@@ -11,7 +11,7 @@ import transformers
 from accelerate import PartialState
 
 from .arguments import add_data_arguments
-from .checkpoints import add_convert_arguments, run_convert
+from .convert import add_convert_arguments, run_convert
 from .export import add_export_arguments, run_export
 from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig

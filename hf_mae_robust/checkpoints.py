@@ -29,7 +29,6 @@ from transformers import (
 
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
-from .saving import check_is_free, written_whole
 from .transforms import evaluation_processor
 
 _BLOCK = {
@@ -385,52 +384,3 @@ def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
     elif config.num_channels != 3:
         statistics = {field: [0.5] * config.num_channels for field in ("image_mean", "image_std")}
     return evaluation_processor(config.image_size, num_channels=config.num_channels, **statistics)
-
-
-def convert(
-    path: str | Path,
-    output_dir: str | Path,
-    num_attention_heads: int,
-    decoder_num_attention_heads: int | None = None,
-    **config_overrides,
-) -> ViTMAERobustForPreTraining | ViTMAERobustModel | BeitForImageClassification:
-    """Official checkpoint -> folder for `from_pretrained`, with the image processor of MAE's evaluation.
-
-    The folder appears when it is complete, never half-written. Arguments and errors: as `read_original` and
-    `from_original`; FileExistsError where `output_dir` is a file or a folder that is not empty. Returns the model.
-    """
-    check_is_free(output_dir)
-    model = from_original(read_original(path), num_attention_heads, decoder_num_attention_heads, **config_overrides)
-    with written_whole(output_dir) as folder:
-        model.save_pretrained(folder)
-        default_processor(model.config).save_pretrained(folder)
-    return model
-
-
-def add_convert_arguments(parser: argparse.ArgumentParser):
-    """The arguments of `python -m hf_mae_robust convert`."""
-    parser.add_argument("path", metavar="OFFICIAL.pth", help="checkpoint of facebookresearch/mae (or .safetensors)")
-    parser.add_argument("output_dir", metavar="OUT", help="folder to write, for from_pretrained; must not exist yet")
-    parser.add_argument("--num_attention_heads", type=int, required=True, help="encoder; ViT-B 12, ViT-L and ViT-H 16")
-    parser.add_argument("--decoder_num_attention_heads", type=int, help="needed if the file has a decoder; MAE: 16")
-    parser.add_argument(
-        "--norm_pix_loss",
-        action=argparse.BooleanOptionalAction,
-        help="whether the model was trained on targets normalised per patch (default: yes); not for classifiers",
-    )
-
-
-def run_convert(args: argparse.Namespace):
-    """Turn a checkpoint of the official MAE code into a folder that from_pretrained loads."""
-    heads = args.num_attention_heads, args.decoder_num_attention_heads
-    overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
-    model = convert(args.path, args.output_dir, *heads, **overrides)
-    config = model.config
-    sizes = f"image {config.image_size}, patch {config.patch_size}, encoder {config.hidden_size} x "
-    sizes += f"{config.num_hidden_layers} blocks x {config.num_attention_heads} heads"
-    if isinstance(model, ViTMAERobustForPreTraining):
-        sizes += f", decoder {config.decoder_hidden_size} x {config.decoder_num_hidden_layers} blocks x "
-        sizes += f"{config.decoder_num_attention_heads} heads"
-    if isinstance(model, BeitForImageClassification):
-        sizes += f", {config.num_labels} classes from the {'mean of the patches' if config.use_mean_pooling else 'CLS'}"
-    print(f"{args.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters, {sizes}")

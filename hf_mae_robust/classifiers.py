@@ -171,13 +171,13 @@ def read_config(
         if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
             raise
         raise ValueError(
-            f"--model_name_or_path {name}: no file, no folder with a config.json, and not to be had from the Hub "
+            f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
             f"({str(error).strip().splitlines()[0]}) Give a folder that run_pretrain.py has written (outputs/digits "
             "without arguments), a Hub id or an official file."
         ) from error
     if config.model_type not in kinds:
         raise ValueError(
-            f"--model_name_or_path {name} is a '{config.model_type}' model, which is "
+            f"{name} is a '{config.model_type}' model, which is "
             f"{'not of the ViT family' if 'vit' in kinds else 'not what is needed here'}: {', '.join(kinds)}."
         )
     return config

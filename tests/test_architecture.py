@@ -19,7 +19,7 @@ LAYERS = [
     {"saving", "stopping", "guards", "launch"},
     {"checkpoints", "diagnostics", "resume", "target_statistics"},
     {"classifiers", "export", "features", "image_trainer"},
-    {"detectors", "finetuning_trainer", "running", "segmenters", "trainer"},
+    {"convert", "detectors", "finetuning_trainer", "running", "segmenters", "trainer"},
     {"classification_trainer", "detection_trainer", "segmentation_trainer"},
     {"knn", "probes"},
     {"pretrain", "tasks"},

@@ -12,14 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
-from hf_mae_robust.checkpoints import (
-    add_convert_arguments,
-    convert,
-    from_original,
-    read_original,
-    run_convert,
-    to_original,
-)
+from hf_mae_robust.checkpoints import from_original, read_original, to_original
+from hf_mae_robust.convert import add_convert_arguments, convert, run_convert
 
 HEADS = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
 
