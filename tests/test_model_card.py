@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
+from torch.testing import assert_close
+from transformers import AutoImageProcessor, AutoModelForPreTraining
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
@@ -120,6 +123,24 @@ def test_the_code_in_the_card_runs_where_only_transformers_is(pretrained):
     )
     first, again = (run_without_the_package(code, pretrained.parent) for _ in range(2))
     assert first.startswith("(1, 17, 32) ") and first == again
+
+
+def test_the_pipeline_of_the_card_gives_the_features_of_the_whole_image(pretrained):
+    """Unmasked and the same every time, by what the Trainer has saved."""
+    code = """
+from transformers import pipeline
+
+run = pipeline("image-feature-extraction", "masked-waves", trust_remote_code=True)
+for name in ("example_1.png", "example_1.png", "example_2.png"):
+    print([[round(value, 4) for value in token] for token in run("masked-waves/" + name)[0]])
+"""
+    first, again, other = map(json.loads, run_without_the_package(code, pretrained.parent).splitlines())
+    assert first == again != other
+    model, processor = (auto.from_pretrained(pretrained) for auto in (AutoModelForPreTraining, AutoImageProcessor))
+    assert type(model) is ViTMAERobustForPreTraining
+    with torch.no_grad():
+        inputs = processor(Image.open(pretrained / "example_1.png"), return_tensors="pt")
+        assert_close(torch.tensor(first), model.vit(**inputs).last_hidden_state[0], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("channels", [3, 1])
