@@ -47,6 +47,9 @@ class ClassificationTrainer(FinetuningTrainer):
     The loss is our own: the model's takes soft labels for a multi-label problem.
     """
 
+    # In the output folder, beside what every classifier leaves there.
+    MORE_FOLDERS: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,

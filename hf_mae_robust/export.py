@@ -1,4 +1,4 @@
-"""Models -> classes that run without this package: stock BEiT and ViT of transformers, timm, the official MAE code.
+"""Models -> what runs without this package: stock BEiT and ViT of transformers, timm, the official MAE code, ONNX.
 
 A MAE's encoder is a plain ViT, so the tensors stay what they are and get other names. What is for pre-training only
 (the decoder, the mid-level mask token, the patch statistics) does not touch the features of unmasked images. A target
@@ -21,8 +21,13 @@ from transformers import (
     BeitForImageClassification,
     BeitModel,
     BeitPreTrainedModel,
+    Data2VecVisionForImageClassification,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    UperNetForSemanticSegmentation,
     ViTConfig,
     ViTForImageClassification,
     ViTMAEForPreTraining,
@@ -44,9 +49,10 @@ from .checkpoints import (
 )
 from .model import ViTMAERobustForPreTraining, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
+from .onnx_export import check_packages, save_onnx
 from .saving import check_is_free, written_whole
 
-TARGETS = ("beit", "vit", "timm", "original")
+TARGETS = ("beit", "vit", "timm", "original", "onnx")
 SOURCES = (
     ViTMAERobustForPreTraining,
     ViTMAERobustModel,
@@ -54,6 +60,17 @@ SOURCES = (
     ViTMAEModel,
     BeitForImageClassification,
     BeitModel,
+)
+# A graph can hold whatever the others cannot; these are what run_finetune.py writes, and ViT's own classifier. Not the
+# detector: its proposals and what is left of them are lists of unknown length, chosen in Python.
+ONNX_SOURCES = (
+    *SOURCES,
+    ViTForImageClassification,
+    Data2VecVisionForImageClassification,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersForImageClassification,
+    UperNetForSemanticSegmentation,
 )
 # Of timm's ViT and of the official code; no argument that a config.json can hold changes it.
 _ORIGINAL_EPS = 1e-6
@@ -78,8 +95,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _load(checkpoint: str) -> PreTrainedModel:
+def _load(checkpoint: str, to: str) -> PreTrainedModel:
     """The model of a folder or Hub id, as the class that config.json names, whole, in evaluation mode."""
+    sources = ONNX_SOURCES if to == "onnx" else SOURCES
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except OSError as error:
@@ -87,10 +105,10 @@ def _load(checkpoint: str) -> PreTrainedModel:
             f"{checkpoint}: no folder with a config.json, and not found on the Hub. {_first_line(error)}"
         ) from error
     name = (config.architectures or ["no class"])[0]
-    model_class = next((source for source in SOURCES if source.__name__ == name), None)
+    model_class = next((source for source in sources if source.__name__ == name), None)
     if model_class is None:
-        names = ", ".join(source.__name__ for source in SOURCES)
-        raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported.")
+        names = ", ".join(source.__name__ for source in sources)
+        raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
     try:
         model, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
     except OSError as error:
@@ -111,6 +129,10 @@ def _load(checkpoint: str) -> PreTrainedModel:
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return getattr(model, "vit", getattr(model, "beit", model))
+
+
+def _is_mae(model: PreTrainedModel) -> bool:
+    return isinstance(model, (ViTMAEForPreTraining, ViTMAEModel))
 
 
 def _is_classifier(model: PreTrainedModel) -> bool:
@@ -296,7 +318,8 @@ def _left_out(model: PreTrainedModel, target: str) -> list[str]:
     config, left_out = model.config, []
     if target != "original":
         parts = {"decoder": "the decoder", "target_normalizer": "the patch statistics of the target"}
-        left_out += [words for name, words in parts.items() if hasattr(model, name)]
+        parts["auxiliary_head"] = "the auxiliary head"
+        left_out += [words for name, words in parts.items() if getattr(model, name, None) is not None]
         if hasattr(_encoder_of(model), "mid_mask_token"):
             left_out.append("the mid-level mask token")
     else:
@@ -313,7 +336,7 @@ def _left_out(model: PreTrainedModel, target: str) -> list[str]:
 def _processor_of(checkpoint: str, model: PreTrainedModel) -> BaseImageProcessor:
     if cached_file(checkpoint, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
         return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    return default_processor(model.config)
+    return default_processor(getattr(model.config, "backbone_config", model.config))
 
 
 def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
@@ -327,7 +350,8 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
             processor, or MAE's evaluation where it has none. `"timm"`: folder for
             `timm.create_model("local-dir:OUT", pretrained=True)`, and for transformers too; the preprocessing stands in
             its config.json, where both look for it. `"original"`: `{"model": state_dict}` of the official code, see
-            `to_original`.
+            `to_original`. `"onnx"`: folder with `model.onnx`, laid out as optimum's, see `save_onnx`; encoders as
+            the stock ViT of `to_stock`, and any classifier or segmenter that run_finetune.py writes.
 
     Returns:
         What the target has no place for, in words.
@@ -342,8 +366,11 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     if to == "original" and out.is_dir():
         raise FileExistsError(f"{out} is a folder; the official form is one file, such as {out / 'model.pth'}.")
     check_is_free(out)
-    model = _load(checkpoint)
-    _check_source(model)
+    if to == "onnx":
+        check_packages()
+    model = _load(checkpoint, to)
+    if to != "onnx" or _is_mae(model):
+        _check_source(model)
     if to in ("timm", "original"):
         _check_original_settings(model.config)
     if to == "original":
@@ -359,6 +386,13 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
             folder.mkdir()
             (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
             save_file(exported.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    elif to == "onnx":
+        # Stock MAE masks at random whatever it is used for; the stock ViT computes the unmasked encoder.
+        exported = to_stock(model, "vit") if _is_mae(model) else model
+        with written_whole(out) as folder:
+            folder.mkdir()
+            save_onnx(exported, folder)
+            processor.save_pretrained(folder)
     else:
         exported = to_stock(model, to)
         with written_whole(out) as folder:
@@ -370,18 +404,20 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
 def add_export_arguments(parser: argparse.ArgumentParser):
     """The arguments of `python -m hf_mae_robust export`."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="folder or Hub id: vit_mae_robust, vit_mae, or MAE's beit"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder or Hub id: vit_mae_robust, vit_mae, or MAE's beit; to onnx also other classifiers, and segmenters",
     )
     parser.add_argument("out", metavar="OUT", help="folder to write (original: file); must not exist yet")
     parser.add_argument(
         "--to",
         required=True,
         choices=TARGETS,
-        help="beit, vit: stock classes of transformers; timm; original: file of facebookresearch/mae",
+        help="beit, vit: stock classes of transformers; timm; original: file of facebookresearch/mae; onnx",
     )
 
 
 def run_export(args: argparse.Namespace):
-    """Turn a model into one that runs without this package: stock BEiT or ViT, timm, or the official MAE code's."""
+    """Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX."""
     left_out = export(args.checkpoint, args.out, args.to)
     print(f"{args.out}: {args.to}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))

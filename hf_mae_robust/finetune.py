@@ -3,8 +3,9 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from .about import about_run
 from .arguments import RecipeParser
@@ -78,6 +79,14 @@ def set_minimum_rate(recipe: FinetuneRecipeArguments, training: FinetuneTraining
     training.lr_scheduler_kwargs = {"min_lr": recipe.min_learning_rate}
 
 
+def record_of_lora(arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any] | None:
+    if arguments.model.lora_r is None:
+        return None
+    from .lora import record_of_adapter  # peft is optional
+
+    return record_of_adapter(model)
+
+
 def describe(trainer: ImageTrainer, arguments: FinetuneArguments) -> str:
     """What is done to what, in a line."""
     task, config = TASKS[arguments.model.task], trainer.model.config
@@ -134,6 +143,7 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
         source,
         task=arguments.model.task,
         linear_probe=arguments.model.linear_probe,
+        lora=record_of_lora(arguments, model),
         label_smoothing_factor=training.label_smoothing_factor,
         **{name: getattr(recipe, name) for name in ("layer_decay", "min_learning_rate", "model_ema_decay")},
         **{name: value for group in arguments[2:5] for name, value in asdict(group).items()},

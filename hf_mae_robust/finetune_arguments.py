@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.utils import is_peft_available
 
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
 
@@ -40,6 +41,17 @@ class FinetuneModelArguments:
         "Train BatchNorm and a linear layer on frozen features, with LARS. Without --config: the recipe "
         "linear_probe_vit_base.",
     )
+    lora_r: int | None = option(
+        None,
+        "Classification: leave the encoder as it is, and train LoRA matrices of this rank beside its linear layers "
+        "(peft), the head and the norm before it; default: off.",
+    )
+    lora_alpha: float = option(16, "LoRA: the product of the matrices is scaled by this / rank.")
+    lora_dropout: float = option(0.0, "LoRA: dropout of what the matrices get.")
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "v_proj"],
+        metadata={"help": "LoRA: names of the linear layers in each block, or all-linear.", "nargs": "+"},
+    )
     ignore_mismatched_sizes: bool = option(False, "Put a new head on a classifier of other classes.")
     attn_implementation: Literal["eager", "sdpa"] = option("sdpa", "Attention kernel.")
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
@@ -48,6 +60,18 @@ class FinetuneModelArguments:
     def __post_init__(self):
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"--drop_path_rate {self.drop_path_rate}: a probability below 1.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout {self.lora_dropout}: a probability below 1.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"--lora_alpha {self.lora_alpha}: must be above 0.")
+        if self.lora_r is None:
+            return
+        if self.lora_r < 1:
+            raise ValueError(f"--lora_r {self.lora_r}: at least 1.")
+        if self.linear_probe or self.task != "classification":
+            raise ValueError("--lora_r is for --task classification without --linear_probe.")
+        if not is_peft_available():
+            raise ValueError('--lora_r needs peft: pip install ".[peft]", in a clone of hf_mae_robust.')
 
 
 @dataclass

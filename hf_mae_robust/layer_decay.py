@@ -6,11 +6,12 @@ from typing import Any
 from timm.optim import param_groups_layer_decay as timm_groups
 from torch import nn
 
-# Layers of the stock classes of the ViT family, and of those used as a backbone; what matches none belongs to the last
-# one, with the head.
+# Layers of the stock classes of the ViT family, of those used as a backbone, and of those within a PeftModel; what
+# matches none belongs to the last one, with the head.
+_MODEL = r"^(?:base_model\.model\.)?(?:backbone\.)?\w+\."
 LAYERS = {
-    "stem": r"^(?:backbone\.)?\w+\.embeddings",
-    "blocks": [(r"^(?:backbone\.)?\w+\.(?:encoder\.)?layers?\.(\d+)", None)],
+    "stem": rf"{_MODEL}embeddings",
+    "blocks": [(rf"{_MODEL}(?:encoder\.)?layers?\.(\d+)", None)],
 }
 # Beside 1-D parameters. The official code names positions and CLS token; the others are of other models.
 UNDECAYED = ("*.position_embeddings", "*.cls_token", "*.mask_token", "*.distillation_token", "*.register_tokens")

@@ -139,12 +139,15 @@ def rotate(newest: Path, limit: int | None, keep: str | None = None) -> None:
 
 
 def replace_files(staged: Path, folder: Path) -> None:
-    """Move each file of a flat folder into another one, over older ones, so that none is ever there in part."""
+    """Move each file of a folder into another one, over older ones, so that none is ever there in part."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files_in(staged):
         _flush(path)
-        path.replace(folder / path.name)
-    _flush(folder)
+        final = folder / path.relative_to(staged)
+        final.parent.mkdir(exist_ok=True)
+        path.replace(final)
+    for changed in {folder, *(folder / path.relative_to(staged) for path in staged.rglob("*") if path.is_dir())}:
+        _flush(changed)
     shutil.rmtree(staged)
 
 

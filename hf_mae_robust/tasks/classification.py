@@ -30,7 +30,7 @@ def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tup
     model, eval_only, pooling = arguments.model, arguments.recipe.eval_only, arguments.model.pooling
     if model.linear_probe and pooling is None and not eval_only:
         pooling = "cls"
-    return build_classifier(
+    classifier, pixels = build_classifier(
         model.model_name_or_path,
         class_names,
         from_scratch=model.from_scratch,
@@ -45,6 +45,12 @@ def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tup
         trust_remote_code=model.trust_remote_code,
         token=model.token,
     )
+    if model.lora_r is not None and not eval_only:
+        from ..lora import BASE, add_adapter  # peft is optional
+
+        adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
+        classifier = add_adapter(classifier, *adapter, base=Path(arguments.training.output_dir) / BASE)
+    return classifier, pixels
 
 
 def build_mixup(
@@ -96,6 +102,12 @@ def make_trainer(
         "mixup": build_mixup(augmentation, arguments.training, len(common["class_names"])),
         "label_smoothing": arguments.training.label_smoothing_factor,
     }
+    if arguments.model.lora_r is not None:
+        from ..lora import LoraTrainer  # peft is optional
+
+        if recipe.model_ema_decay is not None:
+            raise ValueError("--model_ema_decay is not for --lora_r.")
+        return LoraTrainer(model=model, layer_decay=recipe.layer_decay, **common)
     if not arguments.model.linear_probe:
         return ClassificationTrainer(
             model=model, layer_decay=recipe.layer_decay, ema_decay=recipe.model_ema_decay, **common
@@ -117,6 +129,12 @@ def describe(trainer: ClassificationTrainer, arguments: FinetuneArguments) -> st
     pooling = "" if uses_mean is None else f", {'mean' if uses_mean else 'CLS'} pooling"
     details = f"layer decay {trainer.layer_decay:g}, drop path {getattr(config, 'drop_path_rate', 0):g}, "
     details = "linear probe with LARS, " if arguments.model.linear_probe else details
+    if arguments.model.lora_r is not None:
+        from ..lora import share_trained  # peft is optional
+
+        targets = ", ".join(arguments.model.lora_target_modules)
+        share = share_trained(trainer.model)
+        details = f"LoRA of rank {arguments.model.lora_r} on {targets}, {share:.2%} of the parameters train, {details}"
     shown = f"{augmentation.auto_augment}, random erasing {augmentation.random_erasing:g}"
     shown += f", mixup {augmentation.mixup:g}, CutMix {augmentation.cutmix:g}" if augmentation.mixes else ""
     details += shown if augmentation.augmentation else "no augmentation"
@@ -129,4 +147,4 @@ def report(trainer: ClassificationTrainer) -> tuple[str, list[str]]:
         return "", []
     save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
     accuracy = float((trainer.predicted == trainer.labels).mean())
-    return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json"]
+    return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
