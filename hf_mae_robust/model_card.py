@@ -150,7 +150,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         figures_title=f"{about['evaluated_on']}" + f": {about['num_evaluated'] or 0:,} images",
         note="Measured at the end of the training by the same program.",
         use_note=_use_note(task),
-        code=_code(task, model, examples[0] if examples else "image.jpg", model_id, is_gray),
+        code=_code(task, model, examples[0] if examples else None, model_id, is_gray),
         pictures=[(picture, caption) for picture, caption in PICTURES.items() if (folder / picture).exists()],
         training=_training(about, run, results, history, folder),
         settings=_settings(run, config),
@@ -280,13 +280,11 @@ def _use_note(task: str) -> str:
     return "A stock model: only transformers is needed."
 
 
-def _code(task: str, model: str, example: str, model_id: str | None, is_gray: bool) -> str:
+def _code(task: str, model: str, example: str | None, model_id: str | None, is_gray: bool) -> str:
     trust = ", trust_remote_code=True" if task in (PRETRAINING, "detection") else ""
-    imports = ""
-    if model_id:  # on the Hub
+    imports, path = "", f'"{model}/{example}"' if example else '"image.jpg"'
+    if example and model_id:  # on the Hub
         path, imports = f'hf_hub_download("{model_id}", "{example}")', "from huggingface_hub import hf_hub_download\n"
-    else:
-        path = f'"{model}/{example}"'
     if task != PRETRAINING and not is_gray:
         return (imports + _PIPELINE.format(pipeline=PIPELINES[task], model=model, trust=trust, path=path)).rstrip()
     auto = {PRETRAINING: "AutoModel", "classification": "AutoModelForImageClassification"}.get(task)
@@ -339,7 +337,9 @@ def _settings(run: Mapping, config: Mapping) -> list[tuple[str, Any]]:
     shown = {
         name: value
         for name, value in run.items()
-        if name not in elsewhere and value not in (None, False, "", [], {}) and not (name == "max_steps" and value < 0)
+        if name not in elsewhere
+        and not (value is None or value is False or value in ("", [], {}))
+        and not (name == "max_steps" and value < 0)
     }
     if isinstance(shown.get("target_statistics"), str):
         shown["target_statistics"] = Path(shown["target_statistics"]).name
