@@ -1,6 +1,5 @@
 """Semantic maps of a data set: which column, which values are which class, and that map and image fit together."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import datasets
 import torch
 from datasets import Features
 
+from .class_names import MAX_VALUE, read_id2label
 from .decoding import ImageDecodingError, decode_map
 from .remote import DataError
 
@@ -29,7 +29,6 @@ NAMES_OF_NOTHING = (
     "other/unlabelled",
 )
 _NO_CLASS = -2
-_MAX_VALUE = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class SemanticMaps:
     is_joint = True
 
     def __post_init__(self):
-        classes = torch.full((_MAX_VALUE + 1,), _NO_CLASS, dtype=torch.int32)
+        classes = torch.full((MAX_VALUE + 1,), _NO_CLASS, dtype=torch.int32)
         classes[list(self.values)] = torch.arange(len(self.values), dtype=torch.int32)
         classes[list(self.ignored_values)] = IGNORED
         object.__setattr__(self, "_classes", classes)
@@ -83,8 +82,8 @@ class SemanticMaps:
             if numbers.shape == image.shape[:0:-1]:
                 detail += " (one of them may lack the other's EXIF orientation)"
             raise ImageDecodingError(f"Row {row}: {detail}.", "mismatch", detail)
-        classes = self._classes[numbers.clamp(0, _MAX_VALUE).long()]
-        unknown = (classes == _NO_CLASS) | (numbers < 0) | (numbers > _MAX_VALUE)
+        classes = self._classes[numbers.clamp(0, MAX_VALUE).long()]
+        unknown = (classes == _NO_CLASS) | (numbers < 0) | (numbers > MAX_VALUE)
         if unknown.any():
             value = int(numbers[unknown][0])
             raise DataError(
@@ -100,31 +99,6 @@ class SemanticMaps:
 
     def filler(self) -> torch.Tensor:
         return torch.full((16, 16), IGNORED, dtype=torch.int32)
-
-
-def read_id2label(source: str) -> dict[int, str]:
-    """Names by value, from a JSON file `{"0": "sky", ...}`, or from a number of classes without names.
-
-    Raises ValueError: no such file, or something else in it.
-    """
-    if str(source).isdigit():
-        if not 1 <= int(source) <= _MAX_VALUE:
-            raise ValueError(f"--id2label {source}: a number of classes from 1 to {_MAX_VALUE:,}.")
-        return {i: f"class_{i}" for i in range(int(source))}
-    try:
-        content = json.loads(Path(source).read_text(encoding="utf-8"))
-        names = {int(value): str(name) for value, name in content.items()}
-    except OSError as error:
-        raise ValueError(
-            f"--id2label {source}: cannot be read ({error.strerror}). Give a JSON file or a number of classes."
-        ) from error
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'--id2label {source}: must hold {{"0": "name", "1": "name", ...}} ({error}).') from error
-    if not names or min(names) < 0 or max(names) > _MAX_VALUE:
-        raise ValueError(
-            f"--id2label {source}: the values of a map go from 0 to {_MAX_VALUE:,}; got {sorted(names)[:4]}."
-        )
-    return names
 
 
 def name_classes(
@@ -150,7 +124,7 @@ def name_classes(
     if len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if class_names.count(name) > 1)
         raise ValueError(f"--id2label has two classes of the name '{twice}'.")
-    return class_names, values, tuple(sorted(value for value in ignored if 0 <= value <= _MAX_VALUE))
+    return class_names, values, tuple(sorted(value for value in ignored if 0 <= value <= MAX_VALUE))
 
 
 def find_maps(

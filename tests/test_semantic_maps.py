@@ -9,9 +9,10 @@ import torch
 from datasets import ClassLabel, Features, Image, Value
 from PIL import Image as PILImage
 
+from hf_mae_robust.class_names import read_id2label
 from hf_mae_robust.decoding import ImageDecodingError, decode_image
 from hf_mae_robust.remote import DataError
-from hf_mae_robust.semantic_maps import IGNORED, SemanticMaps, find_maps, name_classes, read_id2label
+from hf_mae_robust.semantic_maps import IGNORED, SemanticMaps, find_maps, name_classes
 
 FEATURES = Features({"image": Image(), "annotation": Image()})
 NUMBERS = np.array([[0, 1, 2, 255], [2, 2, 1, 0], [0, 0, 255, 1]], dtype=np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..arguments import parse_config_overrides
+from ..class_names import read_id2label
 from ..classifiers import Pixels
 from ..coco import coco_splits
 from ..detection_metrics import save_pictures
@@ -17,7 +18,6 @@ from ..detectors import build_detector
 from ..finetune_arguments import FinetuneArguments
 from ..model import ViTMAERobustDetectionImageProcessor
 from ..objects import find_objects
-from ..semantic_maps import read_id2label
 
 DEFAULT_SCALE_RANGE = (0.1, 2.0)
 SETTINGS = ("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image")
