@@ -35,6 +35,7 @@ def about_run(
     *,
     task: str,
     start: str | None,
+    start_commit: str | None,
     dataset_name: str,
     recipe: str | None,
     model_license: str,
@@ -42,14 +43,15 @@ def about_run(
     """What `model_card.card_of_run` needs beside a run's settings.
 
     Args:
-        task: "pre-training", or the fine-tuning's. start: model the run began with; None: from scratch.
+        task: "pre-training", or the fine-tuning's.
+        start, start_commit: model the run began with, None: from scratch; its commit, of one on the Hub.
         dataset_name: Hub id or path. recipe: value of --config. model_license: as the Hub writes it.
     """
     evaluated = trainer.eval_dataset
     return {
         "task": task,
         "start": short_name(start),
-        "is_start_on_hub": start is not None and not Path(start).exists(),
+        "start_commit": start_commit,
         "dataset": short_name(dataset_name),
         "is_dataset_on_hub": dataset_name != EMBEDDED and not Path(dataset_name).exists(),
         "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],

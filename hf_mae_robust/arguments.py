@@ -56,6 +56,7 @@ class ModelArguments:
     )
     mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = option("sdpa", "Attention kernel.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 

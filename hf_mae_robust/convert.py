@@ -11,6 +11,7 @@ from transformers import BeitForImageClassification, PreTrainedConfig, PreTraine
 
 from .checkpoints import default_processor, from_original, read_original
 from .classifiers import SHARED_SETTINGS, load_strictly, load_vit, read_config, read_pixels
+from .hub import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .saving import check_is_free, written_whole
 from .transforms import evaluation_processor
@@ -116,6 +117,7 @@ def convert(
     num_attention_heads: int | None = None,
     decoder_num_attention_heads: int | None = None,
     *,
+    revision: str | None = None,
     token: str | None = None,
     **config_overrides,
 ) -> PreTrainedModel:
@@ -127,6 +129,7 @@ def convert(
             Hub id of transformers' ViT-MAE (with decoder or without), ViT (DINO, MoCo v3 and iBOT in its form) or MSN,
             in the form of transformers 4 or 5; a folder of timm (`local-dir:` may stand before it) or its Hub id
             (`timm/...`, `hf-hub:...`).
+        revision, token: of a model on the Hub (not timm's).
         config_overrides: fields of `ViTMAERobustConfig`, see `from_original`.
 
     Returns the model: `ViTMAERobustForPreTraining` where there is a decoder; `BeitForImageClassification` of official
@@ -145,6 +148,7 @@ def convert(
         heads = num_attention_heads, decoder_num_attention_heads
         model = from_original(read_original(source), *heads, **config_overrides)
     else:
+        source, _ = local_model(source, revision, token)
         config = read_config(source, STOCK_KINDS, token=token)
         model, preprocessing = _read_stock(source, config, token, config_overrides)
     processor = default_processor(model.config)
@@ -176,6 +180,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
         action=argparse.BooleanOptionalAction,
         help="whether the model was trained on targets normalised per patch (official files: yes); not for classifiers",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (not timm's)")
     parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
 
 
@@ -183,7 +188,7 @@ def run_convert(args: argparse.Namespace):
     """Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads."""
     heads = args.num_attention_heads, args.decoder_num_attention_heads
     overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
-    model = convert(args.source, args.output_dir, *heads, token=args.token, **overrides)
+    model = convert(args.source, args.output_dir, *heads, revision=args.revision, token=args.token, **overrides)
     config = model.config
     sizes = f"image {config.image_size}, patch {config.patch_size}, encoder {config.hidden_size} x "
     sizes += f"{config.num_hidden_layers} blocks x {config.num_attention_heads} heads"

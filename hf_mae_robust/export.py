@@ -47,6 +47,7 @@ from .checkpoints import (
     with_key_biases,
     without_key_biases,
 )
+from .hub import local_model
 from .model import ViTMAERobustForPreTraining, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
 from .onnx_export import check_packages, save_onnx
@@ -415,9 +416,12 @@ def add_export_arguments(parser: argparse.ArgumentParser):
         choices=TARGETS,
         help="beit, vit: stock classes of transformers; timm; original: file of facebookresearch/mae; onnx",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
 
 
 def run_export(args: argparse.Namespace):
     """Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX."""
-    left_out = export(args.checkpoint, args.out, args.to)
+    checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
+    left_out = export(checkpoint, args.out, args.to)
     print(f"{args.out}: {args.to}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))

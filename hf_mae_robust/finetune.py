@@ -1,7 +1,7 @@
 """Fine-tuning, from arguments to a folder that `from_pretrained` loads without this package."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .finetune_arguments import (
     SegmentationArguments,
 )
 from .finetuning_trainer import FinetuningTrainer
+from .hub import local_model
 from .image_trainer import ImageTrainer
 from .resume import check_config
 from .running import (
@@ -32,6 +33,7 @@ from .running import (
     evaluate_and_save,
     open_sources,
     pin_revision,
+    push_if_asked,
     record_of,
     report_skipped_images,
     run_command,
@@ -112,6 +114,11 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     if task is not classification and (arguments.model.linear_probe or recipe.model_ema_decay is not None):
         raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
     begin(training)
+    asked, commit = arguments.model, None
+    training.hub_token = training.hub_token or asked.token
+    if asked.model_name_or_path is not None:
+        path, commit = local_model(asked.model_name_or_path, asked.model_revision, asked.token)
+        arguments = arguments._replace(model=replace(asked, model_name_or_path=path))
     if not recipe.eval_only:
         checkpoint = agree_on_checkpoint(recipe, training)
         pin_revision(data, checkpoint)
@@ -129,7 +136,7 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     if recipe.eval_only:
         model, pixels = task.build_model(arguments, class_names)
         trainer = task.make_trainer(arguments, model, pixels, num_channels=pixels.num_channels, **common)
-        say(describe(trainer, arguments))
+        say(describe(trainer, FinetuneArguments(*groups)))
         return trainer, None
     check_can_evaluate(source, eval_source, training)
     set_schedule(source, recipe, training)
@@ -165,12 +172,13 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     trainer.about = about_run(
         trainer,
         task=arguments.model.task,
-        start=None if arguments.model.from_scratch else arguments.model.model_name_or_path,
+        start=None if asked.from_scratch else asked.model_name_or_path,
+        start_commit=None if asked.from_scratch else commit,
         dataset_name=data.dataset_name or EMBEDDED,
         recipe=recipe.config,
         model_license=recipe.model_license,
     )
-    say(describe(trainer, arguments))
+    say(describe(trainer, FinetuneArguments(*groups)))
     warn_of_stream(source, data)
     set_seed(training.seed)
     start_anew_if_asked(recipe, training)
@@ -194,6 +202,8 @@ def run(trainer: FinetuningTrainer, checkpoint: str | None, arguments: FinetuneA
             files = ["the model", "README.md (its card)", "loss.png", *files]
         files.append("all_results.json")
         say(f"Done. {result}{' ' * bool(result)}{output_dir} holds {', '.join(files[:-1])} and {files[-1]}.")
+    if trains:
+        push_if_asked(trainer)
 
 
 def finetune(

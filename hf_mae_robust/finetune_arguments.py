@@ -54,6 +54,7 @@ class FinetuneModelArguments:
     )
     ignore_mismatched_sizes: bool = option(False, "Put a new head on a classifier of other classes.")
     attn_implementation: Literal["eager", "sdpa"] = option("sdpa", "Attention kernel.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 

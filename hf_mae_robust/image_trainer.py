@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
@@ -22,7 +24,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
 from .data import sequential_loader, training_loader
 from .guards import NonFiniteGuard
+from .hub import reason_of
 from .model_card import save_card
+from .pushing import Pushes
 from .resume import CheckpointError, check_all_have_written, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
 from .sources import ImageSource
@@ -104,6 +108,7 @@ class ImageTrainer(Trainer):
         skip_nonfinite_steps: int = 0,
         **kwargs,
     ):
+        self.pushes: Pushes | None = None  # of the first process, with --push_to_hub
         super().__init__(train_dataset=train_source, eval_dataset=eval_source, **kwargs)
         self.train_transform = train_transform
         self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
@@ -368,13 +373,45 @@ class ImageTrainer(Trainer):
                 seal(staging / name)
                 publish(staging / name, final)
         if self.args.should_save:
-            rotate(final, self.args.save_total_limit, keep=self.state.best_model_checkpoint)
+            pushed = self.pushes.busy_with if self.pushes is not None else None
+            rotate(final, self.args.save_total_limit, keep=(self.state.best_model_checkpoint, pushed))
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(final))
+        if self.pushes is not None:
+            args = self.args
+            self.pushes.push_checkpoint(final, self.state.global_step, args.hub_strategy, args.hub_always_push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not from the staging folder: `_save_checkpoint` does it when the checkpoint is whole."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, or see whether there is one to write to: before the training, not after it. Raises
+        ValueError on the first process, the only one that talks to the Hub."""
+        if not self.is_world_process_zero():
+            return
+        token = token or self.args.hub_token
+        wanted = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        try:
+            super().init_hf_repo(token, private)
+            HfApi(token=token).auth_check(self.hub_model_id, write=True)
+        except HFValidationError:
+            raise
+        except (HTTPError, OSError) as error:
+            raise ValueError(f"--push_to_hub: {reason_of(error, wanted)}.") from error
+        self.pushes = Pushes(self.hub_model_id, token, self.args.hub_revision)
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", token: str | None = None, revision: str | None = None, **_
+    ) -> str | None:
+        """Save the model to the output folder and upload what a run leaves there, in one commit. To be called by all
+        processes; the first one gets the commit's address. Raises HubError where the upload fails."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token)
+        self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        self.pushes.revision = revision or self.pushes.revision
+        return self.pushes.push_output(Path(self.args.output_dir), commit_message)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Each file replaces its predecessor as a whole."""
@@ -389,19 +426,17 @@ class ImageTrainer(Trainer):
                 replace_files(staging / "model", final)
                 staging.rmdir()
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _describe(self, folder: Path, final: Path) -> None:
         """What was run, for people and for a resume, beside the weights. final: where the folder will lie."""
         write_record(folder, {**self.record, "about": self.about})
         if self.about:
-            save_card(folder, self.hub_model_id if self.args.push_to_hub else None, final)
+            save_card(folder, self.hub_model_id, final)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """The Trainer's own card knows neither the data nor how to use the model."""
         if self.is_world_process_zero() and self.about:
-            save_card(self.args.output_dir, self.hub_model_id if self.args.push_to_hub else None)
+            save_card(self.args.output_dir, self.hub_model_id)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming loads the weights with `strict=False` and only warns; training on with fresh blocks would look like

@@ -12,6 +12,7 @@ from torch import nn
 from .arguments import add_data_arguments
 from .classifiers import load_encoder, read_processor
 from .features import extract_features
+from .hub import local_model
 from .sources import DataLocation, open_splits
 from .transforms import EvaluationTransform, evaluation_processor
 
@@ -73,6 +74,7 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     vote.add_argument("--temperature", type=float, default=0.07, help="Of the weights (%(default)s).")
     vote.add_argument("--pooling", choices=["cls", "mean"], help="Features; default: those of the classifier, or cls.")
     vote.add_argument("--num_attention_heads", type=int, help="For a file in the official layout.")
+    vote.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
     running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
@@ -84,13 +86,14 @@ def run_knn(args: argparse.Namespace) -> None:
     if args.k < 1 or args.temperature <= 0:
         raise ValueError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())
-    encoder, pixels = load_encoder(args.checkpoint, args.pooling, args.num_attention_heads, args.token)
+    checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
+    encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
     encoder.to(state.device)
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
     sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
     if sources[1] is None:
         raise ValueError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
-    processor = read_processor(args.checkpoint, args.token) if args.crop_pct is None else None
+    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
         processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))
     transform = EvaluationTransform(processor)

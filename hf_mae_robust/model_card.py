@@ -121,7 +121,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     widget = [{"src": example, "example_title": example} for example in examples if not is_gray]
     card_data = ModelCardData(
         model_name=name.rpartition("/")[2],
-        **_metadata(task, about["license"], about["start"] if about["is_start_on_hub"] else None),
+        **_metadata(task, about["license"], about["start"] if about["start_commit"] else None),
         datasets=[about["dataset"]] if about["is_dataset_on_hub"] else None,
         widget=widget or None,
         eval_results=[
@@ -248,11 +248,12 @@ def _summary(about: Mapping, run: Mapping, config: Mapping) -> str:
         f"{about['num_parameters'] / 1e6:.3g} M parameters in all)"
     )
     link = f"[{about['dataset']}](https://huggingface.co/datasets/{about['dataset']})"
+    commit = f" at commit {about['start_commit'][:10]}" if about["start_commit"] else ""
     data = f"{images} of {link if about['is_dataset_on_hub'] else about['dataset']}"
     if about["task"] != PRETRAINING:
-        start = "from scratch" if about["start"] is None else f"from {about['start']}"
+        start = "from scratch" if about["start"] is None else f"from {about['start']}{commit}"
         return f"{what}, fine-tuned {start} for {about['task']} on {data}."
-    start = "" if about["start"] is None else f", going on from {about['start']},"
+    start = "" if about["start"] is None else f", going on from {about['start']}{commit},"
     ingredients = [f"decoder attention dropout {config['decoder_attention_probs_dropout_prob']:g}"]
     normalised = " and per patch" if config["norm_pix_loss"] else ""
     ingredients.append(f"target normalised `{config['target_normalization']}`{normalised}")

@@ -1,7 +1,7 @@
 """Pre-training, from arguments to a folder that `from_pretrained` loads."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from transformers import AutoConfig, set_seed
@@ -19,6 +19,7 @@ from .arguments import (
 )
 from .data import sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
+from .hub import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .model_card import PRETRAINING
@@ -31,6 +32,7 @@ from .running import (
     evaluate_and_save,
     open_sources,
     pin_revision,
+    push_if_asked,
     record_of,
     report_skipped_images,
     run_command,
@@ -166,6 +168,11 @@ def prepare(
     """Everything up to the first step, its line of description included: the trainer, and the checkpoint to go on
     from."""
     begin(training)
+    start, commit = model_arguments.model_name_or_path, None
+    training.hub_token = training.hub_token or model_arguments.token
+    if start is not None:
+        path, commit = local_model(start, model_arguments.model_revision, model_arguments.token)
+        model_arguments = replace(model_arguments, model_name_or_path=path)
     config = build_config(model_arguments)
     checkpoint = agree_on_checkpoint(recipe, training, config)
     pin_revision(data_arguments, checkpoint)
@@ -193,7 +200,8 @@ def prepare(
     trainer.about = about_run(
         trainer,
         task=PRETRAINING,
-        start=model_arguments.model_name_or_path,
+        start=start,
+        start_commit=commit,
         dataset_name=data_arguments.dataset_name or EMBEDDED,
         recipe=recipe.config,
         model_license=recipe.model_license,
@@ -264,6 +272,7 @@ def run(trainer: MAETrainer, checkpoint: str | None) -> None:
             f"Done. {trainer.args.output_dir} holds the model, README.md (its card), reconstructions.png, loss.png and "
             "all_results.json."
         )
+    push_if_asked(trainer)
 
 
 def pretrain(

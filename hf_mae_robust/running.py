@@ -18,6 +18,7 @@ from .bad_images import describe
 from .data import check_fills_a_batch, end_workers
 from .diagnostics import save_examples
 from .guards import NonFiniteError
+from .hub import HubError
 from .image_trainer import ImageTrainer
 from .launch import check_launch
 from .model_card import EXAMPLES
@@ -50,7 +51,7 @@ class InputError(Exception):
     """Something the user can mend; the message says how."""
 
 
-EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4}
+EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4, HubError: 5}
 
 
 def say(message: str) -> None:
@@ -288,6 +289,12 @@ def save_examples_and_card(trainer: ImageTrainer) -> None:
     trainer.create_model_card()
 
 
+def push_if_asked(trainer: ImageTrainer) -> None:
+    """By all processes, when the folder is complete. Raises HubError."""
+    if trainer.args.push_to_hub and (address := trainer.push_to_hub()):
+        say(f"Pushed to {address}")
+
+
 def report_skipped_images(trainer: ImageTrainer) -> None:
     if len(trainer.skipped_images):
         say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
@@ -301,7 +308,8 @@ def run_command(
 ) -> None:
     """`prepare(*arguments)`, then `run` what it gives. Ends in one sentence instead of a traceback (which --log_level
     debug shows) and, beside 0, with exit code 2: bad input; 3: a loss or gradient that is not finite; 4: a checkpoint
-    could not be written; 75: stopped by a signal, to be started again. The last of `arguments` are the training's."""
+    could not be written; 5: the finished model could not be pushed; 75: stopped by a signal, to be started again. The
+    last of `arguments` are the training's."""
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
     training: ImageTrainingArguments = arguments[-1]
@@ -328,7 +336,7 @@ def run_command(
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:  # before or after the training, which takes note of it
         sys.exit(130)
-    except (InputError, NonFiniteError, SavingError) as error:
+    except (InputError, NonFiniteError, SavingError, HubError) as error:
         if training.log_level == "debug":
             raise
         end_workers()

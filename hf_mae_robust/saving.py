@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,14 +127,15 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def rotate(newest: Path, limit: int | None, keep: str | None = None) -> None:
+def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = ()) -> None:
     """Delete all but `limit` checkpoints (none where None or 0): `newest`, which was just written, and those before
-    it. Those with higher numbers are left from an abandoned run and go first. The one named `keep` stays."""
+    it. Those with higher numbers are left from an abandoned run and go first. Those named in `keep` stay."""
     step = int(newest.name.rpartition("-")[2])
     others = [path for path in checkpoints_in(newest.parent) if path.name != newest.name]
     others.sort(key=lambda path: int(path.name.rpartition("-")[2]) > step)
+    kept = {Path(path).name for path in keep if path is not None}
     for checkpoint in others[limit - 1 :] if limit else ():
-        if keep is None or checkpoint.name != Path(keep).name:
+        if checkpoint.name not in kept:
             remove(checkpoint)
 
 

@@ -64,12 +64,15 @@ class LoopbackHub:
 
     def __enter__(self) -> "LoopbackHub":
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.server.daemon_threads = True
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
+
+    def handler(self) -> type["Handler"]:
+        return Handler
 
     def __exit__(self, *_) -> None:
         self.server.shutdown()
@@ -90,7 +93,9 @@ class LoopbackHub:
         return (sha, self.commits[sha]) if sha in self.commits else (None, None)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Faults, and what all requests have in common; `route` is what the Hub does."""
+
     protocol_version = "HTTP/1.1"
     timeout = 30
 
@@ -112,6 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         hub: LoopbackHub = self.server.hub
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -131,6 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.fault.seconds)
         if isinstance(kind, int):
             return self._refuse(kind)
+        self.route(path, body)
+
+    def route(self, path: str, body: bytes) -> None:
+        hub = self.server.hub
         if self.headers.get("Authorization") is None:
             return self._refuse(401, "GatedRepo", "Access to this data set is restricted")
         if self.headers["Authorization"] != f"Bearer {hub.token}":

@@ -90,7 +90,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
         newest = checkpoint(tmp_path, step)
     rotate(newest, None)
     assert len(checkpoints_in(tmp_path)) == 4
-    rotate(newest, 2, keep="elsewhere/checkpoint-5")
+    rotate(newest, 2, keep=("elsewhere/checkpoint-5", None))
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-20", "checkpoint-15", "checkpoint-5"]
 
 
