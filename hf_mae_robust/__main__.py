@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from .arguments import add_data_arguments
 from .convert import add_convert_arguments, run_convert
+from .demo import add_demo_arguments, run_demo
 from .export import add_export_arguments, run_export
 from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
@@ -87,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("convert", add_convert_arguments, run_convert),
         ("export", add_export_arguments, run_export),
         ("card", add_card_arguments, run_card),
+        ("demo", add_demo_arguments, run_demo),
         ("analyze", add_analyze_arguments, None),
     )
     add_commands(parser, "command", commands)

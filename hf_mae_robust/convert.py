@@ -83,9 +83,11 @@ def _read_timm(source: str) -> tuple[PreTrainedModel, dict]:
     return model, {"crop_pct": form["crop_pct"], "image_mean": mean, "image_std": std}
 
 
-def _read_stock(
+def read_stock(
     source: str, config: PreTrainedConfig, token: str | None, config_overrides: dict
 ) -> tuple[PreTrainedModel, dict]:
+    """A checkpoint of one of STOCK_KINDS as a model of this package, with its decoder where it has one, in evaluation
+    mode, and the mean and deviation of its images. Raises ValueError where a tensor is missing."""
     pixels = read_pixels(source, config, token)
     statistics = {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
     known = ViTMAERobustConfig.__dataclass_fields__
@@ -150,7 +152,7 @@ def convert(
     else:
         source, _ = local_model(source, revision, token)
         config = read_config(source, STOCK_KINDS, token=token)
-        model, preprocessing = _read_stock(source, config, token, config_overrides)
+        model, preprocessing = read_stock(source, config, token, config_overrides)
     processor = default_processor(model.config)
     if preprocessing:
         form = model.config

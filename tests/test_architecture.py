@@ -19,12 +19,12 @@ LAYERS = [
     {"guards", "hub", "launch", "saving", "stopping"},
     {"checkpoints", "diagnostics", "onnx_export", "resume", "target_statistics"},
     {"pushing"},
-    {"classifiers", "export", "features", "image_trainer"},
+    {"classifiers", "export", "features", "image_trainer", "pictures"},
     {"convert", "detectors", "finetuning_trainer", "running", "segmenters", "trainer"},
     {"classification_trainer", "detection_trainer", "segmentation_trainer"},
-    {"knn", "lora", "probes"},
-    {"pretrain", "tasks"},
-    {"finetune"},
+    {"inspection", "knn", "lora", "probes"},
+    {"demo_app", "pretrain", "tasks"},
+    {"demo", "finetune"},
     {"__main__", "__init__"},
 ]
 

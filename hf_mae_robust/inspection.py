@@ -1,0 +1,170 @@
+"""One image through a checkpoint of any kind: reconstruction, attention, features, classes."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .checkpoints import default_processor, from_original, read_original
+from .classifiers import load_encoder, load_strictly, read_config, read_processor
+from .convert import STOCK_KINDS, read_stock
+from .decoding import PIL_MODES
+from .hub import local_model
+from .model import ViTMAERobustForPreTraining
+from .model.configuration_vit_mae_robust import to_pair
+from .model.modeling_vit_mae_robust import random_masking
+from .transforms import EvaluationTransform
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an encoder makes of one image of rows x columns patches, none of them masked; on the CPU.
+
+    Attributes:
+        attention (`(rows, columns)`): in the last block, mean over the heads: of the CLS token to each patch; of a
+            classifier that pools the mean of the patches, the mean over these.
+        features (`(rows * columns, d)`): of the patches, in raster order.
+        probabilities (`(classes,)`): of a classifier; else None.
+    """
+
+    attention: torch.Tensor
+    features: torch.Tensor
+    probabilities: torch.Tensor | None
+
+
+class Inspector:
+    """A model with its image processor. Threads may share it.
+
+    Args:
+        model: pre-training model of this package, encoder or classifier with patches.
+        processor: prepares its images.
+
+    Raises ValueError where the two do not fit together, or the model cannot be shown as a picture: channels other than
+    those of image files, no weights of attention, patch statistics that are missing.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor, device: torch.device | str = "cpu"):
+        self.model, self.processor, self.device = model.eval().requires_grad_(False).to(device), processor, device
+        # Fused attention never has the weights.
+        self.model.set_attn_implementation("eager")
+        self.has_decoder = isinstance(model, ViTMAERobustForPreTraining)
+        self.is_classifier = type(model).__name__.endswith("ForImageClassification")
+        self.num_channels, self.patch_size = model.config.num_channels, to_pair(model.config.patch_size)
+        self._transform, self._lock = EvaluationTransform(processor), threading.Lock()
+        self._check()
+
+    def _check(self) -> None:
+        if self.num_channels not in PIL_MODES:
+            raise ValueError(
+                f"This model takes images of {self.num_channels} channels; image files have {sorted(PIL_MODES)}."
+            )
+        if hasattr(self.model, "target_normalizer") and not self.model.target_normalizer.check():
+            raise ValueError(
+                'This checkpoint has target_normalization="global_patch" and no patch statistics, so its predictions '
+                "cannot be turned into pixels. Give it some with model.set_target_statistics(mean, std)."
+            )
+        try:
+            self.observe(self.prepare(torch.zeros(self.num_channels, 64, 64, dtype=torch.uint8)))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{type(self.model).__name__} does not take what its image processor ({self._transform}) gives: {error}"
+            ) from error
+
+    @property
+    def class_names(self) -> list[str]:
+        """By number."""
+        return [self.model.config.id2label[i] for i in sorted(self.model.config.id2label)]
+
+    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 `(C, h, w)`, as `decode_image` gives -> uint8 `(C, H, W)`: resized and cropped for the model."""
+        return self._transform(image)
+
+    def grid_of(self, pixels: torch.Tensor) -> tuple[int, int]:
+        """Patches (vertically, horizontally) of a prepared image."""
+        return pixels.shape[-2] // self.patch_size[0], pixels.shape[-1] // self.patch_size[1]
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A prepared image -> `(1, C, H, W)`, the `pixel_values` of the model."""
+        settings = {"do_resize": False, "return_tensors": "pt", "input_data_format": "channels_first"}
+        if hasattr(self.processor, "do_center_crop"):
+            settings["do_center_crop"] = False
+        return self.processor(images=pixels, **settings).pixel_values.to(self.device)
+
+    @torch.no_grad()
+    def observe(self, pixels: torch.Tensor) -> Observation:
+        """`pixels`: a prepared image."""
+        values, (rows, columns) = self.normalize(pixels), self.grid_of(pixels)
+        outputs = self.model.base_model(values, output_attentions=True)
+        if not outputs.attentions:
+            raise ValueError("its attention has no weights that could be shown")
+        # CLS, and in some models a token of distillation or registers, stand before the patches.
+        first = outputs.last_hidden_state.shape[1] - rows * columns
+        weights = outputs.attentions[-1][0].float().mean(dim=0)[:, first:]
+        uses_mean = self.is_classifier and getattr(self.model.config, "use_mean_pooling", False)
+        attention = weights[first:].mean(dim=0) if uses_mean else weights[0]
+        probabilities = None
+        if self.is_classifier:
+            probabilities = self.model(values).logits[0].float().softmax(dim=0).cpu()
+        return Observation(
+            attention.reshape(rows, columns).cpu(), outputs.last_hidden_state[0, first:].float().cpu(), probabilities
+        )
+
+    def noise(self, num_patches: int, seed: int) -> torch.Tensor:
+        """`(1, L)` in [0, 1), the same for the same seed."""
+        return torch.rand(1, num_patches, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def random_mask(self, grid: tuple[int, int], mask_ratio: float, seed: int) -> torch.Tensor:
+        """`(rows, columns)`, bool, 1 = masked: as the model masks by this seed's noise. mask_ratio: in [0, 1]."""
+        num_patches = grid[0] * grid[1]
+        mask = random_masking(self.noise(num_patches, seed), int(num_patches * (1 - mask_ratio)))[2]
+        return mask.reshape(grid).bool()
+
+    def reconstruct(self, pixels: torch.Tensor, mask: torch.Tensor, seed: int) -> torch.Tensor:
+        """A prepared image with the patches of a mask `(rows, columns)` (1 = masked) filled in: `(C, H, W)`, nominally
+        in [0, 1], on the CPU. seed: decides, with `mid_mask_ratio`, which masked patches get mid-level tokens."""
+        # The model masks the patches with the most noise, as many as the ratio says: those of the mask. Half a patch
+        # less than there are, because the model rounds the number of visible ones down.
+        count, num_patches = int(mask.sum()), mask.numel()
+        noise = (self.noise(num_patches, seed) + mask.reshape(1, -1)).to(self.device)
+        with self._lock:
+            before, self.model.config.mask_ratio = self.model.config.mask_ratio, max(0.0, (count - 0.5) / num_patches)
+            try:
+                return self.model.reconstruct(self.normalize(pixels), noise=noise)[0].cpu()
+            finally:
+                self.model.config.mask_ratio = before
+
+
+def load_inspector(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: torch.device | str = "cpu",
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+) -> Inspector:
+    """The model of a folder, a Hub id or an official file, with the image processor that it brings (else that of MAE's
+    evaluation).
+
+    Args:
+        name: pre-training model (ours or stock ViT-MAE), encoder or classifier of the ViT family, see `read_config`.
+        num_attention_heads, decoder_num_attention_heads: of an official file, see `from_original`.
+
+    Raises ValueError or FileNotFoundError: no such model, another architecture, missing tensors, or see [`Inspector`].
+    """
+    source, _ = local_model(name, revision, token)
+    if Path(source).is_file():
+        model = from_original(read_original(source), num_attention_heads, decoder_num_attention_heads).float()
+        return Inspector(model, default_processor(model.config), device)
+    config = read_config(source, token=token)
+    if any(architecture.endswith("ForImageClassification") for architecture in config.architectures or ()):
+        model = load_strictly(AutoModelForImageClassification, source, token=token)
+    elif config.model_type in STOCK_KINDS:
+        model, _ = read_stock(source, config, token, {})
+    else:
+        model = load_encoder(source, token=token)[0].model
+    processor = read_processor(source, token)
+    return Inspector(model, default_processor(model.config) if processor is None else processor, device)
