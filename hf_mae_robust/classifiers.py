@@ -85,7 +85,10 @@ def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), 
         model, info = model_class.from_pretrained(name, **options)
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{name}: its weights are not there, or cannot be read. {reason}") from error
+        raise ValueError(
+            f"{name}: its weights are not there, or cannot be read: {reason.rstrip('.')}. Copy or "
+            "download the model again."
+        ) from error
     problems = {
         "lacks": [key for key in info["missing_keys"] if not key.startswith(may_be_missing)],
         "has another shape of": [key for key, *_ in info["mismatched_keys"] if not key.startswith(may_be_missing)],

@@ -21,7 +21,6 @@ from .finetune_arguments import (
     SegmentationArguments,
 )
 from .finetuning_trainer import FinetuningTrainer
-from .hub import local_model
 from .image_trainer import ImageTrainer
 from .resume import check_config
 from .running import (
@@ -31,6 +30,7 @@ from .running import (
     check_can_evaluate,
     describe_length,
     evaluate_and_save,
+    fetch_model,
     open_sources,
     pin_revision,
     push_if_asked,
@@ -113,11 +113,13 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
     task, checkpoint = TASKS[arguments.model.task], None
     if task is not classification and (arguments.model.linear_probe or recipe.model_ema_decay is not None):
         raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
+    if recipe.eval_only and training.push_to_hub:
+        raise ValueError("--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out.")
     begin(training)
     asked, commit = arguments.model, None
     training.hub_token = training.hub_token or asked.token
     if asked.model_name_or_path is not None:
-        path, commit = local_model(asked.model_name_or_path, asked.model_revision, asked.token)
+        path, commit = fetch_model(asked.model_name_or_path, asked.model_revision, asked.token)
         arguments = arguments._replace(model=replace(asked, model_name_or_path=path))
     if not recipe.eval_only:
         checkpoint = agree_on_checkpoint(recipe, training)

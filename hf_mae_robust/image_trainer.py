@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
@@ -24,9 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
 from .data import sequential_loader, training_loader
 from .guards import NonFiniteGuard
-from .hub import reason_of
 from .model_card import save_card
-from .pushing import Pushes
+from .pushing import Pushes, open_repository
 from .resume import CheckpointError, check_all_have_written, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
 from .sources import ImageSource
@@ -384,20 +381,22 @@ class ImageTrainer(Trainer):
         """Not from the staging folder: `_save_checkpoint` does it when the checkpoint is whole."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, or see whether there is one to write to: before the training, not after it. Raises
-        ValueError on the first process, the only one that talks to the Hub."""
-        if not self.is_world_process_zero():
-            return
-        token = token or self.args.hub_token
-        wanted = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        try:
-            super().init_hf_repo(token, private)
-            HfApi(token=token).auth_check(self.hub_model_id, write=True)
-        except HFValidationError:
-            raise
-        except (HTTPError, OSError) as error:
-            raise ValueError(f"--push_to_hub: {reason_of(error, wanted)}.") from error
-        self.pushes = Pushes(self.hub_model_id, token, self.args.hub_revision)
+        """Create the repository, or see whether there is one to write to: before the training, not after it. Only the
+        first process talks to the Hub; ValueError is raised in all of them."""
+        args, token = self.args, token or self.args.hub_token
+        private = args.hub_private_repo if private is None else private
+        outcome = [None, None]
+        if self.is_world_process_zero():
+            name = args.hub_model_id or Path(args.output_dir).absolute().name
+            try:
+                outcome = [open_repository(name, token, args.hub_revision, private), None]
+            except ValueError as error:
+                outcome = [None, str(error)]
+        self.hub_model_id, error = broadcast_object_list(outcome)
+        if error:
+            raise ValueError(error)
+        if self.is_world_process_zero():
+            self.pushes = Pushes(self.hub_model_id, token, args.hub_revision)
 
     def push_to_hub(
         self, commit_message: str = "End of training", token: str | None = None, revision: str | None = None, **_

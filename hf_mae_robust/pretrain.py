@@ -4,6 +4,7 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, set_seed
 from transformers.utils import is_flash_attn_2_available
 
@@ -19,7 +20,6 @@ from .arguments import (
 )
 from .data import sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
-from .hub import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .model_card import PRETRAINING
@@ -30,6 +30,7 @@ from .running import (
     check_can_evaluate,
     describe_length,
     evaluate_and_save,
+    fetch_model,
     open_sources,
     pin_revision,
     push_if_asked,
@@ -100,13 +101,20 @@ def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAE
         raise ValueError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
-    model, info = ViTMAERobustForPreTraining.from_pretrained(
-        arguments.model_name_or_path,
-        config=config,
-        attn_implementation=arguments.attn_implementation,
-        token=arguments.token,
-        output_loading_info=True,
-    )
+    try:
+        model, info = ViTMAERobustForPreTraining.from_pretrained(
+            arguments.model_name_or_path,
+            config=config,
+            attn_implementation=arguments.attn_implementation,
+            token=arguments.token,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{arguments.model_name_or_path}: its weights are not there, or cannot be read: "
+            f"{reason.rstrip('.')}. Copy or download the model again."
+        ) from error
     # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
     expected = ("target_normalizer.", "vit.mid_mask_token")
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(expected)):
@@ -171,7 +179,7 @@ def prepare(
     start, commit = model_arguments.model_name_or_path, None
     training.hub_token = training.hub_token or model_arguments.token
     if start is not None:
-        path, commit = local_model(start, model_arguments.model_revision, model_arguments.token)
+        path, commit = fetch_model(start, model_arguments.model_revision, model_arguments.token)
         model_arguments = replace(model_arguments, model_name_or_path=path)
     config = build_config(model_arguments)
     checkpoint = agree_on_checkpoint(recipe, training, config)

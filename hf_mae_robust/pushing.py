@@ -1,14 +1,18 @@
 """Uploading what a run writes: checkpoints while it trains, in the background, and the finished folder."""
 
+import glob
 import logging
+import re
+import shlex
 from concurrent.futures import Future
+from json import JSONDecodeError
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
-from .hub import HubError, reason_of
+from .hub import HubError, patient, reason_of
 from .model_card import EXAMPLES, PICTURES
 from .resume import RECORD
 from .saving import MANIFEST
@@ -37,33 +41,67 @@ _OUTPUT = [
     "confusion_matrix.json",
     *PICTURES,
     *EXAMPLES,
-    "runs/*",
+    "runs/**/*",
     "adapter/*",
     "base/*",
 ]
 
 
-class Pushes:
-    """Uploads to one repository. A failed one in the background is a warning, and the training goes on.
+def files_left_behind(folder: Path) -> list[str]:
+    """Paths in a finished output folder that go to the Hub. Patterns given to `upload_folder` would find files of the
+    same names in sub-folders too, where other runs may lie."""
+    found = {path for pattern in _OUTPUT for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
-    Attributes:
-        busy_with: the checkpoint that is being uploaded, which must not be deleted; None: none.
+
+def open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
+    """Create a repository and its branch, or see that they are there and may be written to. Returns its full id.
+
+    Args:
+        name: "user/model", or without the user: of the token's. revision: branch; None: main. private: of a new
+            repository; None: as its owner has set it.
+
+    Raises ValueError where that cannot be, or would show to everybody what is meant to be private.
     """
+    try:
+        return _open_repository(name, token, revision, private)
+    except (HTTPError, OSError, JSONDecodeError) as error:
+        raise ValueError(f"--push_to_hub: {reason_of(error, name)}.") from error
+
+
+@patient(attempts=4)
+def _open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"--hub_revision {revision} is a commit; nothing can be pushed to one. Give a branch.")
+    api = HfApi(token=token)
+    repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
+    api.auth_check(repo_id, write=True)
+    # `private` changes nothing about a repository that there is already.
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"--hub_private_repo: {repo_id} is on the Hub already, and public. Make it private in its settings, or "
+            "give another --hub_model_id."
+        )
+    if revision is not None:
+        try:
+            api.model_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+class Pushes:
+    """Uploads to one repository. A failed one in the background is a warning, and the training goes on."""
 
     def __init__(self, repo_id: str, token: str | None, revision: str | None):
         self.api, self.repo_id, self.revision = HfApi(token=token), repo_id, revision
-        self.busy_with: Path | None = None
+        self._checkpoint: Path | None = None
         self._running: list[Future] = []
 
-    def _report(self) -> None:
-        for future in self._running:
-            if error := future.exception():
-                logger.warning(
-                    "%s was not pushed: %s. The training goes on, and pushes again with the next checkpoint.",
-                    self.busy_with,
-                    reason_of(error, self.repo_id),
-                )
-        self._running, self.busy_with = [], None
+    @property
+    def busy_with(self) -> Path | None:
+        """The checkpoint that is being uploaded, which must not be deleted."""
+        return self._checkpoint if any(not future.done() for future in self._running) else None
 
     def push_checkpoint(self, checkpoint: Path, step: int, strategy: str, always: bool) -> None:
         """Begin to upload a complete checkpoint folder, as --hub_strategy says: "every_save": as the model;
@@ -72,12 +110,12 @@ class Pushes:
         strategy = HubStrategy(strategy)
         if strategy is HubStrategy.END:
             return
-        if any(not future.done() for future in self._running) and not always:
+        if self.busy_with is not None and not always:
             return
         self.wait()
         common = {"repo_id": self.repo_id, "folder_path": checkpoint, "revision": self.revision, "run_as_future": True}
         message = f"Training in progress, step {step:,}"
-        self.busy_with = checkpoint
+        self._checkpoint = checkpoint
         self._running.append(self.api.upload_folder(**common, commit_message=message, ignore_patterns=_STATE))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy is HubStrategy.CHECKPOINT else checkpoint.name
@@ -86,24 +124,38 @@ class Pushes:
             )
 
     def wait(self) -> None:
+        """Until nothing is being uploaded; says what failed."""
         for future in self._running:
-            future.exception()
-        self._report()
+            if error := future.exception():
+                logger.warning(
+                    "%s was not pushed: %s. Later checkpoints, and the finished model, are pushed all the same.",
+                    self._checkpoint,
+                    reason_of(error, self.repo_id),
+                )
+        self._running = []
 
     def push_output(self, folder: Path, message: str) -> str:
-        """Upload a finished folder, in one commit. Returns its address. Raises HubError; the folder is as it was."""
+        """Upload what a run leaves behind in a finished folder, in one commit. Returns the commit's address. Raises
+        HubError; the folder is as it was."""
         self.wait()
         try:
-            done = self.api.upload_folder(
-                repo_id=self.repo_id,
-                folder_path=folder,
-                revision=self.revision,
-                commit_message=message,
-                allow_patterns=_OUTPUT,
-            )
+            return self._upload(folder, message)
         except UPLOAD_ERRORS as error:
+            branch = f" --revision {self.revision}" if self.revision else ""
+            command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch} --exclude 'checkpoint-*/*'"
             raise HubError(
-                f"The model is complete in {folder}, but was not pushed: {reason_of(error, self.repo_id)}. "
-                f"`hf upload {self.repo_id} {folder} --exclude 'checkpoint-*/*'` pushes it later."
+                f"The model is complete in {folder}, but was not pushed: {reason_of(error, self.repo_id)}. `{command}` "
+                "pushes it later."
             ) from error
+
+    # Files that have arrived are not sent again, and a commit whose answer was lost is not made twice.
+    @patient(attempts=4)
+    def _upload(self, folder: Path, message: str) -> str:
+        done = self.api.upload_folder(
+            repo_id=self.repo_id,
+            folder_path=folder,
+            revision=self.revision,
+            commit_message=message,
+            allow_patterns=[glob.escape(name) for name in files_left_behind(folder)],
+        )
         return done.commit_url

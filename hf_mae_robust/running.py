@@ -18,7 +18,7 @@ from .bad_images import describe
 from .data import check_fills_a_batch, end_workers
 from .diagnostics import save_examples
 from .guards import NonFiniteError
-from .hub import HubError
+from .hub import HubError, local_model
 from .image_trainer import ImageTrainer
 from .launch import check_launch
 from .model_card import EXAMPLES
@@ -214,6 +214,23 @@ def agree_on_checkpoint(*arguments) -> str | None:
     return checkpoint
 
 
+def fetch_model(name: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
+    """`local_model`, at the same commit in all processes, though the branch may move between their requests: the first
+    one asks. Raises ValueError in all of them."""
+    outcome = [None, None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [*local_model(name, revision, token), None]
+        except ValueError as error:
+            outcome = [None, None, str(error)]
+    path, commit, error = broadcast_object_list(outcome)
+    if error:
+        raise ValueError(error)
+    if commit is None or PartialState().is_main_process:
+        return path, commit
+    return local_model(name, commit, token)  # another machine has another cache
+
+
 def pin_revision(data: DataArguments, checkpoint: str | None) -> None:
     """Go on with the commit of the data set that the run began with, though its branch may have moved since."""
     if checkpoint and data.dataset_revision is None:
@@ -332,6 +349,8 @@ def run_command(
         if PartialState().is_main_process:
             content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
             stopped.write_text(json.dumps(content) + "\n")
+        if trainer.pushes is not None:
+            trainer.pushes.wait()  # leaving the process would wait as well, but not say what failed
         PartialState().destroy_process_group()
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:  # before or after the training, which takes note of it

@@ -25,7 +25,8 @@ class Fault:
 
     kind: a status (401, 403, 404, 429, 500, 503), or "reset" (the connection breaks before the answer), "stall" (it
         takes `seconds`), "truncated" (the body ends before its Content-Length), "short" (a well-formed 206 of fewer
-        bytes than asked for), "no_range" (200 with the whole file).
+        bytes than asked for), "no_range" (200 with the whole file), "lost" (it is done, and the connection breaks
+        before the answer).
     times: how many requests it hits; None: all. after: requests that match and go well before.
     """
 
@@ -130,16 +131,18 @@ class Handler(BaseHTTPRequestHandler):
         self.fault = hub.fault_of(self.command, path)
         kind = self.fault.kind if self.fault else None
         if kind == "reset":
-            # Closing with unsent data thrown away makes the kernel send RST.
-            self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
-            return
+            return self._reset()
         if kind == "stall":
             time.sleep(self.fault.seconds)
         if isinstance(kind, int):
             return self._refuse(kind)
         self.route(path, body)
+
+    def _reset(self) -> None:
+        # Closing with unsent data thrown away makes the kernel send RST.
+        self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def route(self, path: str, body: bytes) -> None:
         hub = self.server.hub
@@ -209,6 +212,8 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps({"error": headers["X-Error-Message"]}).encode(), headers)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.fault and self.fault.kind == "lost":
+            return self._reset()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -1,7 +1,8 @@
 """A Hub of models on 127.0.0.1 that can be written to, for the real client code (HF_ENDPOINT), with faults on demand.
 
-It answers as huggingface.co does what huggingface_hub asks for when it creates a repository, uploads a folder and
-downloads a model: large files by LFS, verified by size and SHA-256; a commit is there as a whole or not at all.
+It answers as huggingface.co does what huggingface_hub asks for when it creates a repository or a branch, uploads a
+folder and downloads a model. Large files go by LFS, verified by size and SHA-256, and come by a redirection to another
+host, which takes no token. A commit is there as a whole or not at all, and only on a branch that there is.
 """
 
 import base64
@@ -12,7 +13,14 @@ from dataclasses import dataclass, field
 
 from tests.loopback_hub import Handler, LoopbackHub
 
-LFS_ENDINGS = (".safetensors", ".png", ".bin")
+LFS_ENDINGS = (".safetensors", ".png", ".bin", ".pt", ".pth")
+
+
+def oid_of(path: str, data: bytes) -> str:
+    """By which the Hub knows a file: SHA-256 of a large one, Git's SHA-1 of another."""
+    if path.endswith(LFS_ENDINGS):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass
@@ -55,7 +63,9 @@ class ModelHandler(Handler):
     def route(self, path: str, body: bytes) -> None:
         hub: ModelHub = self.server.hub
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token and token not in hub.users and not path.startswith("/blob/"):
+        if token and path.startswith(("/blob/", "/stored/")):
+            return self._refuse(400, None, "storage takes signed addresses, and no token")
+        if token and token not in hub.users:
             return self._refuse(401, None, "Invalid credentials in Authorization header")
         self.user, self.may_write = hub.users.get(token, (None, False))
         for pattern, answer in (
@@ -63,7 +73,9 @@ class ModelHandler(Handler):
             (r"/api/repos/create", self.create),
             (r"/api/validate-yaml", self.validate),
             (r"/blob/([0-9a-f]{64})", self.store),
+            (r"/stored/([0-9a-f]{64})", self.stored),
             (r"/api/models/([^/]+/[^/]+)/auth-check(/write)?", self.check_access),
+            (r"/api/models/([^/]+/[^/]+)/branch/(.+)", self.create_branch),
             (r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", self.preupload),
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.large_files),
             (r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", self.commit),
@@ -115,18 +127,33 @@ class ModelHandler(Handler):
         if self.repository(name, write=bool(write)):
             self._json({})
 
-    def preupload(self, body: bytes, name: str, _branch: str) -> None:
-        if self.repository(name, write=True) is None:
+    def branch(self, name: str, branch: str) -> Repository | None:
+        """A repository with a branch that this user may write to; None, with the refusal sent, where it is not."""
+        repository = self.repository(name, write=True)
+        if repository is not None and branch not in repository.branches:
+            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {branch}")
+            return None
+        return repository
+
+    def create_branch(self, _, name: str, branch: str) -> None:
+        repository = self.repository(name, write=True)
+        if repository is None:
             return
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(LFS_ENDINGS) else "regular",
-                "shouldIgnore": False,
-            }
-            for file in json.loads(body)["files"]
-        ]
-        self._json({"files": files})
+        if branch in repository.branches:
+            return self._refuse(409, None, f"Reference already exists: refs/heads/{branch}")
+        repository.branches[branch] = repository.branches["main"]
+        self._json({})
+
+    def preupload(self, body: bytes, name: str, branch: str) -> None:
+        if (repository := self.branch(name, branch)) is None:
+            return
+        there = repository.files(branch)
+        answers = []
+        for path in (file["path"] for file in json.loads(body)["files"]):
+            mode = "lfs" if path.endswith(LFS_ENDINGS) else "regular"
+            oid = oid_of(path, there[path]) if path in there else None
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self._json({"files": answers})
 
     def large_files(self, body: bytes, name: str) -> None:
         if self.repository(name, write=True) is None:
@@ -146,19 +173,17 @@ class ModelHandler(Handler):
         self._json({})
 
     def commit(self, body: bytes, name: str, branch: str) -> None:
-        repository = self.repository(name, write=True)
-        if repository is None:
+        if (repository := self.branch(name, branch)) is None:
             return
         lines = [json.loads(line) for line in body.splitlines()]
         header = next(line["value"] for line in lines if line["key"] == "header")
-        start = repository.branches.get(branch, repository.branches["main"])
-        files = dict(repository.commits[start])
+        files = dict(repository.files(branch))
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                if len(self.server.hub.blobs.get(value["oid"], b"")) != value["size"]:
+                if len(self.server.hub.blobs.get(value["oid"], ())) != value["size"]:
                     return self._refuse(400, None, f"{value['path']}: its content did not arrive")
                 files[value["path"]] = self.server.hub.blobs[value["oid"]]
         sha = repository.commit(branch, files, header["summary"])
@@ -179,16 +204,28 @@ class ModelHandler(Handler):
         if found := self.found(name, revision or "main"):
             sha, files = found
             siblings = [{"rfilename": path} for path in sorted(files)]
-            self._json({"_id": "0", "id": name, "sha": sha, "private": False, "tags": [], "siblings": siblings})
+            private = self.server.hub.repositories[name].private
+            self._json({"_id": "0", "id": name, "sha": sha, "private": private, "tags": [], "siblings": siblings})
 
     def list_files(self, _, name: str, revision: str, folder: str | None) -> None:
-        if found := self.found(name, revision):
-            entries = [
-                {"type": "file", "oid": hashlib.sha1(data).hexdigest(), "size": len(data), "path": path}
-                for path, data in sorted(found[1].items())
-                if path.startswith(f"{folder}/" if folder else "")
-            ]
-            self._json(entries)
+        if (found := self.found(name, revision)) is None:
+            return
+        within = f"{folder}/" if folder else ""
+        inside = {path: data for path, data in sorted(found[1].items()) if path.startswith(within)}
+        if not inside:
+            return self._refuse(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+        entries = {}
+        for path, data in inside.items():
+            parts = path.removeprefix(within).split("/")
+            if len(parts) > 1 and "recursive=true" not in self.path.lower():
+                name = within + parts[0]
+                entries[name] = {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "path": name}
+                continue
+            entry = {"type": "file", "oid": oid_of(path, data), "size": len(data), "path": path}
+            if path.endswith(LFS_ENDINGS):
+                entry["lfs"] = {"oid": oid_of(path, data), "size": len(data), "pointerSize": 130}
+            entries[path] = entry
+        self._json(list(entries.values()))
 
     def resolve(self, _, name: str, revision: str, path: str) -> None:
         if (found := self.found(name, revision)) is None:
@@ -197,10 +234,22 @@ class ModelHandler(Handler):
         common = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if path not in files:
             return self._refuse(404, "EntryNotFound", "Entry not found", common)
-        content = files[path]
-        common |= {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
+        content, oid = files[path], oid_of(path, files[path])
+        if not path.endswith(LFS_ENDINGS):
+            return self._content(content, {**common, "ETag": f'"{oid}"'})
+        self.server.hub.blobs[oid] = content  # of a commit that was not pushed, too
+        address = self.server.hub.url.replace("127.0.0.1", "localhost")
+        linked = {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{oid}"'}
+        self._send(302, b"", {**common, **linked, "Location": f"{address}/stored/{oid}?signature=1"})
+
+    def stored(self, _, oid: str) -> None:
+        self._content(self.server.hub.blobs[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+    def _content(self, content: bytes, headers: dict[str, str]) -> None:
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if span is None:
-            return self._send(200, content, common)
+            return self._send(200, content, headers)
         start, stop = int(span[1]), min(int(span[2]) + 1, len(content)) if span[2] else len(content)
-        self._send(206, content[start:stop], {**common, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"})
+        if start >= len(content):
+            return self._refuse(416, None, "Range Not Satisfiable", {"Content-Range": f"bytes */{len(content)}"})
+        self._send(206, content[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"})

@@ -3,18 +3,20 @@
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_mae_robust.resume import fault_of
 from tests.fresh import code_of_card, run_without_the_package
 from tests.helpers import TINY_OVERRIDES, as_flags
 from tests.loopback_hub import Fault
 from tests.loopback_models import ModelHub, Repository
+from tests.runs import free_port
+from tests.warm import WarmProcess
 
 ROOT = Path(__file__).parents[1]
 TOKEN, READER, OTHER = "hf_writesSecretToken", "hf_readsSecretToken", "hf_otherSecretToken"
@@ -39,50 +41,54 @@ LEFT_BEHIND = {
     "example_1.png",
     "example_2.png",
 }
-# The client's waits of 1, 2, 4, 8 and 8 s, made shorter; then the script.
-FASTER = """
-import runpy, sys, time
-from types import SimpleNamespace
-import huggingface_hub.utils._http as http
-import tenacity.nap
-faster = SimpleNamespace(**{name: value for name, value in vars(time).items() if name[0] != "_"})
-faster.sleep = lambda seconds: time.sleep(seconds / 50)
-http.time = tenacity.nap.time = faster
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="module")
+def loopback():
     with ModelHub(users=dict(USERS)) as hub:
         yield hub
 
 
-def environment(hub, home, token=TOKEN):
+@pytest.fixture
+def hub(loopback):
+    loopback.repositories, loopback.blobs, loopback.faults, loopback.requests = {}, {}, [], []
+    return loopback
+
+
+@pytest.fixture(scope="module")
+def warm(loopback, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    settings |= {"HF_TOKEN": token} if token else {}
-    return {**inherited, **settings, "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    settings = {"HF_ENDPOINT": loopback.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    settings |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with WarmProcess({**inherited, **settings}) as process:
+        yield process
 
 
 @pytest.fixture
-def run(hub, tmp_path):
-    """Runs one of the scripts, as a user of the Hub: (exit code, all that was printed)."""
+def home(warm):
+    """HF_HOME of the runs, empty."""
+    home = Path(warm.environment["HF_HOME"])
+    shutil.rmtree(home, ignore_errors=True)
+    return home
 
-    def call(script, *words, token=TOKEN):
-        result = subprocess.run(
-            [sys.executable, "-c", FASTER, str(ROOT / script), *map(str, words)],
-            env=environment(hub, tmp_path / "home", token),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        output = result.stdout + result.stderr
+
+@pytest.fixture
+def run(hub, home, warm, tmp_path):
+    """Runs a script, as a user of the Hub: (exit code, or a list of them, all that was printed)."""
+
+    def call(script, *words, token=TOKEN, processes=1):
+        environments, port = [], free_port()
+        for rank in range(processes):
+            environments.append({"HF_TOKEN": token} if token else {})
+            if processes > 1:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+                place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                environments[-1] |= {name: str(value) for name, value in place.items()}
+        codes, output = warm.run([ROOT / script, *words], tmp_path, environments)
         for secret in USERS:
             assert secret not in output
-        return result.returncode, output
+        return codes if processes > 1 else codes[0], output
 
     return call
 
@@ -112,9 +118,10 @@ def holds_no_secret(hub, folder):
     return not any(secret.encode() in data for data in contents for secret in USERS)
 
 
-def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, photos_dir, tmp_path):
-    (tmp_path / "waves").mkdir()
-    (tmp_path / "waves" / "notes.txt").write_text("mine")
+def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, home, photos_dir, tmp_path):
+    for stranger in ("notes.txt", "older/all_results.json", "model-older/model.safetensors", "events/runs/1"):
+        (tmp_path / "waves" / stranger).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "waves" / stranger).write_text("mine")
     code, output = run("run_pretrain.py", *words("--save_strategy", "epoch", "--hub_private_repo", "true"))
     assert code == 0, output
     repository = hub.repositories["ada/waves"]
@@ -132,12 +139,11 @@ def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, 
     # The lines of the card, on another machine, with transformers only.
     (tmp_path / "elsewhere").mkdir()
     code = code_of_card(tmp_path / "waves" / "README.md")
-    settings = environment(hub, tmp_path / "elsewhere" / "home")
-    settings = {name: settings[name] for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")}
+    settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     printed = run_without_the_package(code + "\nprint(tuple(features.shape))", tmp_path / "elsewhere", **settings)
     assert printed == "(1, 17, 32)\n"
 
-    # And for fine-tuning, at this commit though the branch moves.
+    # And for fine-tuning, at this commit though the branch moves; the token comes as a flag.
     first = repository.branches["main"]
     repository.commit("main", {"config.json": b"{}"}, "somebody breaks it")
     flags = as_flags(
@@ -153,24 +159,28 @@ def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, 
             "save_strategy": "no",
         }
     )
-    code, output = run("run_finetune.py", *flags)
+    more = ("--token", TOKEN, "--push_to_hub", "--hub_model_id", "ada/cat-or-dog")
+    code, output = run("run_finetune.py", *flags, *more, token=None)
     assert code == 0 and "Fine-tuning ada/waves (beit" in output, output
     assert json.loads((tmp_path / "classifier" / "run.json").read_text())["about"]["start_commit"] == first
-    card = ModelCard.load(tmp_path / "classifier" / "README.md")
+    files = hub.repositories["ada/cat-or-dog"].files()
+    assert {"model.safetensors", "confusion_matrix.png", "confusion_matrix.json"} <= files.keys()
+    assert holds_no_secret(hub, tmp_path / "classifier")
+    card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "ada/waves" and f"at commit {first[:10]}" in card.text
     # Without --model_revision it is the broken one, and without a token it is none.
     flags = [*flags, "--output_dir", tmp_path / "another"]
     code, output = run("run_finetune.py", *flags, "--model_revision", "main")
     assert code == 2 and "config.json" in output and "Traceback" not in output
-    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(home)
     code, output = run("run_finetune.py", *flags, token=None)
-    assert code == 2 and "ada/waves at revision" in output and "hf auth login" in output
+    assert code == 2 and "ada/waves at revision" in output and "hf auth login" in output, output
     code, output = run("run_finetune.py", *flags, "--model_revision", "0" * 40)
     assert code == 2 and "has no such revision" in output
 
 
 @pytest.mark.parametrize("strategy, folder", [("every_save", None), ("checkpoint", "last-checkpoint/"), ("end", None)])
-def test_checkpoints_are_pushed_while_it_trains(strategy, folder, run, words, hub):
+def test_checkpoints_are_pushed_while_it_trains(strategy, folder, run, words, hub, tmp_path):
     more = ["--save_strategy", "epoch", "--hub_strategy", strategy, "--hub_always_push", "true"]
     code, output = run("run_pretrain.py", *words("--hub_model_id", "ada/named", *more))
     assert code == 0, output
@@ -180,7 +190,11 @@ def test_checkpoints_are_pushed_while_it_trains(strategy, folder, run, words, hu
     extra = {path for path in repository.files() if path not in LEFT_BEHIND}
     assert bool(extra) is (folder is not None) and all(path.startswith(str(folder)) for path in extra)
     if folder:
-        assert {f"{folder}optimizer.pt", f"{folder}manifest.json", f"{folder}rng_state.pth"} <= extra
+        downloaded = tmp_path / folder
+        for path in extra:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(repository.files()[path])
+        assert fault_of(downloaded) is None and (downloaded / "optimizer.pt").exists()
     if strategy == "every_save":
         first = list(repository.commits.values())[1]  # a model that loads, with its card, after the first epoch
         assert {"model.safetensors", "config.json", "README.md", "modeling_vit_mae_robust.py"} <= first.keys()
@@ -203,10 +217,33 @@ def test_without_the_right_to_write_nothing_is_trained(token, more, message, run
     assert "0%|" not in output and not (tmp_path / "waves" / "model.safetensors").exists()
 
 
+def test_an_evaluation_has_nothing_to_push(run, hub, encoder_dir, photos_dir):
+    flags = ("--model_name_or_path", encoder_dir, "--dataset_name", photos_dir, "--push_to_hub", "--eval_only")
+    code, output = run("run_finetune.py", *flags)
+    assert code == 2 and "nothing for --push_to_hub" in output and not hub.repositories, output
+
+
+def test_a_branch_is_made_and_main_stays_as_it_is(run, words, hub):
+    repository = hub.repositories["ada/waves"] = Repository()
+    before = repository.commit("main", {"README.md": b"---\n---\n"}, "by hand")
+    code, output = run("run_pretrain.py", *words("--hub_revision", "next", "--save_strategy", "epoch"))
+    assert code == 0, output
+    assert repository.branches["main"] == before and LEFT_BEHIND - {".gitattributes"} == repository.files("next").keys()
+    code, output = run("run_pretrain.py", *words("--hub_revision", before, "--overwrite_output_dir"))
+    assert code == 2 and f"--hub_revision {before} is a commit" in output
+
+
+def test_what_is_to_be_private_is_not_pushed_to_where_everybody_sees_it(run, words, hub):
+    hub.repositories["ada/waves"] = Repository()
+    hub.repositories["ada/waves"].commit("main", {}, "initial commit")
+    code, output = run("run_pretrain.py", *words("--hub_private_repo", "true"))
+    assert code == 2 and "ada/waves is on the Hub already, and public" in output, output
+
+
 def test_a_hub_that_fails_three_times_gets_everything_in_the_end(run, words, hub):
-    """But for the commit itself, which the client does not repeat: it may have been made."""
+    hub.faults = [Fault(500, "/api/repos/create", "POST", times=3), Fault(500, "/commit/", "POST", times=3)]
     places = {"preupload": "POST", "info/lfs": "POST", "/blob/": "PUT"}
-    hub.faults = [Fault(500, path, method, times=3) for path, method in places.items()]
+    hub.faults += [Fault(500, path, method, times=3) for path, method in places.items()]
     hub.faults += [Fault("reset", path, method, times=1) for path, method in places.items()]
     code, output = run("run_pretrain.py", *words("--hub_strategy", "end"))
     assert code == 0, output
@@ -214,16 +251,52 @@ def test_a_hub_that_fails_three_times_gets_everything_in_the_end(run, words, hub
     assert all(fault.hits >= fault.times for fault in hub.faults)
 
 
-@pytest.mark.parametrize("kind, path", [(500, "commit"), ("reset", "/blob/")])
-def test_a_model_that_cannot_be_pushed_is_not_lost(kind, path, run, words, hub, tmp_path):
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(run, words, hub):
+    hub.faults = [Fault("lost", "/commit/", "POST", times=1)]
+    code, output = run("run_pretrain.py", *words("--hub_strategy", "end"))
+    repository = hub.repositories["ada/waves"]
+    assert code == 0 and f"commit/{repository.branches['main']}" in output, output
+    assert repository.messages == ["initial commit", "End of training"] and hub.faults[0].hits == 1
+
+
+def test_of_two_processes_one_pushes_and_says_which_commit_is_loaded(run, words, hub, encoder_dir):
+    repository, files = encoder_on(hub, encoder_dir)
+    repository.commit("main", files, "all")
+    flags = words("--per_device_train_batch_size", "4", "--save_strategy", "epoch")
+    codes, output = run("run_pretrain.py", *flags, "--model_name_or_path", "ada/encoder", processes=2)
+    assert codes == [0, 0], output
+    assert hub.repositories["ada/waves"].files().keys() == LEFT_BEHIND
+    asked = [request.path for request in hub.requests]
+    assert asked.count("/api/repos/create") == asked.count("/api/models/ada/encoder/revision/main") == 1
+    # And where it is refused, both end.
+    codes, output = run("run_pretrain.py", *flags, "--overwrite_output_dir", token=READER, processes=2)
+    assert codes == [2, 2] and "has no right to write" in output and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize(
+    "kind, path, reason",
+    [
+        (500, "/commit/", "the Hub answered 500"),
+        (413, "/commit/", "the Hub answered 413 for ada/waves (status 413)"),
+        ("reset", "/blob/", "the Hub cannot be reached"),
+        (503, "/blob/", "the Hub answered 503"),
+        (400, "validate-yaml", "Invalid metadata in README.md"),
+    ],
+)
+def test_a_model_that_cannot_be_pushed_is_not_lost(kind, path, reason, run, words, hub, tmp_path):
     hub.faults = [Fault(kind, path, "PUT" if path == "/blob/" else "POST")]
     code, output = run("run_pretrain.py", *words("--hub_strategy", "end"))
-    assert code == 5 and "was not pushed" in output and "hf upload ada/waves" in output, output
+    assert code == 5 and f"was not pushed: {reason}" in output and "hf upload ada/waves" in output, output
     assert "Traceback" not in output
     files = {path.name for path in (tmp_path / "waves").iterdir()}
     assert LEFT_BEHIND - {".gitattributes"} <= files
-    # Nothing of it is there, not half of it.
+    # Nothing of it is there, not half of it; and the command that is named pushes it.
     assert hub.repositories["ada/waves"].files().keys() == {".gitattributes"}
+    hub.faults = []
+    (tmp_path / "hf.py").write_text("from huggingface_hub.cli.hf import main\nmain()\n")
+    _, *command = shlex.split(re.search("`(hf upload .*?)`", output)[1])
+    code, output = run(tmp_path / "hf.py", *command)
+    assert code == 0 and hub.repositories["ada/waves"].files().keys() == LEFT_BEHIND, output
 
 
 def test_a_push_that_fails_in_between_is_a_warning(run, words, hub):
@@ -234,52 +307,99 @@ def test_a_push_that_fails_in_between_is_a_warning(run, words, hub):
     assert repository.files().keys() == LEFT_BEHIND and len(repository.messages) == 3
 
 
-DOWNLOAD = """
-import sys
-import time
-from types import SimpleNamespace
-import huggingface_hub.utils._http as http
-import tenacity.nap
-from huggingface_hub import file_download
-faster = SimpleNamespace(**{name: value for name, value in vars(time).items() if name[0] != "_"})
-faster.sleep = lambda seconds: None
-http.time = file_download.time = tenacity.nap.time = faster
-from hf_mae_robust.hub import local_model
-for _ in sys.stdin:
-    try:
-        print(local_model("ada/encoder", None, None), flush=True)
-    except ValueError as error:
-        print(f"ValueError: {error}", flush=True)
+STOPPED = """
+import os, signal
+from hf_mae_robust.image_trainer import ImageTrainer
+from hf_mae_robust.pretrain import main
+training_step = ImageTrainer.training_step
+
+def stopped_at_step_2(trainer, *args, **kwargs):
+    if trainer.state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return training_step(trainer, *args, **kwargs)
+
+ImageTrainer.training_step = stopped_at_step_2
+main()
 """
 
 
-def test_faults_of_a_download_leave_nothing_half_written(hub, encoder_dir, tmp_path):
+def test_a_stopped_run_pushes_its_checkpoint_and_says_what_failed(run, words, hub, tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    code, output = run(tmp_path / "stopped.py", *words())
+    assert code == 75 and "not pushed" not in output, output
+    assert hub.repositories["ada/waves"].messages[1:] == ["Training in progress, step 3"]
+    hub.faults = [Fault(500, "/commit/", "POST")]
+    code, output = run(tmp_path / "stopped.py", *words("--overwrite_output_dir"))
+    assert code == 75 and "checkpoint-3 was not pushed: the Hub answered 500" in output, output
+
+
+LOAD = """
+import sys
+from hf_mae_robust.hub import local_model
+try:
+    print(local_model("ada/encoder", None, None))
+except ValueError as error:
+    sys.exit(f"ValueError: {error}")
+"""
+
+
+def encoder_on(hub, encoder_dir):
     repository = hub.repositories["ada/encoder"] = Repository()
-    sha = repository.commit("main", {path.name: path.read_bytes() for path in encoder_dir.iterdir()}, "all")
-    home, weights = tmp_path / "home", f"/resolve/{sha}/model.safetensors"
-    settings = {"env": environment(hub, home), "text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", DOWNLOAD], **settings) as client:
+    return repository, {path.name: path.read_bytes() for path in encoder_dir.iterdir()}
 
-        def load_again() -> str:
-            client.stdin.write("\n")
-            client.stdin.flush()
-            return client.stdout.readline()
 
-        for kind in (500, "reset", "truncated"):
-            hub.faults = [Fault(kind, weights)]
-            answer = load_again()
-            assert answer.startswith("ValueError: ada/encoder cannot be loaded: the Hub "), answer
-            assert not list(home.rglob("model.safetensors"))
-        for kind in (500, "reset", "truncated"):
-            shutil.rmtree(home, ignore_errors=True)
-            hub.faults = [Fault(kind, weights, times=3)]
-            assert f"{sha}', '{sha}'" in load_again()
-            (snapshot,) = home.rglob("model.safetensors")
-            assert snapshot.read_bytes() == (encoder_dir / "model.safetensors").read_bytes()
-        client.stdin.close()
+def test_faults_of_a_download_leave_nothing_half_written(run, hub, home, encoder_dir, tmp_path):
+    repository, files = encoder_on(hub, encoder_dir)
+    sha = repository.commit("main", files, "all")
+    (tmp_path / "load.py").write_text(LOAD)
+    for kind in (500, "reset", "truncated"):
+        hub.faults = [Fault(kind, "/stored/")]
+        code, output = run(tmp_path / "load.py", token=None)
+        assert code == 1 and "ValueError: ada/encoder cannot be loaded: the Hub " in output, output
+        assert not list(home.rglob("model.safetensors"))
+    hub.faults = [Fault(403, "/resolve/", "HEAD")]
+    code, output = run(tmp_path / "load.py", token=None)
+    assert code == 1 and "ada/encoder is gated: accept its terms" in output, output
+    for kind in (500, "reset", "truncated"):
+        shutil.rmtree(home, ignore_errors=True)
+        hub.faults = [Fault(kind, "/stored/", times=3)]
+        code, output = run(tmp_path / "load.py", token=None)
+        assert code == 0 and f"{sha}', '{sha}'" in output, output
+        (snapshot,) = home.rglob("model.safetensors")
+        assert snapshot.read_bytes() == files["model.safetensors"]
+
+
+def test_weights_that_are_cut_off_on_the_hub_are_refused(run, words, hub, encoder_dir):
+    repository, files = encoder_on(hub, encoder_dir)
+    repository.commit("main", {**files, "model.safetensors": files["model.safetensors"][:-1000]}, "cut off")
+    for script in ("run_pretrain.py", "run_finetune.py"):
+        flags = words("--model_name_or_path", "ada/encoder", "--push_to_hub", "false")
+        if script == "run_finetune.py":
+            drop = ("--config_overrides", "--target_normalization", "--target_statistics")
+            flags = [word for k in range(0, len(flags), 2) if flags[k] not in drop for word in flags[k : k + 2]]
+        code, output = run(script, *flags)
+        assert code == 2 and "its weights are not there, or cannot be read" in output, output
+        assert "ada--encoder" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("command", [("export", "--to", "beit"), ("convert",), ("analyze", "knn")], ids=" ".join)
+def test_the_other_commands_take_a_private_model_at_a_commit(command, run, hub, encoder_dir, photos_dir, tmp_path):
+    repository, files = encoder_on(hub, encoder_dir)
+    repository.private, sha = True, repository.commit("main", files, "all")
+    repository.commit("main", {"config.json": b"{}"}, "somebody breaks it")
+    (tmp_path / "command.py").write_text("from hf_mae_robust.__main__ import main\nmain()\n")
+    name, *more = command
+    flags = [name, "ada/encoder", tmp_path / "out", *more, "--revision", sha]
+    if name == "analyze":
+        flags = [*command, "ada/encoder", "--model_revision", sha, "--dataset_name", photos_dir, "--num_workers", "0"]
+    code, output = run(tmp_path / "command.py", *flags, token=None)
+    assert code == 2 and "ada/encoder at revision" in output and "hf auth login" in output, output
+    code, output = run(tmp_path / "command.py", *flags, "--token", READER, token=None)
+    assert code == 0, output
+    assert name == "analyze" or (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
 def test_a_hub_that_is_away_is_said_so(run, words, hub):
-    hub.server.server_close()
+    hub.faults = [Fault("reset", "", method) for method in ("GET", "POST", "HEAD")]
     code, output = run("run_pretrain.py", *words())
     assert code == 2 and "cannot be reached" in output and "Traceback" not in output, output
