@@ -24,9 +24,8 @@ def hardware_of(trainer: Trainer) -> str:
     device, count = trainer.args.device, trainer.args.world_size
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
-    threads = (
-        f" ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})" if device.type == "cpu" else ""
-    )
+    num_threads = torch.get_num_threads()
+    threads = f" ({num_threads} thread{'s' * (num_threads > 1)})" if device.type == "cpu" else ""
     return f"{count} x {device.type.upper()} process{'es' * (count > 1)}{threads}"
 
 

@@ -76,6 +76,14 @@ class Pixels:
     image_std: Sequence[float] = tuple(IMAGENET_DEFAULT_STD)
 
 
+def unreadable(name: str, error: Exception) -> ValueError:
+    """What `from_pretrained` raises for weights that are damaged or missing, as a sentence."""
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return ValueError(
+        f"{name}: its weights are not there, or cannot be read: {reason}. Copy or download the model again."
+    )
+
+
 def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), **options) -> PreTrainedModel:
     """`from_pretrained` in float32 that raises ValueError, with names, where a tensor is missing or of another shape,
     except for those that begin with `may_be_missing`; where a block or the embeddings have a tensor that the model has
@@ -84,11 +92,7 @@ def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), 
     try:
         model, info = model_class.from_pretrained(name, **options)
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{name}: its weights are not there, or cannot be read: {reason.rstrip('.')}. Copy or "
-            "download the model again."
-        ) from error
+        raise unreadable(name, error) from error
     problems = {
         "lacks": [key for key in info["missing_keys"] if not key.startswith(may_be_missing)],
         "has another shape of": [key for key, *_ in info["mismatched_keys"] if not key.startswith(may_be_missing)],

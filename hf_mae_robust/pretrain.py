@@ -18,6 +18,7 @@ from .arguments import (
     RecipeParser,
     parse_config_overrides,
 )
+from .classifiers import unreadable
 from .data import sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
@@ -110,11 +111,7 @@ def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAE
             output_loading_info=True,
         )
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{arguments.model_name_or_path}: its weights are not there, or cannot be read: "
-            f"{reason.rstrip('.')}. Copy or download the model again."
-        ) from error
+        raise unreadable(arguments.model_name_or_path, error) from error
     # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
     expected = ("target_normalizer.", "vit.mid_mask_token")
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(expected)):

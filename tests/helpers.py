@@ -56,6 +56,24 @@ def as_flags(settings: dict, *more) -> list[str]:
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + list(map(str, more))
 
 
+def finetuning_settings(dataset: Path, encoder: Path, output_dir: Path) -> dict:
+    """Of a classification run of 2 epochs of 5 steps on `photos_dir`, without checkpoints and evaluations between."""
+    return {
+        "dataset_name": dataset,
+        "model_name_or_path": encoder,
+        "output_dir": output_dir,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 2,
+        "base_learning_rate": 0.05,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "crop_pct": 1.0,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+    }
+
+
 def losses(trainer) -> list[float]:
     """Logged in training."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

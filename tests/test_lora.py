@@ -13,7 +13,7 @@ from hf_mae_robust import ViTMAERobustModel
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.resume import CheckpointError
 from hf_mae_robust.saving import seal
-from tests.helpers import as_flags, losses, photos
+from tests.helpers import as_flags, finetuning_settings, losses, photos
 
 LORA = ["--lora_r", 3, "--lora_alpha", 6]
 
@@ -23,20 +23,7 @@ def words(photos_dir, encoder_dir, tmp_path):
     """Flags of a run of 2 epochs of 5 steps; later ones win."""
 
     def build(*more):
-        settings = {
-            "dataset_name": photos_dir,
-            "model_name_or_path": encoder_dir,
-            "output_dir": tmp_path / "out",
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 2,
-            "base_learning_rate": 0.5,
-            "dataloader_num_workers": 0,
-            "logging_steps": 1,
-            "report_to": "none",
-            "crop_pct": 1.0,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-        }
+        settings = finetuning_settings(photos_dir, encoder_dir, tmp_path / "out") | {"base_learning_rate": 0.5}
         return as_flags(settings, *LORA, *more)
 
     return build
