@@ -65,7 +65,8 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "cpu": models[0] if models else platform.processor(),
