@@ -28,6 +28,10 @@ def add_common_arguments(parser: argparse.ArgumentParser, repeats: int = 7) -> N
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures there.")
 
 
+def current_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def synchronize() -> None:
     """Wait for the accelerator, if there is one."""
     if torch.accelerator.is_available():

@@ -28,9 +28,10 @@ class MAETrainer(ImageTrainer):
     def get_decay_parameter_names(self, model) -> list[str]:
         return decayed_parameter_names(model)
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         rows = inputs["row"]
-        result = super().compute_loss(model, {k: v for k, v in inputs.items() if k != "row"}, *args, **kwargs)
+        inputs = {k: v for k, v in inputs.items() if k != "row"} | {"return_logits": return_outputs}
+        result = super().compute_loss(model, inputs, return_outputs, **kwargs)
         self.guard.add_loss(result[0] if isinstance(result, tuple) else result, rows)
         return result
 

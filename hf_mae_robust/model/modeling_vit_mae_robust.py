@@ -8,6 +8,7 @@ Masks are 1 where a patch is masked. B images, L patches an image, D numbers a p
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,17 +16,21 @@ from transformers import ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedMode
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import (
+    ViTMAEAttention,
     ViTMAEDecoderOutput,
     ViTMAEEmbeddings,
     ViTMAEForPreTrainingOutput,
     ViTMAELayer,
     ViTMAEModelOutput,
     build_2d_sinusoidal_position_embedding,
+    eager_attention_forward,
 )
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_vit_mae_robust import attention_with_dropped_edges
 from .configuration_vit_mae_robust import ViTMAERobustConfig, to_pair
 
 # Of the variance under the square root, in the per-patch and in the population step (official code).
@@ -96,7 +101,8 @@ def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor,
         `mask` `(B, L)`, float: 0 visible, 1 masked.
     """
     ids_shuffle = noise.argsort(dim=1)
-    ids_restore = ids_shuffle.argsort(dim=1)
+    places = torch.arange(noise.shape[1], device=noise.device).expand_as(ids_shuffle)
+    ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)
     return ids_shuffle, ids_restore, (ids_restore >= num_visible).to(torch.float32)
 
 
@@ -163,36 +169,131 @@ class TargetNormalizer(nn.Module):
         return patches * self._scale() + self.mean.float()
 
 
+def select_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch.Tensor) -> torch.Tensor:
+    """Cut out some patches of each image, `ids` `(B, n)`: `(B, C, H, W)` -> `(B, n, patch height, patch width, C)`."""
+    batch_size, channels, height, width = pixel_values.shape
+    p, q = patch_size
+    patches = pixel_values.reshape(batch_size, channels, height // p, p, width // q, q).permute(0, 2, 4, 3, 5, 1)
+    rows = torch.arange(batch_size, device=ids.device).unsqueeze(1)
+    return patches[rows, ids // (width // q), ids % (width // q)]
+
+
 class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
-    """Patch, position and CLS embeddings; masking happens in the model, which decides about the mid-level tokens."""
+    """Patch, position and CLS embeddings; the model decides which patches are masked."""
 
     def __init__(self, config: ViTMAERobustConfig):
         super().__init__(config)
         self.grid_size = config.grid_size
 
-    def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(B, C, H, W)` -> CLS token `(1, 1, d)`, patch tokens `(B, L, d)` and their positions `(1, L, d)`."""
-        height, width = pixel_values.shape[-2:]
+    def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
+        """Number of patches (vertically, horizontally) of images that fit; ValueError of others."""
+        channels, height, width = pixel_values.shape[-3:]
         patch_height, patch_width = to_pair(self.patch_size)
-        position_embeddings = self.position_embeddings
+        if channels != self.config.num_channels:
+            raise ValueError(
+                f"Images of {channels} channels, but the model has num_channels={self.config.num_channels}."
+            )
         if interpolate_pos_encoding:
             if height % patch_height or width % patch_width or not height or not width:
                 raise ValueError(
                     f"Images of {height} x {width} pixels are not a multiple of patch_size={self.patch_size}."
                 )
-            position_embeddings = interpolate_position_embedding(
-                position_embeddings, self.grid_size, (height // patch_height, width // patch_width)
-            )
         elif (height, width) != to_pair(self.config.image_size):
             raise ValueError(
                 f"Images of {height} x {width} pixels, but the model was built for image_size="
                 f"{self.config.image_size}. Resize them, or pass interpolate_pos_encoding=True."
             )
-        positions = position_embeddings[:, 1:]
-        tokens = self.patch_embeddings(pixel_values) + positions
-        return self.cls_token + position_embeddings[:, :1], tokens, positions
+        return height // patch_height, width // patch_width
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        ids_visible: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(B, C, H, W)` -> CLS token `(1, 1, d)`, patch tokens `(B, L, d)` and the positions of all patches `(L, d)`.
+        With `ids_visible` `(B, n)` only these patches are projected: tokens `(B, n, d)`, in that order."""
+        grid_size = self.check(pixel_values, interpolate_pos_encoding)
+        position_embeddings = interpolate_position_embedding(self.position_embeddings, self.grid_size, grid_size)
+        cls_token, positions = self.cls_token + position_embeddings[:, :1], position_embeddings[0, 1:]
+        if ids_visible is None:
+            return cls_token, self.patch_embeddings(pixel_values) + positions, positions
+        # The convolution is a linear layer on each patch, whose weights are ordered (C, patch height, patch width).
+        patches = select_patches(pixel_values, to_pair(self.patch_size), ids_visible).permute(0, 1, 4, 2, 3)
+        projection = self.patch_embeddings.projection
+        tokens = nn.functional.linear(patches.flatten(2), projection.weight.flatten(1), projection.bias)
+        return cls_token, tokens + positions[ids_visible], positions
+
+
+class ViTMAERobustAttention(ViTMAEAttention):
+    """As stock's, for the work that is needed: see `ViTMAERobustLayer`."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+        num_outputs: int | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        projected = []
+        for project in (self.q_proj, self.k_proj, self.v_proj):
+            is_query = project is self.q_proj
+            first = hidden_states[:, -num_outputs:] if is_query and num_outputs and shared is None else hidden_states
+            states = project(first)
+            if shared is not None:
+                table, ids = shared
+                states = torch.cat([states, nn.functional.embedding(ids, project(table))], dim=1)
+                if is_query and num_outputs:
+                    states = states[:, -num_outputs:]
+            projected.append(states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
+        query, key, value = projected
+        dropout = self.attention_dropout if self.training else 0.0
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if dropout and implementation == "sdpa" and query.device.type == "cpu" and not torch.compiler.is_compiling():
+            attend = attention_with_dropped_edges
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.flatten(2)), weights
+
+
+class ViTMAERobustLayer(ViTMAELayer):
+    """As stock's block, for the work that is needed.
+
+    shared: `(table, ids)`: further tokens, the rows `ids` `(B, m)` of `table` `(L, d)`. Tokens that stand for masked
+    patches are an embedding and a position, the same for all images, so in the first block that sees them their norm,
+    query, key and value are computed once for the whole batch.
+    num_outputs: give only so many of the last tokens; the others are keys and values for them.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.attention = ViTMAERobustAttention(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+        num_outputs: int | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """`(B, n, d)` -> `(B, n + m, d)`, or the last `num_outputs` of these tokens."""
+        normalized, normalized_shared = self.layernorm_before(hidden_states), None
+        if shared is not None:
+            table, ids = shared
+            normalized_shared = self.layernorm_before(table), ids
+            rows = nn.functional.embedding(ids, table).to(hidden_states.dtype)
+            hidden_states = torch.cat([hidden_states, rows], dim=1)
+        if num_outputs:
+            hidden_states = hidden_states[:, -num_outputs:]
+        attended, _ = self.attention(
+            normalized, attention_mask, shared=normalized_shared, num_outputs=num_outputs, **kwargs
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 
 class ViTMAERobustDecoder(nn.Module):
@@ -214,44 +315,60 @@ class ViTMAERobustDecoder(nn.Module):
         self.decoder_embed = nn.Linear(config.hidden_size, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, dim), requires_grad=False)
-        self.decoder_layers = nn.ModuleList([ViTMAELayer(self.config) for _ in range(config.decoder_num_hidden_layers)])
+        self.decoder_layers = nn.ModuleList(
+            [ViTMAERobustLayer(self.config) for _ in range(config.decoder_num_hidden_layers)]
+        )
         self.decoder_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.decoder_pred = nn.Linear(dim, config.patch_dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int] | None = None
+        self,
+        hidden_states: torch.Tensor,
+        ids_shuffle: torch.Tensor,
+        grid_size: tuple[int, int] | None = None,
+        num_outputs: int | None = None,
     ) -> ViTMAEDecoderOutput:
         """
         Args:
             hidden_states (`(B, 1 + n, d)`): the encoder's output: CLS, then the first n patches in shuffled order.
-            ids_restore (`(B, L)`): where each patch stands in shuffled order.
+            ids_shuffle (`(B, L)`): patch indices, those of `hidden_states` first.
             grid_size: patches (vertically, horizontally), where it is not that of `config.image_size`.
+            num_outputs: predict only so many of the last patches in shuffled order. Default: all.
 
         Returns:
-            `logits` `(B, L, D)`, in raster order.
+            `logits` `(B, num_outputs or L, D)`, in shuffled order.
         """
         hidden_states = self.decoder_embed(hidden_states)
-        cls_token, tokens = hidden_states[:, :1], hidden_states[:, 1:]
-        batch_size, num_tokens, dim = tokens.shape
-        # The mask token takes the remaining places. It has the activations' type, which autocast may have lowered.
-        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch_size, ids_restore.shape[1] - num_tokens, -1)
-        tokens = torch.cat([tokens, mask_tokens], dim=1)
-        tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, dim))
-        position_embedding = interpolate_position_embedding(
-            self.decoder_pos_embed, self.grid_size, grid_size or self.grid_size
-        )
-        hidden_states = torch.cat([cls_token, tokens], dim=1) + position_embedding
-        for layer in self.decoder_layers:
-            hidden_states = layer(hidden_states)
-        logits = self.decoder_pred(self.decoder_norm(hidden_states))
-        return ViTMAEDecoderOutput(logits=logits[:, 1:])
+        positions = interpolate_position_embedding(self.decoder_pos_embed, self.grid_size, grid_size or self.grid_size)
+        num_tokens = hidden_states.shape[1] - 1
+        ids_encoded, ids_missing = ids_shuffle[:, :num_tokens], ids_shuffle[:, num_tokens:]
+        encoded = torch.cat([positions[:, :1].expand(len(ids_shuffle), -1, -1), positions[0, 1:][ids_encoded]], dim=1)
+        hidden_states = hidden_states + encoded
+        # Self-attention does not care about the order of tokens, so they stay in shuffled order. The mask token takes
+        # the remaining places.
+        shared = (self.mask_token[0] + positions[0, 1:], ids_missing)
+        num_outputs = num_outputs or ids_shuffle.shape[1]
+        for index, layer in enumerate(self.decoder_layers):
+            hidden_states = layer(
+                hidden_states,
+                shared=shared if index == 0 else None,
+                num_outputs=num_outputs if index == len(self.decoder_layers) - 1 else None,
+            )
+        return ViTMAEDecoderOutput(logits=self.decoder_pred(self.decoder_norm(hidden_states)))
+
+
+@dataclass
+class ViTMAERobustModelOutput(ViTMAEModelOutput):
+    """Stock's output, and `ids_shuffle` `(B, L)`: patch indices, visible ones first."""
+
+    ids_shuffle: torch.LongTensor | None = None
 
 
 class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
     """Initialisation, loading and saving that both models share."""
 
     config: ViTMAERobustConfig
-    _no_split_modules = ["ViTMAERobustEmbeddings", "ViTMAELayer", "ViTMAERobustDecoder"]
+    _no_split_modules = ["ViTMAERobustEmbeddings", "ViTMAERobustLayer", "ViTMAERobustDecoder"]
     _keep_in_fp32_modules_strict = ["target_normalizer"]
 
     @torch.no_grad()
@@ -325,7 +442,7 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         # Not ViTMAEModel's: it would build and initialise embeddings that are replaced at once.
         ViTMAEPreTrainedModel.__init__(self, config)
         self.embeddings = ViTMAERobustEmbeddings(config)
-        self.layers = nn.ModuleList([ViTMAELayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([ViTMAERobustLayer(config) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.mid_mask_ratio > 0:
             self.mid_mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
@@ -340,7 +457,7 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
-    ) -> ViTMAEModelOutput:
+    ) -> ViTMAERobustModelOutput:
         """
         Args:
             pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
@@ -354,22 +471,24 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         Returns:
             `last_hidden_state` `(B, 1 + n, d)`: CLS, then the n patches that were encoded: all L in raster order
             without `mask_ratio`; with it the visible ones in the order of their noise, followed by the mid-level
-            tokens, if any. `mask` `(B, L)`: 1 = masked. `ids_restore` `(B, L)`.
+            tokens, if any. `mask` `(B, L)`: 1 = masked. `ids_shuffle`, `ids_restore` `(B, L)`:
+            see `random_masking`.
 
         Raises:
             ValueError: the size or the channels of the images, or the shape of the noise, do not fit.
         """
-        cls_token, tokens, positions = self.embeddings(pixel_values, interpolate_pos_encoding)
-        batch_size, num_patches, dim = tokens.shape
-        mid_tokens = None
+        batch_size, (rows, columns) = len(pixel_values), self.embeddings.check(pixel_values, interpolate_pos_encoding)
+        num_patches = rows * columns
+        ids_visible = mid_tokens = None
         if mask_ratio is None:
-            mask = tokens.new_zeros(batch_size, num_patches, dtype=torch.float32)
-            ids_restore = torch.arange(num_patches, device=tokens.device).expand(batch_size, -1)
+            ids_shuffle = torch.arange(num_patches, device=pixel_values.device).expand(batch_size, -1)
+            ids_restore = ids_shuffle
+            mask = torch.zeros(batch_size, num_patches, device=pixel_values.device)
         else:
             if not 0.0 <= mask_ratio < 1.0:
                 raise ValueError(f"mask_ratio={mask_ratio!r}: must lie in [0, 1).")
             if noise is None:
-                noise = torch.rand(batch_size, num_patches, device=tokens.device)
+                noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
             elif noise.shape != (batch_size, num_patches):
                 raise ValueError(
                     f"noise has shape {tuple(noise.shape)}, needs (batch size, patches) = {(batch_size, num_patches)}."
@@ -377,18 +496,21 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
             num_visible = int(num_patches * (1 - mask_ratio))
             ids_shuffle, ids_restore, mask = random_masking(noise, num_visible)
             ids_visible = ids_shuffle[:, :num_visible]
-            tokens = tokens.gather(1, ids_visible.unsqueeze(-1).expand(-1, -1, dim))
-            if self.config.mid_mask_ratio > 0:
-                num_mid = int(num_patches * self.config.mid_mask_ratio)
-                ids_mid = ids_shuffle[:, num_visible : num_visible + num_mid]
-                mid_tokens = self.mid_mask_token + positions[0][ids_mid]
 
-        hidden_states = torch.cat([cls_token.expand(batch_size, -1, -1), tokens], dim=1)
+        cls_token, tokens, positions = self.embeddings(pixel_values, interpolate_pos_encoding, ids_visible)
+        if mask_ratio is not None and self.config.mid_mask_ratio > 0:
+            num_mid = int(num_patches * self.config.mid_mask_ratio)
+            mid_tokens = (self.mid_mask_token[0] + positions, ids_shuffle[:, num_visible : num_visible + num_mid])
+        hidden_states = torch.cat([cls_token.expand(batch_size, -1, -1).to(tokens.dtype), tokens], dim=1)
         for index, layer in enumerate(self.layers):
-            if mid_tokens is not None and index == self.config.mid_mask_layer_idx:
-                hidden_states = torch.cat([hidden_states, mid_tokens.to(hidden_states.dtype)], dim=1)
-            hidden_states = layer(hidden_states, None, **kwargs)
-        return ViTMAEModelOutput(last_hidden_state=self.layernorm(hidden_states), mask=mask, ids_restore=ids_restore)
+            joining = mid_tokens if index == self.config.mid_mask_layer_idx else None
+            hidden_states = layer(hidden_states, None, shared=joining, **kwargs)
+        return ViTMAERobustModelOutput(
+            last_hidden_state=self.layernorm(hidden_states),
+            mask=mask,
+            ids_restore=ids_restore,
+            ids_shuffle=ids_shuffle,
+        )
 
 
 class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraining):
@@ -452,13 +574,15 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         mean = torch.tensor(self.config.image_mean, device=device).view(-1, 1, 1)
         return mean, torch.tensor(self.config.image_std, device=device).view(-1, 1, 1)
 
-    def _population_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The target before the per-patch step, `(B, L, D)`, float32."""
-        pixel_values = pixel_values.float()
+    def _population_target(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The target before the per-patch step, `(B, L or n, D)`, float32; see `compute_target`."""
+        if ids is None:
+            target = self.patchify(pixel_values).float()
+        else:
+            target = select_patches(pixel_values, to_pair(self.config.patch_size), ids).float().flatten(2)
         if self.config.target_normalization != "global_rgb":
-            mean, std = self._image_statistics(pixel_values.device)
-            pixel_values = pixel_values * std + mean
-        target = self.patchify(pixel_values)
+            mean, std = (value.flatten() for value in self._image_statistics(target.device))
+            target = (target.unflatten(-1, (-1, self.config.num_channels)) * std + mean).flatten(2)
         return self.target_normalizer(target) if self.config.target_normalization == "global_patch" else target
 
     def _patch_statistics(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -466,10 +590,11 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         return target.mean(dim=-1, keepdim=True), torch.sqrt(variance + TARGET_EPS)
 
     @torch.no_grad()
-    def compute_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def compute_target(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """What the decoder has to predict, `(B, L, D)` in float32, for `(B, C, H, W)` normalised images (paper,
-        section 2.2: population statistics first, per-patch normalisation second)."""
-        target = self._population_target(pixel_values)
+        section 2.2: population statistics first, per-patch normalisation second); with `ids` `(B, n)` for these
+        patches only, `(B, n, D)`."""
+        target = self._population_target(pixel_values, ids)
         if self.config.norm_pix_loss:
             mean, std = self._patch_statistics(target)
             target = (target - mean) / std
@@ -497,6 +622,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        return_logits: bool = True,
         **kwargs,
     ) -> ViTMAEForPreTrainingOutput:
         """
@@ -505,6 +631,8 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
             noise (`(B, L)`, *optional*): decides which patches are masked and which of these get mid-level tokens;
                 see [`ViTMAERobustModel.forward`].
             interpolate_pos_encoding: take images of another size than `config.image_size`.
+            return_logits: False leaves `logits` None and saves what is not needed for the loss: the visible patches in
+                the last decoder block and in the prediction.
 
         Returns:
             `loss`: squared error, mean over the D numbers of a patch, then over the masked patches (those with
@@ -523,10 +651,19 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         )
         p, q = to_pair(self.config.patch_size)
         grid_size = (pixel_values.shape[-2] // p, pixel_values.shape[-1] // q)
-        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size).logits
-        # In float32 whatever the model's type: the differences are squared, and targets may have tiny variances.
-        error = (logits.float() - self.compute_target(pixel_values)) ** 2
-        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum()
+        num_patches = outputs.ids_shuffle.shape[1]
+        num_masked = num_patches - int(num_patches * (1 - self.config.mask_ratio))
+        predicted = self.decoder(
+            outputs.last_hidden_state, outputs.ids_shuffle, grid_size, None if return_logits else num_masked
+        ).logits
+        target = self.compute_target(pixel_values, outputs.ids_shuffle[:, -num_masked:])
+        # In float32 whatever the model's type: the differences are squared, and targets may have tiny variances. The
+        # mean over all masked patches, of which every image has as many.
+        loss = nn.functional.mse_loss(predicted[:, -num_masked:].float(), target)
+        logits = None
+        if return_logits:
+            rows = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)
+            logits = predicted[rows, outputs.ids_restore]
         return ViTMAEForPreTrainingOutput(
             loss=loss,
             logits=logits,

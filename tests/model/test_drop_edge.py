@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae import modeling_vit_mae as stock_code
 
 from hf_mae_robust import ViTMAERobustForPreTraining
+from hf_mae_robust.model import modeling_vit_mae_robust as our_code
+from hf_mae_robust.model.attention_vit_mae_robust import attention_with_dropped_edges
 from tests.model_helpers import build, images, tiny_config
 
 
@@ -22,7 +25,8 @@ def attention_calls(monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(stock_code, "eager_attention_forward", spy(stock_code.eager_attention_forward))
+    for name in ("eager_attention_forward", "attention_with_dropped_edges"):
+        monkeypatch.setattr(our_code, name, spy(getattr(our_code, name)))
     sdpa = spy(ALL_ATTENTION_FUNCTIONS["sdpa"])
     # flash_attention_2 need not be installed to see what its function would be given.
     for name in ("sdpa", "flash_attention_2"):
@@ -91,3 +95,36 @@ def test_attention_implementation_reaches_the_decoder(tmp_path, how, implementat
         if isinstance(module, stock_code.ViTMAEAttention)
     }
     assert used == {implementation}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_attention_with_dropped_edges_on_a_cpu(dtype):
+    """Against the same done step by step, with the edges that were dropped read off the output for one-hot values."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 4, n, 8, dtype=dtype, requires_grad=True) for n in (11, 17, 17))
+
+    def ours(value):
+        torch.manual_seed(1)
+        return attention_with_dropped_edges(None, query, key, value, None, dropout=0.3, scaling=0.5)[0].transpose(1, 2)
+
+    kept = ours(torch.eye(17, dtype=dtype).expand(3, 4, 17, 17)) > 0
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.03)  # of 2,244 edges: 3 standard deviations
+    probabilities = torch.softmax(query @ key.transpose(2, 3) * 0.5, dim=-1)
+    expected = (probabilities * kept / 0.7) @ value
+    output = ours(value)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    assert_close(output, expected, rtol=tolerance, atol=tolerance)
+    weights = torch.randn_like(output)
+    inputs = (query, key, value)
+    for got, wanted in zip(*(torch.autograd.grad((result * weights).sum(), inputs) for result in (output, expected))):
+        assert_close(got, wanted, rtol=tolerance, atol=5 * tolerance)
+
+
+def test_edges_are_dropped_independently_with_the_probability_asked_for():
+    query = torch.zeros(64, 4, 50, 8)
+    value = torch.eye(50).expand(64, 4, 50, 50)
+    kept = attention_with_dropped_edges(None, query, query, value, None, dropout=0.05, scaling=1.0)[0] > 0
+    # 640,000 edges: a standard deviation of 0.0003.
+    assert kept.float().mean().item() == pytest.approx(0.95, abs=0.0012)
+    neighbours = (~kept[..., 1:] & ~kept[..., :-1]).float().mean().item()
+    assert neighbours == pytest.approx(0.05**2, abs=0.0005)

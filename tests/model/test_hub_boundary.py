@@ -15,7 +15,11 @@ from tests.fresh import run_without_the_package
 from tests.model_helpers import tiny_config
 
 FOLDER = Path(hf_mae_robust.model.__file__).parent
-CODE_FILES = {"configuration_vit_mae_robust.py", "modeling_vit_mae_robust.py"}
+CODE_FILES = {
+    "attention_vit_mae_robust.py",
+    "configuration_vit_mae_robust.py",
+    "modeling_vit_mae_robust.py",
+}
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_mae_robust.ViTMAERobustConfig",
     "AutoModel": "modeling_vit_mae_robust.ViTMAERobustModel",

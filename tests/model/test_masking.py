@@ -23,14 +23,26 @@ def test_mid_level_tokens():
     seen = {}
 
     def record(name, module):
+        """The tokens that a block attends to, its own residual stream included."""
         module.register_forward_pre_hook(lambda module, args: seen.__setitem__(name, args[0].detach()))
 
     for index, layer in enumerate(model.vit.layers):
-        record(index, layer)
+        # What goes into the second norm is the residual stream, and what attention adds to it.
+        record(index, layer.layernorm_after)
+        layer.attention.o_proj.register_forward_hook(
+            lambda module, args, output, index=index: seen.__setitem__(("attended", index), output.detach())
+        )
+    first = model.decoder.decoder_layers[0]
     record("decoder", model.decoder)
-    record("decoder block", model.decoder.decoder_layers[0])
+    record("decoder block", first.layernorm_after)
+    first.attention.o_proj.register_forward_hook(
+        lambda module, args, output: seen.__setitem__("attended", output.detach())
+    )
     pixel_values, noise = images(height=224, width=224), torch.rand(2, 196)
     outputs = model(pixel_values, noise=noise)
+    for index in range(3):
+        seen[index] = seen[index] - seen["attended", index]
+    seen["decoder block"] = seen["decoder block"] - seen["attended"]
 
     assert [seen[index].shape[1] for index in range(3)] == [50, 99, 99]
     assert seen["decoder"].shape[1] == 99
@@ -40,17 +52,19 @@ def test_mid_level_tokens():
     order = torch.tensor(np.argsort(noise.numpy(), axis=1))
     visible, mid, rest = order[:, :49], order[:, 49:98], order[:, 98:]
     positions = model.vit.embeddings.position_embeddings[0, 1:]
-    assert_close(seen[1][:, 50:], model.vit.mid_mask_token + positions[mid])
+    assert_close(seen[1][:, 50:], model.vit.mid_mask_token + positions[mid], rtol=1e-5, atol=1e-5)
     expected_mask = torch.ones(2, 196).scatter(1, visible, 0.0)
     assert torch.equal(outputs.mask, expected_mask)
 
     # The decoder puts both kinds of encoder outputs back where they belong, and its mask token everywhere else.
     embedded = model.decoder.decoder_embed(seen["decoder"])
-    placed = (seen["decoder block"] - model.decoder.decoder_pos_embed)[:, 1:]
+    positions = model.decoder.decoder_pos_embed[0, 1:]
     for image in range(2):
-        assert_close(placed[image, visible[image]], embedded[image, 1:50], rtol=1e-5, atol=1e-5)
-        assert_close(placed[image, mid[image]], embedded[image, 50:], rtol=1e-5, atol=1e-5)
-        assert_close(placed[image, rest[image]], model.decoder.mask_token[0].expand(98, -1), rtol=1e-5, atol=1e-5)
+        tokens = seen["decoder block"][image, 1:]
+        assert_close(tokens[:49] - positions[visible[image]], embedded[image, 1:50], rtol=1e-5, atol=1e-5)
+        assert_close(tokens[49:98] - positions[mid[image]], embedded[image, 50:], rtol=1e-5, atol=1e-5)
+        mask_token = model.decoder.mask_token[0].expand(98, -1)
+        assert_close(tokens[98:] - positions[rest[image]], mask_token, rtol=1e-5, atol=1e-5)
 
     assert expected_mask.sum() == 2 * 147
     error = (outputs.logits - model.compute_target(pixel_values)) ** 2
@@ -64,7 +78,7 @@ def test_mid_level_tokens_join_before_the_block_of_the_config(layer):
     model = build(mid_mask_ratio=0.5, mid_mask_layer_idx=layer)
     lengths = []
     for block in model.vit.layers:
-        block.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+        block.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
     model(images())
     assert lengths == [5] * layer + [13] * (3 - layer)
 

@@ -80,7 +80,7 @@ def test_equals_stock_with_the_ingredients_off(norm_pix_loss):
     expected.loss.backward()
 
     for field in ("loss", "logits", "mask", "ids_restore"):
-        assert_close(actual[field], expected[field], rtol=1e-6, atol=1e-6, msg=field)
+        assert_close(actual[field], expected[field], rtol=1e-5, atol=3e-6, msg=field)
     stock_gradients = gradients(stock)
     assert gradients(ours).keys() == stock_gradients.keys()
     for name, gradient in gradients(ours).items():

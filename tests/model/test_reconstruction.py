@@ -57,7 +57,12 @@ def test_a_perfect_prediction_reconstructs_the_image(monkeypatch, kind, norm_pix
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.config.image_mean, model.config.image_std))
     pixel_values = (raw - mean) / std
     target = model.compute_target(pixel_values)
-    monkeypatch.setattr(model.decoder, "forward", lambda *args: stock_code.ViTMAEDecoderOutput(logits=target))
+
+    def perfect(hidden_states, ids_shuffle, *args):
+        shuffled = target.gather(1, ids_shuffle.unsqueeze(-1).expand(target.shape))
+        return stock_code.ViTMAEDecoderOutput(logits=shuffled)
+
+    monkeypatch.setattr(model.decoder, "forward", perfect)
     assert_close(model.reconstruct(pixel_values), raw, rtol=0, atol=1e-5)
     assert_close(model.invert_target(target, pixel_values), raw, rtol=0, atol=1e-5)
 
@@ -90,16 +95,25 @@ def bicubic_1d(old: int, new: int) -> torch.Tensor:
 
 
 def positions_used(model, pixel_values):
-    """What encoder and decoder add to their patch tokens, `(1, L, dim)` each."""
-    seen = []
+    """What encoder and decoder add to their patch tokens, `(L, dim)` each."""
+    seen = {}
     with torch.no_grad():
         model.decoder.decoder_embed.weight.zero_()
         model.decoder.decoder_embed.bias.zero_()
         model.decoder.mask_token.zero_()
-    hook = model.decoder.decoder_layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hooks = [
+        model.decoder.register_forward_pre_hook(lambda module, args: seen.update(ids=args[1])),
+        model.decoder.decoder_layers[0].layernorm_before.register_forward_pre_hook(
+            lambda module, args: seen.setdefault("encoded" if "encoded" not in seen else "table", args[0])
+        ),
+    ]
     model(pixel_values, interpolate_pos_encoding=True)
-    hook.remove()
-    return model.vit.embeddings(pixel_values, True)[2], seen[0][:1, 1:]
+    for hook in hooks:
+        hook.remove()
+    # The encoded patches of the first image have the positions that the table of mask tokens has for them.
+    encoded = seen["encoded"][0, 1:]
+    assert_close(encoded, seen["table"][seen["ids"][0, : len(encoded)]])
+    return model.vit.embeddings(pixel_values, True)[2], seen["table"]
 
 
 @pytest.mark.parametrize(("native", "new"), [((4, 4), (6, 6)), ((4, 4), (5, 8)), ((3, 5), (6, 4)), ((4, 4), (2, 8))])
@@ -110,7 +124,7 @@ def test_position_embeddings_are_interpolated_in_two_dimensions(native, new):
     vertical, horizontal = bicubic_1d(native[0], new[0]), bicubic_1d(native[1], new[1])
     for table, actual in zip(tables, used):
         expected = torch.einsum("ia,jb,abd->ijd", vertical, horizontal, table.reshape(*native, -1))
-        assert_close(actual, expected.reshape(1, new[0] * new[1], -1), rtol=0, atol=1e-5)
+        assert_close(actual, expected.reshape(new[0] * new[1], -1), rtol=0, atol=1e-5)
 
 
 def test_interpolation_changes_nothing_at_the_native_size():

@@ -22,6 +22,23 @@ def test_gradient_checkpointing_changes_nothing():
     assert_close(results[0], results[1], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("mid_mask_ratio", [0.0, 0.25, 0.75])
+def test_without_logits_loss_and_gradients_stay(blocks, mid_mask_ratio):
+    model = build(
+        **{**ALL_ON, **OFF, "mid_mask_ratio": mid_mask_ratio, "decoder_num_hidden_layers": blocks},
+    ).train()
+    inputs = {"pixel_values": images(), "noise": torch.rand(2, 16)}
+    results = []
+    for return_logits in (True, False):
+        model.zero_grad()
+        outputs = model(**inputs, return_logits=return_logits)
+        outputs.loss.backward()
+        results.append((outputs.loss.detach(), {name: value.clone() for name, value in gradients(model).items()}))
+    assert outputs.logits is None
+    assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "norm_pix"), TARGETS)
 def test_bf16_autocast_leaves_target_and_loss_in_float32(kind, norm_pix):
     model = build(target_normalization=kind, norm_pix_loss=norm_pix, mid_mask_ratio=0.25).train()

@@ -1,0 +1,96 @@
+"""What a model costs: tokens, floating-point operations, memory. Arithmetic on the settings alone.
+
+An operation is a multiplication or an addition, as PyTorch's FlopCounterMode counts; norms, activations and softmax are
+left out. d: width, n: tokens, m: the MLP's width. Everything is of one image.
+"""
+
+from dataclasses import dataclass
+
+from .model import ViTMAERobustConfig
+
+# Backward: one product for the gradient of the input, one for that of the weights.
+BACKWARD_TO_FORWARD = 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block of one image.
+
+    Attributes:
+        name: "encoder 0", ... . width, mlp_width: d and m.
+        inputs: tokens that are projected one by one; outputs: tokens that come out; keys: tokens attended to. Tokens
+            of masked patches are projected once for a batch in the first block that has them: they are not `inputs`.
+    """
+
+    name: str
+    width: int
+    mlp_width: int
+    inputs: int
+    outputs: int
+    keys: int
+
+    @property
+    def linear(self) -> int:
+        """Operations of the linear layers, forward."""
+        projected_queries = min(self.inputs, self.outputs)
+        query = projected_queries * self.width**2
+        keys_and_values = 2 * self.inputs * self.width**2
+        output_and_mlp = self.outputs * (self.width**2 + 2 * self.width * self.mlp_width)
+        return 2 * (query + keys_and_values + output_and_mlp)
+
+    @property
+    def attention(self) -> int:
+        """Operations of the two products of attention, forward."""
+        return 4 * self.outputs * self.keys * self.width
+
+    @property
+    def activations(self) -> int:
+        """Numbers that training keeps for the way back: the inputs and outputs of both norms, query, key, value, the
+        output of attention, and the MLP before and after its activation."""
+        return (
+            self.keys * 2 * self.width
+            + self.outputs * (4 * self.width + 2 * self.mlp_width)
+            + self.keys * 2 * self.width
+        )
+
+
+def blocks(config: ViTMAERobustConfig) -> list[Block]:
+    """The blocks of a training step (`return_logits=False`), in their order."""
+    visible = int(config.num_patches * (1 - config.mask_ratio))
+    masked = config.num_patches - visible
+    mid = int(config.num_patches * config.mid_mask_ratio)
+    result, tokens = [], 1 + visible
+    for index in range(config.num_hidden_layers):
+        joining = mid if mid and index == config.mid_mask_layer_idx else 0
+        sizes = {"inputs": tokens, "outputs": tokens + joining, "keys": tokens + joining}
+        result.append(Block(f"encoder {index}", config.hidden_size, config.intermediate_size, **sizes))
+        tokens += joining
+    everything = 1 + config.num_patches
+    for index in range(config.decoder_num_hidden_layers):
+        is_last = index == config.decoder_num_hidden_layers - 1
+        sizes = {
+            "inputs": tokens if index == 0 else everything,
+            "outputs": masked if is_last else everything,
+            "keys": everything,
+        }
+        result.append(Block(f"decoder {index}", config.decoder_hidden_size, config.decoder_intermediate_size, **sizes))
+    return result
+
+
+def forward_flops(config: ViTMAERobustConfig) -> dict[str, int]:
+    """Operations of the forward pass of one image in a training step, by part. What is done once for a whole batch is
+    left out: it is less than a hundredth."""
+    visible = int(config.num_patches * (1 - config.mask_ratio))
+    encoded = 1 + visible + int(config.num_patches * config.mid_mask_ratio)
+    parts = {"patches": 2 * visible * config.patch_dim * config.hidden_size, "encoder": 0, "decoder": 0}
+    for block in blocks(config):
+        parts[block.name.split()[0]] += block.linear + block.attention
+    parts["decoder"] += 2 * encoded * config.hidden_size * config.decoder_hidden_size
+    parts["prediction"] = 2 * (config.num_patches - visible) * config.decoder_hidden_size * config.patch_dim
+    return parts
+
+
+def training_flops(config: ViTMAERobustConfig) -> int:
+    """Operations of the forward and the backward pass of one image. No gradient is needed for the pixels."""
+    parts = forward_flops(config)
+    return (1 + BACKWARD_TO_FORWARD) * sum(parts.values()) - parts["patches"]

@@ -1,0 +1,59 @@
+"""Attention with dropped edges on a CPU, for which PyTorch has no fused kernel."""
+
+import torch
+from torch import nn
+
+
+class _DroppedEdges(torch.autograd.Function):
+    """`dropout(softmax(query key^T)) value` over the last two dimensions, with as few passes over the `(..., n, m)`
+    arrays as possible. With P the probabilities, D = P where an edge is kept and 0 where it is dropped, c = 1 / (1 -
+    dropout) and O the output: dP = c D/P * (dO value^T), and the sum over a row of P dP that the softmax's derivative
+    takes away is the sum over O dO (as in flash attention), so D and P are all that is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, dropout):
+        probabilities = query @ key.transpose(-2, -1)
+        torch.softmax(probabilities, dim=-1, out=probabilities)
+        # 16 random bits an edge: the probability is that asked for to within 2**-17, and the generator, which is what
+        # takes the time, is called for a quarter of the numbers that `dropout` draws.
+        count = probabilities.numel()
+        bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+        kept = torch.empty_like(probabilities)
+        torch.ge(bits.view_as(probabilities), round(dropout * 2**16) - 2**15, out=kept)
+        kept.mul_(probabilities)
+        ctx.scale = 1 / (1 - dropout)
+        output = kept @ (value * ctx.scale)
+        ctx.save_for_backward(query, key, value, probabilities, kept, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, probabilities, kept, output = ctx.saved_tensors
+        scaled = gradient * ctx.scale
+        scores = scaled @ value.transpose(-2, -1)
+        scores.mul_(kept)
+        scores.addcmul_(probabilities, (gradient * output).sum(dim=-1, keepdim=True), value=-1)
+        return scores @ key, scores.transpose(-2, -1) @ query, kept.transpose(-2, -1) @ scaled, None
+
+
+def attention_with_dropped_edges(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    dropout: float,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention with dropout of its probabilities, in the form of transformers' attention functions.
+
+    Args:
+        query (`(B, heads, n, d)`), key, value (`(B, heads, m, d)`): on a CPU, of one floating-point type.
+        dropout: in (0, 1). scaling: of the products of query and key.
+
+    Returns:
+        `(B, n, heads, d)`, contiguous; None for the probabilities.
+    """
+    output = _DroppedEdges.apply((query * scaling).contiguous(), key.contiguous(), value.contiguous(), dropout)
+    return output.transpose(1, 2).contiguous(), None
