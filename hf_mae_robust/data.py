@@ -14,7 +14,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .bad_images import SkippedImage
-from .decoding import ImageDecodingError, decode_image
+from .decoding import ImageDecodingError, decode_image, decode_region
 from .labels import Labels
 from .plan import EpochBatchSampler, SequentialBatchSampler
 from .sources import DataError, ImageSource
@@ -60,28 +60,29 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, row = key
-        image, label, skipped = self._decode(row)
         labels = self.source.labels
         seed = np.random.SeedSequence([self.seed, epoch, max(row, 0)]).generate_state(1, np.uint64)[0]
-        # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
         state = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(seed >> 1))
         try:
+            image, label, skipped = self._decode(row, int(seed >> 1))
             if image is None:
                 return _filler(self.transform, labels, self.num_channels, self.noise_length, skipped)
-            return _item(_transformed(self.transform, labels, image, label), row, self.noise_length, skipped)
+            return _item(_finished(self.transform, labels, image, label), row, self.noise_length, skipped)
         finally:
             torch.set_rng_state(state)
 
-    def _decode(self, row: int) -> tuple[torch.Tensor | None, Any, list[SkippedImage]]:
+    def _decode(self, row: int, seed: int) -> tuple[torch.Tensor | None, Any, list[SkippedImage]]:
         """The image that stands at a row, None for a filler; its label, where there are any; and what was met on the
-        way to it."""
+        way to it. The global generator is seeded for each image that is tried, before anything is drawn for it."""
         skipped, labels = [], self.source.labels
+        # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
+        torch.default_generator.manual_seed(seed)
         if row < 0:
             return None, None, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
             try:
-                image = decode_image(self.source.rows[row], self.num_channels, row)
+                torch.default_generator.manual_seed(seed)
+                image = _decoded(self.transform, self.source.rows[row], self.num_channels, row)
                 label = None if labels is None else labels.decode(self.source.rows.label(row), image, row)
                 return image, label, skipped
             except ImageDecodingError as error:
@@ -90,6 +91,18 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.replace_bad_images:
             _raise_too_many(skipped)
         return None, None, skipped
+
+
+def _decoded(transform: Callable, value: Any, num_channels: int, row: int) -> torch.Tensor:
+    """The image, or the part of it that a transform in two steps (transforms.RandomCrop) asks for."""
+    if hasattr(transform, "region"):
+        return decode_region(value, num_channels, transform.region, row)
+    return decode_image(value, num_channels, row)
+
+
+def _finished(transform: Callable, labels: Labels | None, image: torch.Tensor, label: Any) -> dict[str, Any]:
+    """What `_decoded` gave -> the item's content."""
+    return _transformed(getattr(transform, "finish", transform), labels, image, label)
 
 
 def _transformed(transform: Callable, labels: Labels | None, image: torch.Tensor, label: Any) -> dict[str, Any]:
@@ -211,7 +224,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             for row in self.rows:
                 is_empty, number = False, next(numbers)
                 try:
-                    image = decode_image(row["image"], self.num_channels, number)
+                    image = _decoded(self.transform, row["image"], self.num_channels, number)
                     label = None if self.labels is None else self.labels.decode(row["label"], image, number)
                 except ImageDecodingError as error:
                     skipped.append(SkippedImage(self.description, number, error.kind, error.detail))
@@ -221,7 +234,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                         continue
                     item = _filler(self.transform, self.labels, self.num_channels, self.noise_length, skipped)
                 else:
-                    content = _transformed(self.transform, self.labels, image, label)
+                    content = _finished(self.transform, self.labels, image, label)
                     item = _item(content, number, self.noise_length, skipped)
                 yield item
                 skipped = []

@@ -12,6 +12,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from .jpeg import decode_rows, read_header
+
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 # Pillow's own limit for an error (twice its default MAX_IMAGE_PIXELS). A program may have moved or lifted that; which
@@ -198,6 +200,44 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
         raise ValueError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
     mode = PIL_MODES[num_channels]
     return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row)
+
+
+def decode_region(
+    value: Any,
+    num_channels: int,
+    choose: Callable[[int, int], tuple[int, int, int, int]],
+    row: int | None = None,
+) -> torch.Tensor:
+    """Decode a part of an image: the same pixels as `decode_image`, and of JPEG files only the rows that are needed.
+
+    Args:
+        value, num_channels, row: as of `decode_image`.
+        choose: gets height and width, says top, left, height and width of the part. Called once, for an image that can
+            be opened.
+
+    Returns:
+        uint8 tensor `(num_channels, height, width)` of the part.
+
+    Raises as `decode_image`.
+    """
+    try:
+        contents = _contents(value)
+    except ImageDecodingError:
+        contents = None  # `decode_image` says it
+    header = read_header(contents) if isinstance(contents, bytes) and num_channels in (1, 3) else None
+    if header is None or header.height * header.width > MAX_PIXELS or header.components > num_channels:
+        if isinstance(value, dict) and contents is not None:
+            value = {**value, "bytes": contents}  # a file is read once
+        image = decode_image(value, num_channels, row)
+        top, left, height, width = choose(*image.shape[-2:])
+    else:
+        top, left, height, width = choose(header.height, header.width)
+        try:
+            pixels = decode_rows(contents, header, top + height, num_channels)
+            image = torch.from_numpy(pixels).permute(2, 0, 1)
+        except ValueError:
+            image = decode_image(value, num_channels, row)  # Pillow may do it, and knows why if not
+    return image[:, top : top + height, left : left + width]
 
 
 def decode_map(value: Any, row: int | None = None) -> torch.Tensor:

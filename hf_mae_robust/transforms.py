@@ -1,9 +1,10 @@
 """Augmentation for pre-training, and the preprocessing of evaluation as an image processor."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torchvision.transforms import v2
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import center_crop
 from transformers import CLIPImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
@@ -11,6 +12,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .model.configuration_vit_mae_robust import to_pair
 
+# Of random crops, width / height.
+ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Narrower images are cut to the middle before they are resized; it is far more than the centre crop keeps.
 MAX_ASPECT_RATIO = 8
 
@@ -60,7 +63,8 @@ class Normalization:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
             return images
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        images = images.float()
+        return torch.addcmul(self.shift, images, self.scale, out=images)
 
     def undo(self, image: torch.Tensor) -> torch.Tensor:
         """`(C, H, W)` normalised -> `(3, H, W)` uint8, for pictures; of 4 channels the first 3, and of any other
@@ -92,20 +96,50 @@ class EvaluationTransform:
         return ", ".join(steps)
 
 
+class RandomCrop:
+    """MAE's augmentation on uint8 tensors: a random crop of a share of the area (bicubic, aspect ratio 3/4 to 4/3) and
+    a horizontal flip. It draws from torch's global random number generator. In two steps, so that no more than the part
+    needs to be decoded: `region` says which, `finish` takes its pixels. Called with the whole image it does both."""
+
+    def __init__(self, image_size: tuple[int, int], scale: tuple[float, float], horizontal_flip: bool):
+        self.image_size, self.scale, self.horizontal_flip = image_size, scale, horizontal_flip
+
+    def region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a crop of an image of this size: the draws of torchvision's RandomResizedCrop,
+        whose `get_params` takes as long as a tenth of the decoding."""
+        (low, high), (narrow, wide) = self.scale, map(math.log, ASPECT_RATIOS)
+        for _ in range(10):
+            area, aspect, vertical, horizontal = torch.rand(4, dtype=torch.float64).tolist()
+            area = height * width * (low + (high - low) * area)
+            aspect = math.exp(narrow + (wide - narrow) * aspect)
+            rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < rows <= height and 0 < columns <= width:
+                return int(vertical * (height - rows + 1)), int(horizontal * (width - columns + 1)), rows, columns
+        # As torchvision does where none fits: the middle, of the nearest aspect ratio.
+        rows = min(height, round(width / ASPECT_RATIOS[0]))
+        columns = min(width, round(height * ASPECT_RATIOS[1]))
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+    def finish(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`(C, h, w)` of the crop -> `(C, H, W)`."""
+        resized = interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]
+        return resized.flip(-1) if self.horizontal_flip and torch.rand(()) < 0.5 else resized
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = self.region(*image.shape[-2:])
+        return self.finish(image[:, top : top + height, left : left + width])
+
+    def __repr__(self) -> str:
+        flip = ", horizontal flip" if self.horizontal_flip else ""
+        return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{flip}"
+
+
 def training_transform(
     image_size: int | tuple[int, int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
-) -> v2.Compose:
-    """MAE's augmentation on uint8 tensors `(C, h, w)` -> `(C, H, W)`: a random crop of `crop_scale` of the area
-    (bicubic, aspect ratio 3/4 to 4/3) and a horizontal flip. It draws from torch's global random number generator.
-    `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L, (0.5, 1.0) for its ViT-B (section 3.1)."""
+) -> RandomCrop:
+    """MAE's augmentation, `(C, h, w)` uint8 -> `(C, H, W)`. `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L,
+    (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is no pair of shares."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
-    steps = [
-        v2.RandomResizedCrop(
-            to_pair(image_size), scale=(low, high), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-        )
-    ]
-    if horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip())
-    return v2.Compose(steps)
+    return RandomCrop(to_pair(image_size), (low, high), horizontal_flip)

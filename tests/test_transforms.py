@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
 from torchvision import transforms as v1
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
 from transformers import AutoImageProcessor
 
 from hf_mae_robust import ViTMAERobustConfig
@@ -101,3 +104,37 @@ def test_narrow_images_are_evaluated_without_enlarging_all_of_them(shape):
     original, processor.resize = processor.resize, resize
     assert EvaluationTransform(processor)(image).shape == (3, 224, 224)
     assert max(sizes) <= 8 * min(shape[1:])
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.5, 1.0), (0.9, 1.0)])
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (30, 400), (400, 30), (32, 32), (1, 1), (1, 9)])
+def test_crops_are_distributed_as_those_of_torchvision(height, width, scale):
+    """Areas, aspect ratios and places of 4,000 crops, by the two-sample test of Kolmogorov and Smirnov."""
+    torch.manual_seed(0)
+    transform, image = training_transform(32, scale), torch.empty(1, height, width)
+    ours = np.array([transform.region(height, width) for _ in range(4000)])
+    peer = np.array([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(4000)])
+    for crops in (ours, peer):
+        assert (crops[:, 2:] >= 1).all() and (crops[:, :2] >= 0).all()
+        assert (crops[:, 0] + crops[:, 2] <= height).all() and (crops[:, 1] + crops[:, 3] <= width).all()
+    features = [
+        {"area": c[:, 2] * c[:, 3], "ratio": c[:, 3] / c[:, 2], "top": c[:, 0], "left": c[:, 1]} for c in (ours, peer)
+    ]
+    for name in features[0]:
+        assert ks_2samp(features[0][name], features[1][name]).pvalue > 1e-4, name
+
+
+def test_the_pixels_of_a_crop_are_those_of_torchvision():
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 75, 100), dtype=torch.uint8)
+    transform = training_transform((32, 48))
+    flipped = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        box = transform.region(75, 100)
+        expected = resized_crop(image, *box, [32, 48], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        torch.manual_seed(seed)
+        got = transform(image)
+        flipped += not torch.equal(got, expected)
+        assert torch.equal(got, expected) or torch.equal(got, expected.flip(-1))
+    assert 4 <= flipped <= 16
