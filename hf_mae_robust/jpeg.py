@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import ExifTags, Image
 
 try:
     import simplejpeg
@@ -15,7 +16,7 @@ except ImportError:  # no wheel for this platform; Pillow decodes everything the
     simplejpeg = None
 
 START, END = b"\xff\xd8", b"\xff\xd9"
-SOF_BASELINE, SOS, APP1 = 0xC0, 0xDA, 0xE1
+SOF_BASELINE, SOS, APP1, APP14 = 0xC0, 0xDA, 0xE1, 0xEE
 # Segments that may stand before the pixels of a plain file: tables, restart intervals, application data, comments.
 _PASSED_OVER = {0xDB, 0xC4, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 # Markers amid the compressed data, but for those that restart it. They end the decoding with an error, which cannot be
@@ -37,8 +38,7 @@ class JpegHeader:
 
 def read_header(content: bytes) -> JpegHeader | None:
     """None where the file is none of those that `decode_rows` takes: baseline, 8 bits, one scan, 1 or 3 components,
-    complete and undamaged as far as its markers tell, without an EXIF block that might ask for a rotation and without
-    Adobe's, which might mean other colours."""
+    complete and undamaged as far as its markers tell, not to be rotated, and of no other colours."""
     if simplejpeg is None or content[:2] != START or content[-2:] != END:
         return None
     place, header = 2, None
@@ -52,10 +52,22 @@ def read_header(content: bytes) -> JpegHeader | None:
             is_one_scan = header is not None and content[place + 4] == header.components
             is_clean = _MARKER.search(content, place + 2 + length, len(content) - 2) is None
             return header if is_one_scan and is_clean else None
-        elif marker not in _PASSED_OVER or content[place + 4 : place + 9] in (b"Exif\0", b"Adobe"):
+        elif marker not in _PASSED_OVER or not _is_plain(marker, content[place + 4 : place + 2 + length]):
             return None
         place += 2 + length
     return None
+
+
+def _is_plain(marker: int, segment: bytes) -> bool:
+    """Whether a segment leaves the image upright and in YCbCr: EXIF's may not, and Adobe's, whose last byte is 1 then."""
+    if marker == APP1 and segment.startswith(b"Exif\0"):
+        exif = Image.Exif()
+        try:
+            exif.load(segment)
+            return exif.get(ExifTags.Base.Orientation, 1) == 1
+        except Exception:  # of many kinds; Pillow's decoder says what to make of the image
+            return False
+    return marker != APP14 or not segment.startswith(b"Adobe") or (len(segment) == 12 and segment[-1] == 1)
 
 
 def _frame(segment: bytes, place: int) -> JpegHeader | None:

@@ -24,8 +24,14 @@ def encode(image, **options):
     return file.getvalue()
 
 
-ORIENTED = Image.Exif()
-ORIENTED[0x0112] = 6
+def with_segment(content, marker, data):
+    """Instead of the JFIF segment at the start."""
+    rest = content[4 + int.from_bytes(content[4:6], "big") :]
+    return jpeg.START + bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data + rest
+
+
+ORIENTED, UPRIGHT = Image.Exif(), Image.Exif()
+ORIENTED[0x0112], UPRIGHT[0x0112] = 6, 1
 VARIANTS = {
     "plain": encode(PHOTOS[0]),
     "4:4:4": encode(PHOTOS[1], subsampling=0),
@@ -35,11 +41,15 @@ VARIANTS = {
     "gray": encode(PHOTOS[0].convert("L")),
     "progressive": encode(PHOTOS[0], progressive=True),
     "EXIF orientation": encode(PHOTOS[0], exif=ORIENTED),
+    "EXIF, upright": encode(PHOTOS[0], exif=UPRIGHT),
+    "broken EXIF": encode(PHOTOS[0], exif=b"Exif\0\0MM no EXIF"),
+    "Adobe's YCbCr": with_segment(encode(PHOTOS[0]), 0xEE, b"Adobe\0\x64\0\0\0\0\1"),
+    "Adobe's RGB": with_segment(encode(PHOTOS[0]), 0xEE, b"Adobe\0\x64\0\0\0\0\0"),
     "CMYK": encode(PHOTOS[0].convert("CMYK")),
     "RGB": encode(PHOTOS[0], keep_rgb=True),
     "comment": encode(PHOTOS[0], comment=b"\xff\xc0 no frame"),
 }
-TAKEN = {"plain", "4:4:4", "4:2:2", "restart markers", "odd size", "gray", "comment"}
+TAKEN = {"EXIF, upright", "Adobe's YCbCr", "plain", "4:4:4", "4:2:2", "restart markers", "odd size", "gray", "comment"}
 
 
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
