@@ -59,7 +59,7 @@ def read_header(content: bytes) -> JpegHeader | None:
 
 
 def _is_plain(marker: int, segment: bytes) -> bool:
-    """Whether a segment leaves the image upright and in YCbCr: EXIF's may not, and Adobe's, whose last byte is 1 then."""
+    """Whether a segment leaves the image upright and in YCbCr. EXIF's may not; Adobe's does if its last byte is 1."""
     if marker == APP1 and segment.startswith(b"Exif\0"):
         exif = Image.Exif()
         try:
