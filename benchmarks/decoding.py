@@ -6,6 +6,7 @@ Random crops (scale 0.2 to 1.0 of the area, 224 pixels, bicubic) and flips, one 
 held in memory as encoded bytes. Batches of uint8 are what the workers hand over; normalised ones what the model gets.
 
 - ours: `ImageDataset`, `collate` and, for "normalised", `Normalization`, as in run_pretrain.py.
+- ours, 4 views of each: with --repeated_augmentation 4, a view for an image.
 - official code: PIL, torchvision's RandomResizedCrop, flip, ToTensor, Normalize (main_pretrain.py of
   facebookresearch/mae, and run_mae.py of transformers), stacked: normalised batches.
 - simplejpeg + v2: the whole image decoded by libjpeg-turbo, torchvision's v2 transforms on uint8.
@@ -30,12 +31,16 @@ from hf_mae_robust.data import ImageDataset, collate
 from hf_mae_robust.transforms import Normalization, evaluation_processor, training_transform
 
 
-def ways(contents: list[bytes], size: int, scale: tuple[float, float], batch_size: int) -> dict[str, Callable]:
+def ways(
+    contents: list[bytes], size: int, scale: tuple[float, float], batch_size: int, num_views: int
+) -> dict[str, Callable]:
     places = range(0, len(contents) - batch_size + 1, batch_size)
     processor = evaluation_processor(size)
     normalize = Normalization(processor, torch.device("cpu"))
     source = SimpleNamespace(rows=contents, num_rows=len(contents), labels=None, description="photos")
-    dataset = ImageDataset(source, training_transform(size, scale), 3, noise_length=(size // 16) ** 2)
+    transform, noise_length = training_transform(size, scale), (size // 16) ** 2
+    dataset = ImageDataset(source, transform, 3, noise_length=noise_length)
+    repeated = ImageDataset(source, transform, 3, noise_length=noise_length, num_views=num_views)
     official = v1.Compose(
         [
             v1.RandomResizedCrop(size, scale=scale, interpolation=v1.InterpolationMode.BICUBIC),
@@ -59,6 +64,12 @@ def ways(contents: list[bytes], size: int, scale: tuple[float, float], batch_siz
 
         return work
 
+    def views() -> int:
+        for start in range(0, len(contents), batch_size // num_views):
+            keys = [(0, i) for i in range(start, min(start + batch_size // num_views, len(contents)))]
+            collate(repeated.__getitems__(keys))
+        return len(contents) * num_views
+
     def decode(i: int) -> torch.Tensor:
         return torch.from_numpy(simplejpeg.decode_jpeg(contents[i], strict=False)).permute(2, 0, 1)
 
@@ -67,6 +78,7 @@ def ways(contents: list[bytes], size: int, scale: tuple[float, float], batch_siz
             lambda i: official(Image.open(io.BytesIO(contents[i])).convert("RGB")), default_collate
         ),
         "ours, uint8": batches(lambda i: dataset[0, i], collate),
+        f"ours, uint8, {num_views} views of each": views,
         "ours, normalised": batches(lambda i: dataset[0, i], lambda items: normalize(collate(items)["pixel_values"])),
         "simplejpeg + v2, uint8": batches(lambda i: peer(decode(i)), default_collate),
         "bare decode": batches(decode, lambda items: None),
@@ -83,6 +95,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224, help="Of the crops (%(default)s).")
     parser.add_argument("--crop_scale", type=float, nargs=2, default=(0.2, 1.0), help="(0.2 1.0)")
     parser.add_argument("--batch_size", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--repeated_augmentation", type=int, default=4, help="(%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     column = arguments.image_column_name
@@ -94,7 +107,8 @@ def main() -> None:
     contents = [row[column]["bytes"] for row in rows if row[column]["bytes"][:2] == b"\xff\xd8"]
     if len(contents) < arguments.batch_size:
         parser.error(f"{len(contents)} JPEG files in the split, fewer than --batch_size {arguments.batch_size}.")
-    made = ways(contents, arguments.image_size, tuple(arguments.crop_scale), arguments.batch_size)
+    scale, views = tuple(arguments.crop_scale), arguments.repeated_augmentation
+    made = ways(contents, arguments.image_size, scale, arguments.batch_size, views)
     rates = measure(made, arguments.repeats)
     report(f"{len(contents)} photos", rates, "official code, normalised", path=arguments.json)
     limit = [a / b for a, b in zip(rates["ours, uint8"], rates["bare decode"])]

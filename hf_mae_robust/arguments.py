@@ -206,6 +206,11 @@ class MAETrainingArguments(ImageTrainingArguments):
     output_dir: str | None = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
     num_train_epochs: float = option(800, "Passes over the training images.")
     adam_beta2: float = option(0.95, "AdamW's second beta.")
+    repeated_augmentation: int = option(
+        1,
+        "Put so many crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
+        "still passes over all images, and so has so many times the steps.",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,38 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .bad_images import SkippedImage
-from .decoding import ImageDecodingError, decode_image, decode_region
+from .decoding import ImageDecodingError, decode_image, decode_regions
 from .labels import Labels
 from .plan import EpochBatchSampler, SequentialBatchSampler
 from .sources import DataError, ImageSource
 
 # More bad images than this one after another are no accident: a wrong column, or files that are gone.
 MAX_BAD_IN_A_ROW = 32
+
+
+class ViewDraws:
+    """torch's global random numbers for several views of an image: each has a seed of its own, and goes on where it was
+    when another one has drawn in between."""
+
+    def __init__(self, seeds: Sequence[int]):
+        self.seeds = seeds
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin all views anew."""
+        self._states, self._current = {}, None
+
+    def take_up(self, view: int) -> None:
+        if view == self._current:
+            return
+        if self._current is not None:
+            self._states[self._current] = torch.get_rng_state()
+        self._current = view
+        if view in self._states:
+            torch.set_rng_state(self._states[view])
+        else:
+            # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
+            torch.default_generator.manual_seed(self.seeds[view])
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -42,6 +67,7 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: int = 0,
         noise_length: int | None = None,
         replace_bad_images: bool = True,
+        num_views: int = 1,
     ):
         """
         Args:
@@ -49,56 +75,90 @@ class ImageDataset(torch.utils.data.Dataset):
             replace_bad_images: take the next row that can be decoded instead, under the number, the augmentation and
                 the noise of the one asked for (for training, where every place is filled); otherwise a bad image
                 becomes a filler (for means, which are then exact over the good ones).
+            num_views: items that a data loader gets for each key: so many crops, flips and noises of one decoding. The
+                first is the one that there is without others.
 
         Items raise DataError where MAX_BAD_IN_A_ROW rows after one another cannot be decoded.
         """
         self.source, self.transform, self.num_channels = source, transform, num_channels
         self.seed, self.noise_length, self.replace_bad_images = seed, noise_length, replace_bad_images
+        self.num_views = num_views
 
     def __len__(self) -> int:
         return self.source.num_rows
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The first view."""
+        return self._views(key, 1)[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """All views, those of a key together: what torch's DataLoader calls for a batch."""
+        return [item for key in keys for item in self._views(key, self.num_views)]
+
+    def _views(self, key: tuple[int, int], num_views: int) -> list[dict[str, Any]]:
         epoch, row = key
         labels = self.source.labels
-        # numpy's SeedSequence takes ten times as long.
-        digest = hashlib.blake2b(b"%d %d %d" % (self.seed, epoch, max(row, 0)), digest_size=8).digest()
+        draws = ViewDraws([self._seed_of(epoch, max(row, 0), view) for view in range(num_views)])
         state = torch.get_rng_state()
         try:
-            image, label, skipped = self._decode(row, int.from_bytes(digest, "big") >> 1)
-            if image is None:
-                return _filler(self.transform, labels, self.num_channels, self.noise_length, skipped)
-            return _item(_finished(self.transform, labels, image, label), row, self.noise_length, skipped)
+            images, label, skipped = self._decode(row, draws)
+            items = []
+            for view, image in enumerate(images):
+                draws.take_up(view)
+                told = [] if view else skipped  # once
+                if image is None:
+                    items.append(_filler(self.transform, labels, self.num_channels, self.noise_length, told))
+                else:
+                    content = _finished(self.transform, labels, image, label)
+                    items.append(_item(content, row, self.noise_length, told))
+            return items
         finally:
             torch.set_rng_state(state)
 
-    def _decode(self, row: int, seed: int) -> tuple[torch.Tensor | None, Any, list[SkippedImage]]:
-        """The image that stands at a row, None for a filler; its label, where there are any; and what was met on the
-        way to it. The global generator is seeded for each image that is tried, before anything is drawn for it."""
+    def _seed_of(self, epoch: int, row: int, view: int) -> int:
+        # numpy's SeedSequence takes ten times as long.
+        key = b"%d %d %d %d" % (self.seed, epoch, row, view) if view else b"%d %d %d" % (self.seed, epoch, row)
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+    def _decode(self, row: int, draws: ViewDraws) -> tuple[list[torch.Tensor | None], Any, list[SkippedImage]]:
+        """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
+        was met on the way to it. The views begin anew for each image that is tried."""
         skipped, labels = [], self.source.labels
-        # torch.manual_seed would seed every device too, which takes longer than decoding a small image.
-        torch.default_generator.manual_seed(seed)
+        nothing = [None] * len(draws.seeds)
         if row < 0:
-            return None, None, skipped
+            return nothing, None, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
             try:
-                torch.default_generator.manual_seed(seed)
-                image = _decoded(self.transform, self.source.rows[row], self.num_channels, row)
-                label = None if labels is None else labels.decode(self.source.rows.label(row), image, row)
-                return image, label, skipped
+                draws.restart()
+                images = _decoded(self.transform, self.source.rows[row], self.num_channels, row, len(nothing), draws)
+                label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
+                return images, label, skipped
             except ImageDecodingError as error:
                 skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
             row = (row + 1) % len(self)
         if self.replace_bad_images:
             _raise_too_many(skipped)
-        return None, None, skipped
+        draws.restart()
+        return nothing, None, skipped
 
 
-def _decoded(transform: Callable, value: Any, num_channels: int, row: int) -> torch.Tensor:
-    """The image, or the part of it that a transform in two steps (transforms.RandomCrop) asks for."""
-    if hasattr(transform, "region"):
-        return decode_region(value, num_channels, transform.region, row)
-    return decode_image(value, num_channels, row)
+def _decoded(
+    transform: Callable, value: Any, num_channels: int, row: int, num_views: int, draws: ViewDraws | None = None
+) -> list[torch.Tensor]:
+    """The image, or the parts of it that the views of a transform in two steps (transforms.RandomCrop) ask for. draws:
+    None: the views draw one after the other."""
+    if not hasattr(transform, "region"):
+        return [decode_image(value, num_channels, row)] * num_views
+
+    def regions(height: int, width: int) -> list[tuple[int, int, int, int]]:
+        places = []
+        for view in range(num_views):
+            if draws is not None:
+                draws.take_up(view)
+            places.append(transform.region(height, width))
+        return places
+
+    return decode_regions(value, num_channels, regions, row)
 
 
 def _finished(transform: Callable, labels: Labels | None, image: torch.Tensor, label: Any) -> dict[str, Any]:
@@ -200,9 +260,10 @@ class ImageStream(torch.utils.data.IterableDataset):
         shuffle_seed: int | None = None,
         buffer_size: int = 1,
         endless: bool = False,
+        num_views: int = 1,
     ):
         """endless: for training; begins again at the end, and a bad image is left out. Otherwise it becomes a filler
-        (see `ImageDataset`)."""
+        (see `ImageDataset`). num_views: of each image, from one decoding, one after the other."""
         rows = source.rows
         if shuffle_seed is not None and buffer_size > 1:
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
@@ -210,7 +271,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.description, self.rank, self.world_size = source.description, rank, world_size
         self.transform, self.num_channels, self.endless = transform, num_channels, endless
         self.labels = source.labels
-        self.noise_length = noise_length
+        self.noise_length, self.num_views = noise_length, num_views
 
     def _numbers(self) -> Iterator[int]:
         worker = get_worker_info()
@@ -225,20 +286,21 @@ class ImageStream(torch.utils.data.IterableDataset):
             for row in self.rows:
                 is_empty, number = False, next(numbers)
                 try:
-                    image = _decoded(self.transform, row["image"], self.num_channels, number)
-                    label = None if self.labels is None else self.labels.decode(row["label"], image, number)
+                    images = _decoded(self.transform, row["image"], self.num_channels, number, self.num_views)
+                    label = None if self.labels is None else self.labels.decode(row["label"], images[0], number)
                 except ImageDecodingError as error:
                     skipped.append(SkippedImage(self.description, number, error.kind, error.detail))
                     if self.endless:
                         if len(skipped) == MAX_BAD_IN_A_ROW:
                             _raise_too_many(skipped)
                         continue
-                    item = _filler(self.transform, self.labels, self.num_channels, self.noise_length, skipped)
-                else:
+                    yield _filler(self.transform, self.labels, self.num_channels, self.noise_length, skipped)
+                    skipped = []
+                    continue
+                for image in images:
                     content = _finished(self.transform, self.labels, image, label)
-                    item = _item(content, number, self.noise_length, skipped)
-                yield item
-                skipped = []
+                    yield _item(content, number, self.noise_length, skipped)
+                    skipped = []
             # Workers beyond the number of files get nothing.
             if not self.endless or is_empty:
                 return
@@ -252,13 +314,22 @@ class EpochDataLoader(DataLoader):
             self.batch_sampler.set_epoch(epoch)
 
 
-def check_fills_a_batch(source: ImageSource, batch_size: int, world_size: int) -> None:
-    """Raises DataError where the images do not fill one batch on every rank."""
-    if source.num_rows is not None and source.num_rows < batch_size * world_size:
-        raise DataError(
-            f"{source.description} has {source.num_rows:,} images, fewer than one batch of {batch_size} on each of "
-            f"{world_size} process(es): lower --per_device_train_batch_size."
+def images_in_batch(source: ImageSource, batch_size: int, world_size: int, num_views: int = 1) -> int:
+    """How many different images a batch holds, with `num_views` of each. Raises DataError where the images do not fill
+    one batch on every rank, and ValueError where a batch does not hold all views of each of its images."""
+    if num_views < 1 or batch_size % num_views:
+        raise ValueError(
+            f"--repeated_augmentation {num_views}: must be at least 1 and divide the batch, which is {batch_size} "
+            "(--per_device_train_batch_size)."
         )
+    num_images = batch_size // num_views
+    if source.num_rows is not None and source.num_rows < num_images * world_size:
+        views = f" ({num_images} images, {num_views} views of each)" if num_views > 1 else ""
+        raise DataError(
+            f"{source.description} has {source.num_rows:,} images, fewer than one batch of {batch_size}{views} on each "
+            f"of {world_size} process(es): lower --per_device_train_batch_size."
+        )
+    return num_images
 
 
 def training_loader(
@@ -272,14 +343,18 @@ def training_loader(
     world_size: int,
     buffer_size: int,
     noise_length: int | None = None,
+    num_views: int = 1,
     **loader_options,
 ) -> EpochDataLoader:
     """Batches `{"pixel_values": (B, C, H, W), "noise": (B, L), "labels": (B,), "row": (B,)}` of one rank, all full.
     A bad image is replaced by another one and listed under `"skipped"` (see `collate`).
 
-    Raises DataError where the images do not fill one batch on every rank.
+    num_views: repeated augmentation (Hoffer et al. 2020): a batch holds so many views of each of its images, next to
+    each other, from one decoding. An epoch is one pass over the images.
+
+    Raises as `images_in_batch`.
     """
-    check_fills_a_batch(source, batch_size, world_size)
+    num_images = images_in_batch(source, batch_size, world_size, num_views)
     loader_options = {"collate_fn": collate, "worker_init_fn": outlive_signals, **loader_options}
     if source.row_groups is None:
         dataset = ImageStream(
@@ -292,17 +367,18 @@ def training_loader(
             shuffle_seed=seed,
             buffer_size=buffer_size,
             endless=True,
+            num_views=num_views,
         )
         return EpochDataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_options)
     sampler = EpochBatchSampler(
         source.row_groups,
         rank=rank,
         world_size=world_size,
-        batch_size=batch_size,
+        batch_size=num_images,
         seed=seed,
         buffer_size=None if source.seekable_at_no_cost else buffer_size,
     )
-    dataset = ImageDataset(source, transform, num_channels, seed, noise_length)
+    dataset = ImageDataset(source, transform, num_channels, seed, noise_length, num_views=num_views)
     return EpochDataLoader(dataset, batch_sampler=sampler, **loader_options)
 
 

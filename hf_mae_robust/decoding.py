@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -202,21 +202,21 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
     return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row)
 
 
-def decode_region(
+def decode_regions(
     value: Any,
     num_channels: int,
-    choose: Callable[[int, int], tuple[int, int, int, int]],
+    choose: Callable[[int, int], Sequence[tuple[int, int, int, int]]],
     row: int | None = None,
-) -> torch.Tensor:
-    """Decode a part of an image: the same pixels as `decode_image`, and of JPEG files only the rows that are needed.
+) -> list[torch.Tensor]:
+    """Decode parts of an image: the same pixels as `decode_image`, and of JPEG files only the rows that are needed.
 
     Args:
         value, num_channels, row: as of `decode_image`.
-        choose: gets height and width, says top, left, height and width of the part. Called once, for an image that can
+        choose: gets height and width, says top, left, height and width of each part. Called once, for an image that can
             be opened.
 
     Returns:
-        uint8 tensor `(num_channels, height, width)` of the part.
+        for each part a uint8 tensor `(num_channels, height, width)`; they share memory.
 
     Raises as `decode_image`.
     """
@@ -229,15 +229,15 @@ def decode_region(
         if isinstance(value, dict) and contents is not None:
             value = {**value, "bytes": contents}  # a file is read once
         image = decode_image(value, num_channels, row)
-        top, left, height, width = choose(*image.shape[-2:])
+        parts = choose(*image.shape[-2:])
     else:
-        top, left, height, width = choose(header.height, header.width)
+        parts = choose(header.height, header.width)
+        end = max(top + height for top, _, height, _ in parts)
         try:
-            pixels = decode_rows(contents, header, top + height, num_channels)
-            image = torch.from_numpy(pixels).permute(2, 0, 1)
+            image = torch.from_numpy(decode_rows(contents, header, end, num_channels)).permute(2, 0, 1)
         except ValueError:
             image = decode_image(value, num_channels, row)  # Pillow may do it, and knows why if not
-    return image[:, top : top + height, left : left + width]
+    return [image[:, top : top + height, left : left + width] for top, left, height, width in parts]
 
 
 def decode_map(value: Any, row: int | None = None) -> torch.Tensor:

@@ -72,6 +72,8 @@ class ImageTrainer(Trainer):
         train_transform: `(C, h, w)` uint8 -> `(C, H, W)`, uint8 or, normalised already, float; see also `ImageDataset`.
         eval_transform: the same for evaluation; None: the geometric part of the image processor.
         num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
+        repeated_augmentation: views of each image in a batch, see `training_loader`; what is called images elsewhere
+            (per second, an epoch's number of samples) are views then.
         record: what a resumed run must have in common with this one, written into each checkpoint (resume.py).
         about: what else a model card says (about.py); empty: no cards are written.
         allow_elastic_resume: it may differ; see `_init_training_state`.
@@ -98,6 +100,7 @@ class ImageTrainer(Trainer):
         num_channels: int = 3,
         noise_length: int | None = None,
         shuffle_buffer_size: int = 8192,
+        repeated_augmentation: int = 1,
         record: dict[str, Any] | None = None,
         about: dict[str, Any] | None = None,
         allow_elastic_resume: bool = False,
@@ -110,7 +113,7 @@ class ImageTrainer(Trainer):
         self.train_transform = train_transform
         self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
         self.num_channels, self.noise_length = num_channels, noise_length
-        self.shuffle_buffer_size = shuffle_buffer_size
+        self.shuffle_buffer_size, self.repeated_augmentation = shuffle_buffer_size, repeated_augmentation
         self.normalization = Normalization(self.processing_class, self.args.device)
         self.record, self.allow_elastic_resume = record or {}, allow_elastic_resume
         self.about = about or {}
@@ -160,6 +163,7 @@ class ImageTrainer(Trainer):
             rank=self.args.process_index,
             world_size=self.args.world_size,
             buffer_size=self.shuffle_buffer_size,
+            num_views=self.repeated_augmentation,
             **self._loader_options(),
         )
 
@@ -176,7 +180,8 @@ class ImageTrainer(Trainer):
         )
 
     def num_examples(self, dataloader: DataLoader) -> int:
-        """Images of an epoch over all ranks; without the remainder that fills no batch."""
+        """Images (with repeated augmentation: views) of an epoch over all ranks; without the remainder that fills no
+        batch."""
         return len(dataloader) * self._train_batch_size * self.args.world_size
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -232,7 +237,7 @@ class ImageTrainer(Trainer):
             )
         for source in (self.train_dataset, self.eval_dataset):
             if source is not None:
-                seen = self.state.global_step * self.get_total_train_batch_size(self.args)
+                seen = self.state.global_step * self.get_total_train_batch_size(self.args) // self.repeated_augmentation
                 self.skipped_images.check(source.description, source.num_rows, seen)
 
     def _get_grad_norm(self, model, grad_norm=None):

@@ -183,8 +183,12 @@ def prepare(
     pin_revision(data_arguments, checkpoint)
     train_source, eval_source = open_sources(data_arguments, model_arguments.token, training.seed)
     check_can_evaluate(train_source, eval_source, training)
-    set_schedule(train_source, recipe, training)
-    record = record_of(training, data_arguments, train_source, target_statistics=model_arguments.target_statistics)
+    num_views = training.repeated_augmentation
+    set_schedule(train_source, recipe, training, num_views)
+    more = {"repeated_augmentation": num_views} if num_views > 1 else {}  # older checkpoints do not know of it
+    record = record_of(
+        training, data_arguments, train_source, target_statistics=model_arguments.target_statistics, **more
+    )
     is_elastic = accept(checkpoint, record, recipe)
     trainer = MAETrainer(
         model=build_model(model_arguments, config),
@@ -197,6 +201,7 @@ def prepare(
         crop_scale=tuple(data_arguments.crop_scale),
         horizontal_flip=data_arguments.horizontal_flip,
         shuffle_buffer_size=data_arguments.shuffle_buffer_size,
+        repeated_augmentation=num_views,
         record=record,
         allow_elastic_resume=is_elastic,
         max_bad_images=data_arguments.max_bad_images,

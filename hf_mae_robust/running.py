@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, set_seed
 
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, RecipeParser
 from .bad_images import describe
-from .data import check_fills_a_batch, end_workers
+from .data import end_workers, images_in_batch
 from .diagnostics import save_examples
 from .guards import NonFiniteError
 from .hub import HubError, local_model
@@ -91,9 +91,12 @@ def check_can_evaluate(source: ImageSource, eval_source: ImageSource | None, tra
         )
 
 
-def set_schedule(source: ImageSource, recipe: RecipeArguments, training: ImageTrainingArguments) -> None:
-    """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps."""
-    check_fills_a_batch(source, training.train_batch_size, training.world_size)
+def set_schedule(
+    source: ImageSource, recipe: RecipeArguments, training: ImageTrainingArguments, num_views: int = 1
+) -> None:
+    """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps. num_views: of
+    each image in a batch."""
+    num_images = images_in_batch(source, training.train_batch_size, training.world_size, num_views)
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     if training.learning_rate is None:
         training.learning_rate = scale_learning_rate(recipe.base_learning_rate, batch)
@@ -109,7 +112,7 @@ def set_schedule(source: ImageSource, recipe: RecipeArguments, training: ImageTr
             training.set_save(strategy="steps", steps=training.save_steps, total_limit=training.save_total_limit)
         total_steps, epochs = training.max_steps, None
     else:
-        micro_steps = source.num_rows // (training.train_batch_size * training.world_size)
+        micro_steps = source.num_rows // (num_images * training.world_size)
         steps_per_epoch = max(-(-micro_steps // training.gradient_accumulation_steps), 1)
         total_steps = (
             training.max_steps if training.max_steps > 0 else round(training.num_train_epochs * steps_per_epoch)
@@ -255,6 +258,8 @@ def describe_length(trainer: ImageTrainer) -> str:
     images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
     processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
     length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"
+    if trainer.repeated_augmentation > 1:
+        images += f", {trainer.repeated_augmentation} views of each"
     return (
         f"{images}: {length}, effective batch {trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x "
         f"{processes} x {args.gradient_accumulation_steps} accumulated), learning rate {args.learning_rate:.3g} after "

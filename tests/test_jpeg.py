@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from hf_mae_robust import jpeg
-from hf_mae_robust.decoding import ImageDecodingError, decode_image, decode_region
+from hf_mae_robust.decoding import ImageDecodingError, decode_image, decode_regions
 from hf_mae_robust.transforms import training_transform
 
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640 x 427, colour
@@ -52,6 +52,11 @@ VARIANTS = {
 TAKEN = {"EXIF, upright", "Adobe's YCbCr", "plain", "4:4:4", "4:2:2", "restart markers", "odd size", "gray", "comment"}
 
 
+def decode_part(value, num_channels, choose, row=None):
+    (part,) = decode_regions(value, num_channels, lambda height, width: [choose(height, width)], row)
+    return part
+
+
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_part_has_the_pixels_of_the_whole(name, num_channels):
@@ -63,9 +68,19 @@ def test_a_part_has_the_pixels_of_the_whole(name, num_channels):
     parts += [(end - 9, 11, 9, 50) for end in range(40, 75)]  # at every place within a block of rows
     for top, left, rows, columns in parts:
         choose = Mock(return_value=(top, left, rows, columns))
-        part = decode_region(content, num_channels, choose)
+        part = decode_part(content, num_channels, choose)
         choose.assert_called_once_with(height, width)
         assert torch.equal(part, image[:, top : top + rows, left : left + columns]), (top, left)
+
+
+@pytest.mark.parametrize("name", ["plain", "progressive"])
+def test_several_parts_have_the_pixels_of_the_whole(name):
+    image = decode_image(VARIANTS[name])
+    places = [(5, 7, 16, 30), (100, 200, 50, 60), (0, 0, 3, 640)]
+    parts = decode_regions(VARIANTS[name], 3, lambda *size: places)
+    assert len(parts) == 3
+    for part, (top, left, rows, columns) in zip(parts, places):
+        assert torch.equal(part, image[:, top : top + rows, left : left + columns])
 
 
 def test_rows_below_the_part_are_not_decoded():
@@ -102,7 +117,7 @@ def test_broken_files_are_reported_as_before():
     for data in broken:
         value = {"bytes": data, "path": "photo.jpg"}
         expected = outcome(decode_image, value, 3, row=7)
-        got = outcome(decode_region, value, 3, whole, row=7)
+        got = outcome(decode_part, value, 3, whole, row=7)
         if isinstance(expected, tuple):
             kinds.add(expected[0])
             assert got == expected
@@ -113,16 +128,16 @@ def test_broken_files_are_reported_as_before():
 
 def test_a_missing_file_and_one_that_is_there(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(VARIANTS["plain"])
-    part = decode_region({"bytes": None, "path": str(tmp_path / "photo.jpg")}, 3, lambda *size: (1, 2, 3, 4))
+    part = decode_part({"bytes": None, "path": str(tmp_path / "photo.jpg")}, 3, lambda *size: (1, 2, 3, 4))
     assert torch.equal(part, decode_image(VARIANTS["plain"])[:, 1:4, 2:6])
     with pytest.raises(ImageDecodingError, match="missing_file"):
-        decode_region({"bytes": None, "path": str(tmp_path / "none.jpg")}, 3, lambda *size: (0, 0, 1, 1))
+        decode_part({"bytes": None, "path": str(tmp_path / "none.jpg")}, 3, lambda *size: (0, 0, 1, 1))
 
 
 def test_without_simplejpeg_pillow_does_it(monkeypatch):
-    expected = decode_region(VARIANTS["plain"], 3, lambda *size: (9, 8, 70, 60))
+    expected = decode_part(VARIANTS["plain"], 3, lambda *size: (9, 8, 70, 60))
     monkeypatch.setattr(jpeg, "simplejpeg", None)
-    assert torch.equal(decode_region(VARIANTS["plain"], 3, lambda *size: (9, 8, 70, 60)), expected)
+    assert torch.equal(decode_part(VARIANTS["plain"], 3, lambda *size: (9, 8, 70, 60)), expected)
 
 
 def test_the_augmentation_in_two_steps_is_the_one_in_one():
@@ -131,7 +146,7 @@ def test_the_augmentation_in_two_steps_is_the_one_in_one():
         torch.manual_seed(seed)
         expected = ours(image)
         torch.manual_seed(seed)
-        assert torch.equal(ours.finish(decode_region(VARIANTS["plain"], 3, ours.region)), expected)
+        assert torch.equal(ours.finish(decode_part(VARIANTS["plain"], 3, ours.region)), expected)
 
 
 def psnr(a, b):
@@ -144,7 +159,7 @@ def check_against_pillow(contents, size):
         torch.manual_seed(seed)
         top, left, height, width = transform.region(*decode_image(content).shape[-2:])
         torch.manual_seed(seed)
-        part = decode_region(content, 3, transform.region)
+        part = decode_part(content, 3, transform.region)
         crop = Image.open(io.BytesIO(content)).convert("RGB").crop((left, top, left + width, top + height))
         expected = np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC))
         assert psnr(transform.finish(part).permute(1, 2, 0).numpy(), expected) > 40

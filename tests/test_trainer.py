@@ -68,6 +68,17 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
             torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def train_until(trainer, step):
+    def stop():
+        if trainer.state.global_step == step:
+            trainer.control.should_training_stop = True
+
+    log = trainer.log
+    trainer.log = lambda *args, **kwargs: (log(*args, **kwargs), stop())
+    trainer.train()
+    assert trainer.state.global_step == step
+
+
 @pytest.mark.parametrize("streaming", ["false", "true"])
 @pytest.mark.parametrize("cut", [3, 5, 8])
 def test_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming, cut):
@@ -78,18 +89,25 @@ def test_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming
     trainer, _ = prepare(*interrupted)
     trainer.args.save_total_limit = None
 
-    def stop(*args, **kwargs):
-        if trainer.state.global_step == cut:
-            trainer.control.should_training_stop = True
-
-    log = trainer.log
-    trainer.log = lambda *args, **kwargs: (log(*args, **kwargs), stop())
-    trainer.train()
-    assert trainer.state.global_step == cut
+    train_until(trainer, cut)
     resumed = pretrain(*arguments(*common))
     assert losses(resumed) == losses(whole)
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
+
+
+def test_repeated_augmentation_resumes_exactly_and_only_with_as_many_views(arguments, tmp_path, capsys):
+    """40 images in batches of 8: an epoch has 10 steps with 2 views of each, 5 without."""
+    steps = ["--save_strategy", "steps", "--save_steps", "7"]
+    common = [*steps, "--repeated_augmentation", "2"]
+    whole = pretrain(*arguments(*common, "--output_dir", str(tmp_path / "whole")))
+    assert whole.state.global_step == 20 and whole.state.epoch == 2
+    assert "2 views of each" in capsys.readouterr().out
+    trainer, _ = prepare(*arguments(*common))
+    train_until(trainer, 7)
+    with pytest.raises(CheckpointError, match="repeated_augmentation: 2 there, None here"):
+        prepare(*arguments(*steps))
+    assert losses(pretrain(*arguments(*common))) == losses(whole)
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(arguments, tmp_path):
