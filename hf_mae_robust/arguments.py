@@ -180,6 +180,9 @@ class ImageTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
     remove_unused_columns: bool | None = option(False, "Has no effect here: only the image column is read.")
+    profile: int = option(
+        0, "Measure where the time of so many steps goes, print it, write profile.json, and train on. 0: do not."
+    )
     report_to: None | str | list[str] = field(
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
         metadata={"help": "Where to log: tensorboard, wandb, trackio, ..., or none."},
@@ -190,6 +193,8 @@ class ImageTrainingArguments(TrainingArguments):
         # and each trains the whole model.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.profile < 0:
+            raise ValueError(f"--profile {self.profile}: a number of steps, or 0 for none.")
         if self.enable_jit_checkpoint:
             raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
         if self.ignore_data_skip:

@@ -14,7 +14,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .bad_images import SkippedImage
-from .decoding import ImageDecodingError, decode_image, decode_regions
+from .decoding import ImageDecodingError, decode_regions
 from .labels import Labels
 from .plan import EpochBatchSampler, SequentialBatchSampler
 from .sources import DataError, ImageSource
@@ -147,10 +147,10 @@ def _decoded(
 ) -> list[torch.Tensor]:
     """The image, or the parts of it that the views of a transform in two steps (transforms.RandomCrop) ask for. draws:
     None: the views draw one after the other."""
-    if not hasattr(transform, "region"):
-        return [decode_image(value, num_channels, row)] * num_views
 
     def regions(height: int, width: int) -> list[tuple[int, int, int, int]]:
+        if not hasattr(transform, "region"):
+            return [(0, 0, height, width)] * num_views
         places = []
         for view in range(num_views):
             if draws is not None:

@@ -23,6 +23,7 @@ from .image_trainer import ImageTrainer
 from .launch import check_launch
 from .model_card import EXAMPLES
 from .optimization import scale_learning_rate, warmup_steps
+from .profiling import StepProfile
 from .resume import (
     CheckpointError,
     check_config,
@@ -288,6 +289,8 @@ def start_anew_if_asked(recipe: RecipeArguments, training: ImageTrainingArgument
 
 def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     """Train, save the model and the metrics of the training."""
+    if trainer.args.profile:
+        trainer.add_callback(StepProfile(trainer, trainer.args.profile))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 FORMAT = "hf_mae_robust.patch_statistics"
+# In float64 these fit a processor's cache (D = 768).
+PATCHES_AT_ONCE = 256
 
 
 def patches_of(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
@@ -51,9 +53,9 @@ class PatchStatistics:
 
     def update(self, patches: torch.Tensor) -> None:
         """Take in `(N, D)` patches of raw pixels in [0, 1]."""
-        patches = patches.double()
-        mean = patches.mean(dim=0)
-        self.merge(PatchStatistics(len(patches), mean, ((patches - mean) ** 2).sum(dim=0)))
+        for part in patches.split(PATCHES_AT_ONCE):
+            variance, mean = torch.var_mean(part.double(), dim=0, correction=0)
+            self.merge(PatchStatistics(len(part), mean, variance * len(part)))
 
     def merge(self, other: "PatchStatistics") -> None:
         if other.count == 0:
@@ -144,7 +146,8 @@ def compute_patch_statistics(
     for batch in batches:
         images = batch["pixel_values"][batch["row"] >= 0]
         if len(images):
-            statistics.update(patches_of(images, patch_size).double() / 255)
+            for image in images.split(1):  # so that they are worked on in the processor's cache
+                statistics.update(patches_of(image, patch_size).double() / 255)
             num_images += len(images)
     statistics.metadata["num_images"] = num_images
     return statistics

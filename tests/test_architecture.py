@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 
 # A module may import from modules that stand in an earlier line, and from none of its own line.
 LAYERS = [
-    {"class_names", "jpeg", "model", "paper", "version"},
+    {"class_names", "jpeg", "model", "paper", "profiling", "version"},
     {"arguments", "augmentation", "cost", "decoding", "layer_decay", "metrics", "optimization", "plan", "remote"},
     {"coco", "finetune_arguments", "labels", "model_card", "objects", "semantic_maps", "statistics", "transforms"},
     {"detection_metrics", "detection_transforms", "segmentation_metrics", "segmentation_transforms"},
