@@ -165,8 +165,17 @@ def matrix_rate(bf16: bool, size: int = 2048, repeats: int = 7) -> float:
 
 def peak_memory(name: str, batch_size: int, arguments: argparse.Namespace) -> float:
     """GiB that a process of its own needs for three steps; of GPU memory where there is one."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--json")]
-    child = [sys.executable, __file__, *words, "--memory_of", name, "--batch_sizes", str(batch_size), "--steps", "3"]
+    child = [
+        sys.executable,
+        __file__,
+        *sys.argv[1:],
+        "--memory_of",
+        name,
+        "--batch_sizes",
+        str(batch_size),
+        "--steps",
+        "3",
+    ]
     done = subprocess.run(child, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 

@@ -216,6 +216,16 @@ class MAETrainingArguments(ImageTrainingArguments):
         "Put so many crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
         "still passes over all images, and so has so many times the steps.",
     )
+    dry_run: bool = option(
+        False,
+        "Print what the run would cost (parameters, tokens, operations, memory, steps, hours), and train nothing.",
+    )
+    images_per_second: float | None = option(None, "With --dry_run: the speed to count the hours with.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.images_per_second is not None and not self.images_per_second > 0:
+            raise ValueError(f"--images_per_second {self.images_per_second}: must be above 0.")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

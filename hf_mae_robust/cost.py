@@ -6,7 +6,9 @@ left out. d: width, n: tokens, m: the MLP's width. Everything is of one image.
 
 from dataclasses import dataclass
 
-from .model import ViTMAERobustConfig
+import torch
+
+from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 
 # Backward: one product for the gradient of the input, one for that of the weights.
 BACKWARD_TO_FORWARD = 2
@@ -94,3 +96,45 @@ def training_flops(config: ViTMAERobustConfig) -> int:
     """Operations of the forward and the backward pass of one image. No gradient is needed for the pixels."""
     parts = forward_flops(config)
     return (1 + BACKWARD_TO_FORWARD) * sum(parts.values()) - parts["patches"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes on one device, without what libraries and data loading need: an estimate
+    (benchmarks/memory.py measures)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Activations shrink while gradients grow: the two are not there at once."""
+        return self.weights + self.optimizer + max(self.gradients, self.activations)
+
+
+def num_parameters(config: ViTMAERobustConfig) -> dict[str, int]:
+    """Encoder, decoder, and how many of both are trained (position embeddings are not)."""
+    with torch.device("meta"):
+        model = ViTMAERobustForPreTraining(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    encoder = sum(size for name, size in sizes.items() if name.startswith("vit."))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"encoder": encoder, "decoder": sum(sizes.values()) - encoder, "trained": trained}
+
+
+def memory(
+    config: ViTMAERobustConfig, batch_size: int, gradient_checkpointing: bool = False, activation_bytes: int = 4
+) -> Memory:
+    """Of training with AdamW and float32 weights. activation_bytes: of a number; 2 under bf16."""
+    parameters = num_parameters(config)
+    weights, trained = 4 * (parameters["encoder"] + parameters["decoder"]), 4 * parameters["trained"]
+    layers = blocks(config)
+    if gradient_checkpointing:
+        kept = sum(block.keys * block.width for block in layers) + max(block.activations for block in layers)
+    else:
+        kept = sum(block.activations for block in layers)
+    pixels = config.num_patches * config.patch_dim
+    activations = batch_size * (activation_bytes * kept + 4 * 3 * pixels)  # the images, target and prediction
+    return Memory(weights, trained, 2 * trained, activations)

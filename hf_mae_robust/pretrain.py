@@ -24,6 +24,7 @@ from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .model_card import PRETRAINING
+from .planner import describe_plan
 from .running import (
     accept,
     agree_on_checkpoint,
@@ -304,7 +305,29 @@ def pretrain(
     return trainer
 
 
+def plan(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    recipe: RecipeArguments,
+    training: MAETrainingArguments,
+) -> tuple[str, None]:
+    """--dry_run: the text of the plan. Raises as `prepare` for arguments and data that cannot be used."""
+    begin(training)
+    if model_arguments.model_name_or_path is not None:
+        path, _ = fetch_model(model_arguments.model_name_or_path, model_arguments.model_revision, model_arguments.token)
+        model_arguments = replace(model_arguments, model_name_or_path=path)
+    config = build_config(model_arguments)
+    train_source, eval_source = open_sources(data_arguments, model_arguments.token, training.seed)
+    check_can_evaluate(train_source, eval_source, training)
+    set_schedule(train_source, recipe, training, training.repeated_augmentation)
+    return describe_plan(config, training, train_source), None
+
+
 def main(argv: list[str] | None = None, description: str | None = None) -> None:
     """Command line of run_pretrain.py; exit codes as in `run_command`."""
     parser = make_parser(description=description)
-    run_command(parser, parser.parse(argv), prepare, run)
+    arguments = parser.parse(argv)
+    if arguments[-1].dry_run:
+        run_command(parser, arguments, plan, lambda text, _: say(text))
+    else:
+        run_command(parser, arguments, prepare, run)

@@ -16,7 +16,7 @@ LAYERS = [
     {"sources"},
     {"about", "bad_images"},
     {"data"},
-    {"guards", "hub", "launch", "saving", "stopping"},
+    {"guards", "hub", "launch", "planner", "saving", "stopping"},
     {"checkpoints", "diagnostics", "onnx_export", "resume", "target_statistics"},
     {"pushing"},
     {"classifiers", "export", "features", "image_trainer", "pictures"},

@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.cost import blocks, forward_flops, training_flops
+from hf_mae_robust.cost import blocks, forward_flops, memory, training_flops
+from tests.helpers import TINY
 
 SETTINGS = [
     {},
@@ -35,3 +36,41 @@ def test_operations_are_those_that_torch_counts(settings):
 def test_tokens_of_each_block():
     config = ViTMAERobustConfig(mid_mask_ratio=0.25)
     assert [block.outputs for block in blocks(config)] == [50] * 8 + [99] * 4 + [197] * 7 + [147]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mid_mask_ratio": 0.25}])
+def test_activations_are_what_autograd_keeps(settings):
+    config = ViTMAERobustConfig(
+        decoder_attention_probs_dropout_prob=0.0, hidden_size=192, num_attention_heads=3, intermediate_size=768,
+        decoder_hidden_size=128, decoder_num_attention_heads=4, decoder_intermediate_size=512, **settings,
+    )  # fmt: skip
+    model = ViTMAERobustForPreTraining(config).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = tensor, storage.nbytes()  # the tensor: so that its memory is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(torch.randn(4, 3, 224, 224), return_logits=False).loss
+    assert loss.requires_grad
+    measured = sum(size for _, size in kept.values())
+    assert memory(config, 4).activations == pytest.approx(measured, rel=0.15)
+
+
+def test_memory_of_weights_gradients_and_optimizer():
+    config = ViTMAERobustConfig(**TINY)
+    model = ViTMAERobustForPreTraining(config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    model(torch.randn(2, 3, 16, 16)).loss.backward()
+    optimizer.step()
+    need = memory(config, 2)
+    assert need.weights == sum(4 * parameter.numel() for parameter in model.parameters())
+    assert need.gradients == sum(4 * parameter.grad.numel() for parameter in trained)
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert need.optimizer == sum(4 * moment.numel() for moment in moments)
+    assert memory(config, 2, gradient_checkpointing=True).activations < need.activations

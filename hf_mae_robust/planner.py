@@ -1,0 +1,93 @@
+"""--dry_run: what a run will cost, before it costs anything."""
+
+import math
+from itertools import groupby
+
+from .arguments import MAETrainingArguments
+from .cost import Block, blocks, forward_flops, memory, num_parameters, training_flops
+from .model import ViTMAERobustConfig
+from .sources import ImageSource
+
+GIB = 2**30
+# Where --images_per_second does not say: a CPU, a GPU, a machine of GPUs.
+TYPICAL_RATES = (100, 1_000, 10_000)
+
+
+def describe_plan(config: ViTMAERobustConfig, training: MAETrainingArguments, source: ImageSource) -> str:
+    """Parameters, tokens by layer, operations an image, memory, steps and hours. `training` with learning rate and
+    warm-up filled in (running.set_schedule)."""
+    rows = [
+        ("parameters", _parameters(config)),
+        ("tokens", _tokens(blocks(config))),
+        ("operations", _operations(config)),
+        ("memory", _memory(config, training)),
+        ("checkpoint", _checkpoint(config)),
+        *_length(training, source),
+    ]
+    return "\n".join(
+        ["Plan of the run; nothing is trained or written.", *(f"  {name:<12}{text}" for name, text in rows)]
+    )
+
+
+def _parameters(config: ViTMAERobustConfig) -> str:
+    sizes = {name: f"{number / 1e6:,.2f} M" for name, number in num_parameters(config).items()}
+    return f"encoder {sizes['encoder']}, decoder {sizes['decoder']}; {sizes['trained']} of them trained"
+
+
+def _tokens(layers: list[Block]) -> str:
+    """Tokens attended to, by blocks; the last block of the decoder gives only the masked ones."""
+    parts = []
+    for (part, tokens), group in groupby(layers, lambda block: (block.name.split()[0], block.keys)):
+        numbers = [block.name.split()[1] for block in group]
+        span = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        parts.append(f"{part} {span}: {tokens}")
+    return f"{', '.join(parts)} (masked patches: {layers[-1].outputs})"
+
+
+def _operations(config: ViTMAERobustConfig) -> str:
+    forward = forward_flops(config)
+    by_part = ", ".join(f"{name} {number / 1e9:,.3g}" for name, number in forward.items())
+    total = sum(forward.values())
+    return f"{total / 1e9:,.3g} GFLOP an image forward ({by_part}), {training_flops(config) / 1e9:,.3g} in training"
+
+
+def _memory(config: ViTMAERobustConfig, training: MAETrainingArguments) -> str:
+    size, activation_bytes = training.train_batch_size, 2 if training.bf16 or training.fp16 else 4
+    need = memory(config, size, training.gradient_checkpointing, activation_bytes)
+    text = (
+        f"about {need.peak / GIB:,.2f} GiB a process, at a batch of {size} (weights {need.weights / GIB:,.2f}, "
+        f"gradients {need.gradients / GIB:,.2f}, AdamW {need.optimizer / GIB:,.2f}, "
+        f"activations {need.activations / GIB:,.2f})"
+    )
+    if not training.gradient_checkpointing:
+        less = memory(config, size, True, activation_bytes)
+        text += f"; {less.peak / GIB:,.2f} with --gradient_checkpointing"
+    return text
+
+
+def _checkpoint(config: ViTMAERobustConfig) -> str:
+    need = memory(config, 1)
+    return f"about {(need.weights + need.optimizer) / GIB:,.2f} GiB on disk each"
+
+
+def _length(training: MAETrainingArguments, source: ImageSource) -> list[tuple[str, str]]:
+    views, batch = training.repeated_augmentation, training.train_batch_size * training.world_size
+    effective = batch * training.gradient_accumulation_steps
+    steps, epochs = training.max_steps, ""
+    if source.num_rows is not None:
+        micro_steps = source.num_rows // (training.train_batch_size // views * training.world_size)
+        an_epoch = max(-(-micro_steps // training.gradient_accumulation_steps), 1)
+        if steps <= 0:
+            steps = math.ceil(training.num_train_epochs * an_epoch)  # as the Trainer
+        epochs = f" ({steps / an_epoch:,.4g} epochs of {an_epoch:,})"
+    data = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    hours = [
+        f"{steps * effective / rate / 3600:,.3g} h at {rate:,g} images/s"
+        for rate in ([training.images_per_second] if training.images_per_second else TYPICAL_RATES)
+    ]
+    return [
+        ("data", data + (f", {views} views of each" if views > 1 else "")),
+        ("steps", f"{steps:,}{epochs}, effective batch {effective:,}, {training.warmup_steps:g} of warm-up"),
+        ("rate", f"{training.learning_rate:.3g}, {training.lr_scheduler_type} schedule"),
+        ("time", ", ".join(hours)),
+    ]

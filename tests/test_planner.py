@@ -1,0 +1,71 @@
+"""--dry_run against the model and the Trainer that the same arguments give."""
+
+import re
+
+import pytest
+
+from hf_mae_robust.pretrain import main, make_parser, prepare
+from tests.helpers import TINY_OVERRIDES, as_flags
+
+
+@pytest.fixture
+def settings(photos_dir, tmp_path):
+    return {
+        "dataset_name": photos_dir,
+        "config_overrides": TINY_OVERRIDES,
+        "output_dir": tmp_path / "out",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "num_train_epochs": 5,
+        "warmup_epochs": 1,
+        "mid_mask_ratio": 0.25,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+    }
+
+
+def plan_of(capsys, settings, *more):
+    main(as_flags(settings, "--dry_run", *more))
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split()[0]: line for line in lines if line.startswith("  ")}
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--repeated_augmentation", 2], ["--max_steps", 7, "--warmup_steps", 2], ["--num_train_epochs", 1.3]]
+)
+def test_the_plan_is_that_of_the_run_and_leaves_nothing_behind(settings, capsys, more):
+    plan = plan_of(capsys, settings, *more, "--images_per_second", 10)
+    assert not settings["output_dir"].exists()
+    trainer, _ = prepare(*make_parser().parse(as_flags(settings, *more)))
+    assert re.search(r"effective batch (\d+)", plan["steps"])[1] == str(
+        trainer.get_total_train_batch_size(trainer.args)
+    )
+    assert f"{trainer.args.learning_rate:.3g}" in plan["rate"]
+    trainer.train()
+    steps = trainer.state.max_steps
+    assert plan["steps"].split()[1] == f"{steps:,}"
+    assert f"{steps * 12 / 10 / 3600:,.3g} h at 10 images/s" in plan["time"]
+    parts = {
+        "encoder": sum(p.numel() for p in trainer.model.vit.parameters()),
+        "decoder": sum(p.numel() for name, p in trainer.model.named_parameters() if not name.startswith("vit.")),
+    }
+    assert all(f"{name} {number / 1e6:,.2f} M" in plan["parameters"] for name, number in parts.items())
+    # 16 patches: 4 visible, 4 joined by 25%, 12 masked.
+    assert "encoder 0: 5, encoder 1: 9, decoder 0: 17 (masked patches: 12)" in plan["tokens"]
+
+
+def test_of_the_paper(settings, capsys):
+    """111.9 M parameters of the official ViT-B with decoder; 50 tokens, 99 from block 8 on (section 3.4)."""
+    plan = plan_of(capsys, {**settings, "config_overrides": "image_size=224"}, "--per_device_train_batch_size", 8)
+    assert "encoder 85.80 M, decoder 26.11 M" in plan["parameters"]
+    assert "encoder 0 to 7: 50, encoder 8 to 11: 99, decoder 0 to 7: 197 (masked patches: 147)" in plan["tokens"]
+    assert "h at 1,000 images/s" in plan["time"]
+
+
+def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(as_flags(settings, "--dry_run", "--repeated_augmentation", 3))
+    assert stop.value.code == 2 and "--repeated_augmentation 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(as_flags(settings, "--dry_run", "--images_per_second", 0))
+    assert "--images_per_second 0" in capsys.readouterr().err
