@@ -10,6 +10,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from .analyze import COMMANDS as ANALYSES
 from .arguments import add_data_arguments
 from .convert import add_convert_arguments, run_convert
 from .demo import add_demo_arguments, run_demo
@@ -77,8 +78,8 @@ def add_commands(
 
 
 def add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the features of a model are worth: knn."""
-    add_commands(parser, "analysis", [("knn", add_knn_arguments, run_knn)])
+    """What happens between a model's tokens, and what its features are worth."""
+    add_commands(parser, "analysis", [*ANALYSES, ("knn", add_knn_arguments, run_knn)])
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -216,6 +216,14 @@ class MAETrainingArguments(ImageTrainingArguments):
         "Put so many crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
         "still passes over all images, and so has so many times the steps.",
     )
+    diagnostics_steps: int = option(
+        0, "Every so many steps: what happens between the tokens (similarity, rank, attention, ...). 0: never."
+    )
+    diagnostics_samples: int = option(512, "With --diagnostics_steps: look at so many images.")
+    label_column_name: str | None = option(
+        None,
+        "With --diagnostics_steps: also nearest neighbours and a linear probe, by this column (or auto).",
+    )
     dry_run: bool = option(
         False,
         "Print what the run would cost (parameters, tokens, operations, memory, steps, hours), and train nothing.",
@@ -226,6 +234,13 @@ class MAETrainingArguments(ImageTrainingArguments):
         super().__post_init__()
         if self.images_per_second is not None and not self.images_per_second > 0:
             raise ValueError(f"--images_per_second {self.images_per_second}: must be above 0.")
+        if self.diagnostics_steps < 0 or self.diagnostics_samples < 2:
+            raise ValueError(
+                f"--diagnostics_steps {self.diagnostics_steps} --diagnostics_samples {self.diagnostics_samples}: at "
+                "least 0, and 2."
+            )
+        if self.label_column_name is not None and not self.diagnostics_steps:
+            raise ValueError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

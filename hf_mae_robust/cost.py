@@ -110,8 +110,8 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Activations shrink while gradients grow: the two are not there at once."""
-        return self.weights + self.optimizer + max(self.gradients, self.activations)
+        """All of it: activations go while gradients come, but what is freed is not always used again."""
+        return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def num_parameters(config: ViTMAERobustConfig) -> dict[str, int]:

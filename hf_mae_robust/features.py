@@ -22,6 +22,7 @@ def extract_features(
     batch_size: int = 64,
     num_workers: int = 4,
     max_bad_images: float = 0.01,
+    shows_progress: bool = True,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and classes of all images of a source, in order, in every process, with the evaluation's preprocessing.
@@ -44,7 +45,8 @@ def extract_features(
         num_workers=num_workers,
     )
     rows, features, labels, found = [], [], [], []
-    bar = tqdm(loader, desc=f"Features of {source.description}", unit="batch", disable=not state.is_main_process)
+    is_silent = not (state.is_main_process and shows_progress)
+    bar = tqdm(loader, desc=f"Features of {source.description}", unit="batch", disable=is_silent)
     with torch.no_grad():
         for batch in bar:
             found += batch.get("skipped", ())

@@ -24,6 +24,7 @@ from .diagnostics import save_loss_plot, save_reconstructions
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .model_card import PRETRAINING
+from .online_diagnostics import add_online_diagnostics
 from .planner import describe_plan
 from .running import (
     accept,
@@ -217,6 +218,8 @@ def prepare(
         recipe=recipe.config,
         model_license=recipe.model_license,
     )
+    if training.diagnostics_steps:
+        add_online_diagnostics(trainer, data_arguments, training, model_arguments.token)
     say(describe_run(trainer))
     warn_of_stream(train_source, data_arguments)
     if checkpoint is None:  # which holds them

@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 
 # A module may import from modules that stand in an earlier line, and from none of its own line.
 LAYERS = [
-    {"class_names", "jpeg", "model", "paper", "profiling", "version"},
-    {"arguments", "augmentation", "cost", "decoding", "layer_decay", "metrics", "optimization", "plan", "remote"},
+    {"attention_maps", "class_names", "jpeg", "model", "paper", "profiling", "representation", "version"},
+    {"arguments", "augmentation", "cost", "decoding", "layer_decay", "metrics", "observing", "optimization", "plan"},
+    {"evaluators", "remote"},
     {"coco", "finetune_arguments", "labels", "model_card", "objects", "semantic_maps", "statistics", "transforms"},
     {"detection_metrics", "detection_transforms", "segmentation_metrics", "segmentation_transforms"},
     {"sources"},
@@ -19,12 +20,13 @@ LAYERS = [
     {"guards", "hub", "launch", "planner", "saving", "stopping"},
     {"checkpoints", "diagnostics", "onnx_export", "resume", "target_statistics"},
     {"pushing"},
-    {"classifiers", "export", "features", "image_trainer", "pictures"},
+    {"classifiers", "diagnostic_pictures", "export", "features", "image_trainer", "pictures", "samples"},
     {"convert", "detectors", "finetuning_trainer", "running", "segmenters", "trainer"},
     {"classification_trainer", "detection_trainer", "segmentation_trainer"},
     {"inspection", "knn", "lora", "probes"},
+    {"online_diagnostics"},
     {"demo_app", "pretrain", "tasks"},
-    {"demo", "finetune"},
+    {"analyze", "demo", "finetune"},
     {"__main__", "__init__"},
 ]
 

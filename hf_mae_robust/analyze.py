@@ -1,0 +1,114 @@
+"""python -m hf_mae_robust analyze {features,attention,loss_map,cka,all}: what happens between a model's tokens."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+
+from .arguments import ModelArguments, add_data_arguments
+from .diagnostic_pictures import save_pictures, table
+from .evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity
+from .hub import local_model
+from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from .pretrain import build_config, build_model
+from .samples import Samples
+from .sources import DataLocation, load_head_of_stream, open_splits
+
+KINDS = ("features", "attention", "loss_map", "cka")
+
+
+def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForPreTraining:
+    """A pre-training checkpoint, ours or stock ViT-MAE's. Raises ValueError for others."""
+    path, _ = local_model(name, revision, token)
+    kind = AutoConfig.from_pretrained(path, token=token).model_type
+    if kind not in (ViTMAERobustConfig.model_type, "vit_mae"):
+        raise ValueError(
+            f"{name} is a '{kind}' model; these analyses are for pre-training checkpoints ('vit_mae_robust' or "
+            "'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
+        )
+    arguments = ModelArguments(model_name_or_path=str(path), token=token)
+    return build_model(arguments, build_config(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Folder or Hub id of a pre-training model.")
+    parser.add_argument("--other", help="A second model: CKA between the two instead of within the first.")
+    parser.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
+    data = add_data_arguments(parser)
+    data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
+    data.add_argument("--max_samples", type=int, default=512, help="Only the first so many images (%(default)s).")
+    data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
+    running.add_argument("--output_dir", type=Path, default=Path("analysis"), help="For analysis.json and pictures.")
+
+
+def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.num_processes > 1:
+        raise ValueError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
+    if args.max_samples < 2 or args.batch_size < 1:
+        raise ValueError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
+    model = load(args.checkpoint, args.model_revision, args.token).to(state.device)
+    other = load(args.other, None, args.token).to(state.device) if args.other else None
+    if other is not None and other.config.image_size != model.config.image_size:
+        raise ValueError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
+    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    if source.row_groups is None:
+        source = load_head_of_stream(source, args.max_samples)
+    samples = Samples(source.head(args.max_samples), model.config, args.crop_pct, args.batch_size, state.device)
+    evaluators = {
+        "features": [BlockTokens(), ImageFeatures()],
+        "attention": [Attention()],
+        "loss_map": [LossMap()],
+        "cka": [Similarity(other)],
+    }
+    found: dict[str, Any] = {}
+    for evaluator in (evaluator for kind in kinds for evaluator in evaluators[kind]):
+        found |= dict(evaluator(model, tqdm(samples, desc=type(evaluator).__name__, unit="batch")))
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    about = {"checkpoint": args.checkpoint, "other": args.other, "images": samples.source.num_rows}
+    content = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+    (args.output_dir / "analysis.json").write_text(json.dumps({**about, "values": content}, indent=1) + "\n")
+    save_pictures(found, args.output_dir, args.other or args.checkpoint)
+    print(table(found))
+    print(f"{args.output_dir} holds analysis.json and pictures.")
+
+
+def run_features(args: argparse.Namespace) -> None:
+    """Similarity, rank and uniformity of tokens by block; uniformity, rank and alignment of image features."""
+    run(("features",), args)
+
+
+def run_attention(args: argparse.Namespace) -> None:
+    """Entropy and distance of attention, by block and head, in encoder and decoder."""
+    run(("attention",), args)
+
+
+def run_loss_map(args: argparse.Namespace) -> None:
+    """Loss of the reconstruction by the place of the patch."""
+    run(("loss_map",), args)
+
+
+def run_cka(args: argparse.Namespace) -> None:
+    """Linear CKA between the encoder's blocks of one checkpoint, or of two (--other)."""
+    run(("cka",), args)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """All of features, attention, loss_map and cka."""
+    run(KINDS, args)
+
+
+COMMANDS = [
+    ("features", add_arguments, run_features),
+    ("attention", add_arguments, run_attention),
+    ("loss_map", add_arguments, run_loss_map),
+    ("cka", add_arguments, run_cka),
+    ("all", add_arguments, run_all),
+]

@@ -1,0 +1,124 @@
+"""--diagnostics_steps: what happens between the tokens, while a model trains."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import TrainerCallback
+
+from .arguments import DataArguments, MAETrainingArguments
+from .diagnostic_pictures import save_pictures
+from .diagnostics import save_reconstructions
+from .evaluators import Attention, BlockTokens, ImageFeatures, LossMap
+from .features import extract_features
+from .image_trainer import ImageTrainer
+from .knn import knn_accuracy
+from .samples import Samples
+from .sources import DataLocation, ImageSource, load_head_of_stream, open_splits
+from .transforms import EvaluationTransform
+
+NUM_PICTURES = 8
+PREFIX = "diagnostics/"
+
+
+class OnlineDiagnostics(TrainerCallback):
+    """Every so many steps: the evaluators' numbers into the log as `diagnostics/...`, and pictures into
+    `diagnostics/step-N/` of the output folder. Random numbers and the model stay as they were, so that training is the
+    same bit by bit.
+
+    Args:
+        samples: what the evaluators look at. labelled: images for nearest neighbours and a linear probe, those that
+            are known and those that are classified; None: neither.
+    """
+
+    def __init__(
+        self, trainer: ImageTrainer, samples: Samples, labelled: tuple[ImageSource, ImageSource] | None = None
+    ):
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
+        self.trainer, self.samples, self.labelled = trainer, samples, labelled
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % args.diagnostics_steps:
+            return
+        trainer, devices = self.trainer, [args.device] if args.device.type == "cuda" else []
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        found = {}
+        with torch.random.fork_rng(devices), trainer.compute_loss_context_manager():
+            if self.labelled is not None:  # by all processes together
+                found |= self._accuracies(model)
+            if trainer.is_world_process_zero():
+                for evaluator in (BlockTokens(), ImageFeatures(), Attention(), LossMap()):
+                    found |= dict(evaluator(model, self.samples))
+                self._save(model, found, Path(args.output_dir) / "diagnostics" / f"step-{state.global_step}")
+        if trainer.is_world_process_zero():
+            # Heads by themselves would be hundreds of curves; `analyze attention` has them.
+            numbers = {
+                PREFIX + name: value
+                for name, value in found.items()
+                if isinstance(value, float) and "/head " not in name
+            }
+            should_log = control.should_log
+            trainer.log(numbers)
+            control.should_log = should_log  # logging takes it back, and the loss of this step is still to come
+
+    def _save(self, model, found: dict, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_pictures(found, folder, "")
+        batch = next(iter(self.samples))
+        images, noise = batch["pixel_values"][:NUM_PICTURES], batch["noise"][:NUM_PICTURES]
+        save_reconstructions(model, images, noise, folder / "reconstructions.png")
+
+    def _accuracies(self, model) -> dict[str, float]:
+        was_training, config = model.training, model.config
+        transform, device = EvaluationTransform(self.samples.processor), self.trainer.args.device
+
+        def encode(images: torch.Tensor) -> torch.Tensor:
+            return model.vit(images).last_hidden_state[:, 1:].mean(dim=1)
+
+        model.eval()
+        try:
+            options = {
+                "batch_size": self.samples.batch_size,
+                "num_workers": 0,
+                "device": device,
+            }
+            known, classified = (
+                extract_features(encode, source, transform, config.num_channels, shows_progress=False, **options)
+                for source in self.labelled
+            )
+        finally:
+            model.train(was_training)
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+        probe.fit(*(part.numpy() for part in known))
+        return {
+            "knn_accuracy": knn_accuracy(*known, *classified)["accuracy"],
+            "linear_probe_accuracy": float(probe.score(*(part.numpy() for part in classified))),
+        }
+
+
+def add_online_diagnostics(
+    trainer: ImageTrainer, data: DataArguments, training: MAETrainingArguments, token: str | None
+) -> None:
+    """Raises ValueError (DataError) where labels are asked for and there are none, or nothing to classify."""
+    source, limit = trainer.eval_dataset or trainer.train_dataset, training.diagnostics_samples
+    if source.row_groups is None:
+        source = load_head_of_stream(source, limit)
+    batch_size = training.per_device_eval_batch_size
+    samples = Samples(source.head(limit), trainer.model.config, data.crop_pct, batch_size, training.device)
+    labelled = None
+    if training.label_column_name is not None:
+        location = replace(DataLocation.of(data, token), label_column_name=training.label_column_name)
+        eval_split = None if data.eval_split_name == "none" else data.eval_split_name
+        opened = open_splits(location, data.train_split_name, eval_split, data.train_val_split, training.seed)
+        if opened[1] is None:
+            raise ValueError(
+                f"--label_column_name {training.label_column_name}: {data.dataset_name} has no split to classify; name "
+                "one with --eval_split_name or hold images out with --train_val_split 0.05."
+            )
+        opened = [load_head_of_stream(part, limit) if part.row_groups is None else part for part in opened]
+        labelled = tuple(part.head(limit) for part in opened)
+    trainer.add_callback(OnlineDiagnostics(trainer, samples, labelled))

@@ -1,0 +1,39 @@
+"""The images that diagnostics look at."""
+
+from collections.abc import Iterator
+
+import torch
+
+from .data import ImageDataset, collate, sequential_loader
+from .model import ViTMAERobustConfig
+from .sources import ImageSource
+from .transforms import EvaluationTransform, Normalization, evaluation_processor, training_transform
+
+
+class Samples:
+    """Batches for evaluators, the same at each pass: evaluation's preprocessing, noise by the row, and a second,
+    randomly cropped view of each image."""
+
+    def __init__(self, source: ImageSource, config: ViTMAERobustConfig, crop_pct: float, batch_size: int, device):
+        """source: with random access."""
+        form = (config.num_channels, config.image_mean, config.image_std)
+        self.processor = evaluation_processor(config.image_size, crop_pct, *form)
+        self.source, self.config, self.batch_size, self.device = source, config, batch_size, device
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        config, normalize = self.config, Normalization(self.processor, self.device)
+        transform, channels = EvaluationTransform(self.processor), config.num_channels
+        augmented = ImageDataset(self.source, training_transform(config.image_size), channels)
+        plan = {"batch_size": self.batch_size, "rank": 0, "world_size": 1, "noise_length": config.num_patches}
+        plan["generator"] = torch.Generator()  # the loader would draw from the global one
+        for batch in sequential_loader(self.source, transform, channels, **plan):
+            valid = batch["row"] >= 0
+            second = collate([augmented[0, row] for row in batch["row"][valid].tolist()])["pixel_values"]
+            yield {
+                "pixel_values": normalize(batch["pixel_values"][valid].to(self.device)),
+                "noise": batch["noise"][valid].to(self.device),
+                "second_view": normalize(second.to(self.device)),
+            }
+
+    def __len__(self) -> int:
+        return -(-self.source.num_rows // self.batch_size)
