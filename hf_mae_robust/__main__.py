@@ -18,6 +18,7 @@ from .export import add_export_arguments, run_export
 from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
 from .model_card import add_card_arguments, run_card
+from .reproduce import add_reproduce_arguments, run_reproduce
 from .sources import DataLocation, open_splits
 from .target_statistics import statistics_of_source
 
@@ -91,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("card", add_card_arguments, run_card),
         ("demo", add_demo_arguments, run_demo),
         ("analyze", add_analyze_arguments, None),
+        ("reproduce", add_reproduce_arguments, run_reproduce),
     )
     add_commands(parser, "command", commands)
     return parser

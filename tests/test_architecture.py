@@ -9,7 +9,19 @@ PACKAGE = Path(__file__).parents[1] / "hf_mae_robust"
 
 # A module may import from modules that stand in an earlier line, and from none of its own line.
 LAYERS = [
-    {"attention_maps", "class_names", "jpeg", "model", "paper", "profiling", "representation", "version"},
+    {
+        "attention_maps",
+        "class_names",
+        "jpeg",
+        "model",
+        "paper",
+        "profiling",
+        "representation",
+        "studies",
+        "study_runner",
+        "version",
+    },
+    {"study_report"},
     {"arguments", "augmentation", "cost", "decoding", "layer_decay", "metrics", "observing", "optimization", "plan"},
     {"evaluators", "remote"},
     {"coco", "finetune_arguments", "labels", "model_card", "objects", "semantic_maps", "statistics", "transforms"},
@@ -27,6 +39,7 @@ LAYERS = [
     {"online_diagnostics"},
     {"demo_app", "pretrain", "tasks"},
     {"analyze", "demo", "finetune"},
+    {"reproduce"},
     {"__main__", "__init__"},
 ]
 

@@ -1,0 +1,256 @@
+"""python -m hf_mae_robust reproduce: the paper's tables and its Figure 2 as commands."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .studies import (
+    FINETUNE,
+    FINETUNE_PAPER,
+    MAE,
+    NUM_BLOCKS,
+    NUM_BLOCKS_DENSE,
+    PRETRAIN,
+    PRETRAIN_DENSE,
+    STUDIES,
+    Study,
+    Variant,
+    studies,
+)
+from .study_report import Results, write_report
+from .study_runner import Run, StudyError, StudyRunner
+
+PAPER_DATA = {
+    "classification": "ILSVRC/imagenet-1k",
+    "detection": "path/to/coco",
+    "segmentation": "path/to/ade20k",
+}
+PACKAGES = ("torch", "transformers", "accelerate", "datasets")
+
+
+def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument(
+        "--scale",
+        choices=["smoke", "small", "paper"],
+        default="small",
+        help="smoke: minutes, on digits; small: hours on a CPU, on --dataset_name; paper: prints the commands for "
+        "ImageNet (%(default)s).",
+    )
+    parser.add_argument("--run", dest="starts_runs", action="store_true", help="With --scale paper: also start them.")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", help="Labelled images (small), or ImageNet, COCO or ADE20K (paper).")
+    data.add_argument("--pretrain_dataset_name", help="Other images to pre-train on; default: --dataset_name.")
+    data.add_argument("--label_column_name", help="Column of the labels, where it is not the only one.")
+    runs = parser.add_argument_group("runs")
+    runs.add_argument("--seeds", type=int, default=3, help="Runs of each variant (%(default)s).")
+    runs.add_argument("--num_train_epochs", type=float, help="Of the pre-training; default: the scale's.")
+    runs.add_argument("--base_learning_rate", type=float, help="Of the pre-training; default: the scale's.")
+    runs.add_argument("--pretrain_flags", default="", help="More flags for run_pretrain.py, in one string.")
+    runs.add_argument("--finetune_flags", default="", help="More flags for run_finetune.py, in one string.")
+    runs.add_argument("--parallel", type=int, help="Runs at a time; default: cores, or GPUs, at most 8.")
+    runs.add_argument("--num_gpus", type=int, default=8, help="With --scale paper (%(default)s).")
+    runs.add_argument("--output_dir", type=Path, default=Path("outputs/reproduce"), help="(%(default)s)")
+    runs.add_argument("--report_only", action="store_true", help="Of the runs that are finished; start none.")
+
+
+def _as_settings(text: str) -> dict:
+    """`"--a 1 --b"` -> `{"a": "1", "b": True}`. Raises ValueError."""
+    settings, name = {}, None
+    for word in shlex.split(text):
+        if word.startswith("--"):
+            name = word[2:]
+            settings[name] = True
+        elif name is None:
+            raise ValueError(f"'{text}': flags begin with --, and '{word}' does not.")
+        else:
+            before = settings[name]
+            settings[name] = word if before is True else [*(before if isinstance(before, list) else [before]), word]
+    return settings
+
+
+def _name_of_study_folder(study: Study) -> str:
+    """Studies of the same pre-training and task share runs."""
+    return study.task or "figure2"
+
+
+def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
+    """What a study consists of, seed by seed, so that early reports compare whole seeds."""
+    is_dense = study.task in ("detection", "segmentation")
+    folder = args.output_dir / args.scale / _name_of_study_folder(study)
+    common = {"report_to": "none"}
+    if args.dataset_name:
+        common["dataset_name"] = args.dataset_name
+    pretraining = {**common, **(PRETRAIN_DENSE if is_dense else PRETRAIN[args.scale]), "save_strategy": "steps"}
+    pretraining |= {"save_steps": 0.25, "save_total_limit": 1, "eval_strategy": "no"}
+    if args.pretrain_dataset_name:
+        pretraining["dataset_name"] = args.pretrain_dataset_name
+    for name in ("num_train_epochs", "base_learning_rate"):
+        if getattr(args, name) is not None:
+            pretraining[name] = getattr(args, name)
+    if args.scale == "small" and study.task == "classification":
+        # The probe's curve: some ten points.
+        pretraining |= {"label_column_name": args.label_column_name or "auto", "diagnostics_samples": 1000}
+    pretraining |= _as_settings(args.pretrain_flags)
+    finetuning = {} if study.task is None else {**common, "task": study.task, **FINETUNE[args.scale][study.task]}
+    finetuning |= _as_settings(args.finetune_flags) if finetuning else {}
+    if finetuning and args.label_column_name:
+        finetuning["label_column_name"] = args.label_column_name
+    runs = []
+    for seed in range(args.seeds):
+        for variant in study.variants:
+            described = {"variant": variant.name, "seed": seed}
+            pretrain, start = None, {}
+            if variant.changes is not None:
+                settings = {**pretraining, **variant.flags(), "seed": seed}
+                if "label_column_name" in settings:
+                    settings["diagnostics_steps"] = _steps_between_probes(settings)
+                pretrain = Run("pretrain", folder / f"{variant.name}-{seed}" / "pretrain", settings, None, described)
+                start["model_name_or_path"] = str(pretrain.folder / "output")
+                runs.append(pretrain)
+            elif finetuning:
+                # The sizes of MAE's model, and nothing else of it.
+                first = folder / f"{MAE.name}-0" / "pretrain"
+                start = {"model_name_or_path": str(first / "output"), "from_scratch": True}
+                pretrain = next((run for run in runs if run.folder == first), None)
+                if pretrain is None:
+                    settings = {**pretraining, **MAE.flags(), "seed": 0}
+                    if "label_column_name" in settings:
+                        settings["diagnostics_steps"] = _steps_between_probes(settings)
+                    pretrain = Run("pretrain", first, settings, None, {"variant": MAE.name, "seed": 0})
+            if finetuning:
+                place = folder / f"{variant.name}-{seed}" / "finetune"
+                runs.append(Run("finetune", place, {**finetuning, **start, "seed": seed}, pretrain, described))
+    return runs
+
+
+def _steps_between_probes(settings: dict) -> int:
+    """Half an epoch, of the images that are trained on."""
+    images = int(settings.get("max_train_samples", 20_000))
+    return max(1, images // int(settings.get("per_device_train_batch_size", 64)) // 2)
+
+
+def paper_commands(study: Study, args: argparse.Namespace) -> list[list[str]]:
+    """The accelerate commands of a study at the paper's scale, in their order."""
+    launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(args.num_gpus)]
+    commands, output = [], args.output_dir / "paper" / study.name
+    images = args.pretrain_dataset_name or (
+        args.dataset_name if args.dataset_name and study.task in ("classification", None) else "ILSVRC/imagenet-1k"
+    )
+    for variant in study.variants:
+        start = []
+        if variant.changes is not None:
+            words = [*launch, "run_pretrain.py", "--config", variant.recipe, "--dataset_name", images]
+            words += ["--dataset_streaming", "--bf16", *_changes(variant, study)]
+            commands.append([*words, "--output_dir", str(output / variant.name)])
+            start = ["--model_name_or_path", str(output / variant.name)]
+        if study.task is None:
+            continue
+        if variant.changes is None:
+            start = ["--model_name_or_path", str(output / study.baseline.name), "--from_scratch"]
+        words = [*launch, "run_finetune.py", "--config", FINETUNE_PAPER[study.task], *start, "--dataset_name"]
+        words += [args.dataset_name or PAPER_DATA[study.task], "--bf16"]
+        commands.append([*words, "--output_dir", str(output / f"{variant.name}_{study.task}")])
+    # What is to start from scratch takes its sizes from the baseline, which has to be there.
+    return sorted(commands, key=lambda words: "run_finetune.py" in words)
+
+
+def _changes(variant: Variant, study: Study) -> list[str]:
+    """Flags beside the recipe's."""
+    if variant.recipe != Variant("", "").recipe:
+        return []
+    words = [
+        word
+        for name, value in variant.changes.items()
+        for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
+    ]
+    return words + (["--num_train_epochs", "100"] if study.task is None else [])
+
+
+def _versions() -> str:
+    return ", ".join([f"Python {sys.version.split()[0]}", *(f"{name} {version(name)}" for name in PACKAGES)])
+
+
+def _results(runs: list[Run], module: str) -> Results:
+    found: Results = {}
+    for run in runs:
+        if run.module == module and (result := run.result()) is not None:
+            found.setdefault(result["variant"], {})[result["seed"]] = result
+    return found
+
+
+def run_reproduce(args: argparse.Namespace) -> None:
+    """Run the studies of the paper's tables and figures, and report them."""
+    if args.scale == "paper":
+        for name in args.studies:
+            commands = paper_commands(studies(NUM_BLOCKS["paper"])[name], args)
+            for words in commands:
+                print(shlex.join(words), flush=True)
+            for words in commands if args.starts_runs else ():
+                subprocess.run(words, check=True)
+        return
+    if args.seeds < 1 or (args.parallel is not None and args.parallel < 1):
+        raise ValueError(f"--seeds {args.seeds} --parallel {args.parallel}: at least 1.")
+    chosen = []
+    for name in args.studies:
+        is_dense = studies(12)[name].task in ("detection", "segmentation")
+        if args.scale == "smoke" and (is_dense or args.dataset_name):
+            raise ValueError(f"--scale smoke is on scikit-learn's digits; {name} with a data set: --scale small.")
+        if args.scale == "small" and not args.dataset_name:
+            raise ValueError("--scale small needs --dataset_name, such as CIFAR-10's.")
+        chosen.append(studies(NUM_BLOCKS_DENSE if is_dense else NUM_BLOCKS[args.scale])[name])
+    all_runs = {study.name: runs_of(study, args) for study in chosen}
+    unique = {run.folder: run for runs in all_runs.values() for run in runs}
+    for run in unique.values():
+        if run.after is not None:
+            run.after = unique.get(run.after.folder, run.after)
+    missing = {run.after.folder: run.after for run in unique.values() if run.after is not None} | unique
+    devices = torch.cuda.device_count() or os.cpu_count() or 1
+    failure = None
+    if not args.report_only:
+        try:
+            StudyRunner(list(missing.values()), args.parallel or min(devices, 8)).go()
+        except StudyError as error:
+            failure = error
+    command = "python -m hf_mae_robust reproduce " + shlex.join(_given(args))
+    for study in chosen:
+        runs = all_runs[study.name]
+        finished = sum(run.result() is not None for run in runs)
+        about = {
+            "scale": args.scale,
+            "data": Path(args.dataset_name).name if args.dataset_name else "scikit-learn's digits",
+            "runs": f"{finished} of {len(runs)} finished",
+            "versions": _versions(),
+        }
+        path = write_report(
+            study,
+            _results(runs, "finetune"),
+            _results(runs, "pretrain"),
+            args.output_dir / args.scale / "reports",
+            command,
+            about,
+        )
+        print(f"{study.name}: {finished} of {len(runs)} runs; {path}")
+    if failure is not None:
+        raise ValueError(str(failure)) from failure
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """The words of the command, without folders of this machine."""
+    words = [*args.studies, "--scale", args.scale]
+    for name in ("num_train_epochs", "base_learning_rate", "seeds"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", str(getattr(args, name))]
+    for name in ("dataset_name", "pretrain_dataset_name"):
+        if getattr(args, name):
+            words += [f"--{name}", f"path/to/{Path(getattr(args, name)).name}"]
+    for name in ("pretrain_flags", "finetune_flags"):
+        if getattr(args, name):
+            words.append(f"--{name}={getattr(args, name)}")
+    return words

@@ -1,0 +1,192 @@
+"""The paper's tables and its Figure 2 as studies: which variants are compared, and with which flags."""
+
+from dataclasses import dataclass, field
+
+# What all variants leave off but for their own flags: MAE, whose target is normalised by channel, then by patch.
+BASELINE = {
+    "target_normalization": "global_rgb",
+    "norm_pix_loss": True,
+    "decoder_attention_probs_dropout_prob": 0.0,
+    "mid_mask_ratio": 0.0,
+}
+DROP_EDGE = {"decoder_attention_probs_dropout_prob": 0.3}
+GLOBAL_PATCH = {"target_normalization": "global_patch", "target_statistics": "auto"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """name: of its folders. label: in reports. changes: flags of run_pretrain that differ from BASELINE; None: no
+    pre-training. recipe: for `--scale paper`; the changes are added to that of the baseline."""
+
+    name: str
+    label: str
+    changes: dict | None = field(default_factory=dict, hash=False)
+    recipe: str = "vit_base_mae_800ep"
+
+    def flags(self) -> dict:
+        return {**BASELINE, **self.changes}
+
+
+def _mid(ratio: float, layer: int) -> dict:
+    return {"mid_mask_ratio": ratio, "mid_mask_layer_idx": layer}
+
+
+SCRATCH = Variant("scratch", "from scratch", None)
+MAE = Variant("mae", "MAE")
+EDGE = Variant("drop_edge", "MAE + drop edge", DROP_EDGE)
+PATCH = Variant("global_patch", "MAE + global patch statistics", GLOBAL_PATCH)
+RAW = Variant("raw", "MAE without population statistics", {"target_normalization": "none"})
+ROBUST = Variant(
+    "robust", "drop edge + global patch statistics", {**DROP_EDGE, **GLOBAL_PATCH}, recipe="vit_base_800ep"
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """title: of the report. variants: the first one with pre-training is compared with. task: of the fine-tuning, None:
+    only losses are looked at. metrics: of the evaluation, with what they are called. paper: variant -> the paper's
+    figures, in the order of the metrics, and where they stand."""
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    task: str | None = "classification"
+    metrics: tuple[tuple[str, str], ...] = (("eval_accuracy", "top-1"),)
+    paper: dict[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+    paper_source: str = ""
+
+    @property
+    def baseline(self) -> Variant:
+        return next(variant for variant in self.variants if variant.changes is not None)
+
+
+def studies(num_blocks: int) -> dict[str, Study]:
+    """All studies. num_blocks: of the encoder; mid-level tokens join at two thirds of its depth (the paper: before
+    block 8 of 12), or at a third."""
+    late, early = round(num_blocks * 2 / 3), round(num_blocks / 3)
+    middle = Variant(
+        "mid_25", f"MAE + 25% mid-level tokens from block {late}", _mid(0.25, late), recipe="vit_base_midlevel_800ep"
+    )
+    everything = Variant("all", "all three", {**DROP_EDGE, **GLOBAL_PATCH, **_mid(0.25, late)})
+    targets = [
+        Variant(
+            f"{target}{'_intra' if intra else ''}",
+            f"{label}{', per patch' if intra else ''}",
+            {**change, "norm_pix_loss": intra},
+        )
+        for intra in (False, True)
+        for target, label, change in (
+            ("none", "none", {"target_normalization": "none"}),
+            ("rgb", "global RGB", {}),
+            ("patch", "global patch", GLOBAL_PATCH),
+        )
+    ]
+    paper = {"paper_source": "ImageNet-1K, ViT-B/16, 800 epochs"}
+    made = [
+        Study(
+            "table1",
+            "Table 1: the population statistics of the target, with the step per patch",
+            (SCRATCH, MAE, RAW, PATCH),
+            paper={"raw": (81.99,), "mae": (83.25,), "global_patch": (83.28,)},
+            **paper,
+        ),
+        Study(
+            "table2",
+            "Table 2: scratch, MAE, and what the ingredients add",
+            (SCRATCH, MAE, EDGE, PATCH, middle, ROBUST, everything),
+            paper={"scratch": (82.3,), "mae": (83.3,), "robust": (83.6,)},
+            **paper,
+        ),
+        Study(
+            "table3",
+            "Table 3: detection and instance segmentation",
+            (SCRATCH, MAE, ROBUST),
+            task="detection",
+            metrics=(("eval_box_ap", "box AP"), ("eval_mask_ap", "mask AP")),
+            paper={"mae": (48.8, 43.6), "robust": (48.9, 43.7)},
+            paper_source="COCO, ViT-B, learning rate 1.6e-4",
+        ),
+        Study(
+            "table4",
+            "Table 4: semantic segmentation",
+            (SCRATCH, MAE, ROBUST),
+            task="segmentation",
+            metrics=(("eval_mean_iou", "mean IoU"),),
+            paper={"mae": (45.92,), "robust": (46.92,)},
+            paper_source="ADE20K, ViT-B, UperNet",
+        ),
+        Study(
+            "table5",
+            "Table 5: mid-level mask tokens by ratio and depth",
+            (
+                SCRATCH,
+                MAE,
+                Variant("mid_12", f"12.5% from block {late}", _mid(0.125, late)),
+                middle,
+                Variant("mid_50", f"50% from block {late}", _mid(0.5, late)),
+                Variant("mid_25_early", f"25% from block {early}", _mid(0.25, early)),
+            ),
+            paper={"mae": (83.3,), "mid_25": (83.5,)},
+            **paper,
+        ),
+        Study("figure2", "Figure 2: the losses of the six targets", tuple(targets), task=None, metrics=()),
+    ]
+    return {study.name: study for study in made}
+
+
+STUDIES = tuple(studies(12))
+
+# ---- scales ----
+
+SMALL_32 = (
+    "image_size=32,patch_size=4,hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512,"
+    "decoder_hidden_size=64,decoder_num_hidden_layers=2,decoder_num_attention_heads=4,decoder_intermediate_size=256"
+)
+# Flags by scale: of run_pretrain, and of run_finetune by task.
+PRETRAIN = {
+    "smoke": {"config": "digits", "num_train_epochs": 6, "base_learning_rate": 1e-2},
+    "small": {
+        "config": "small_32px",
+        "config_overrides": SMALL_32,
+        "mid_mask_layer_idx": 3,
+        "num_train_epochs": 6,
+        "base_learning_rate": 4e-3,
+        "per_device_train_batch_size": 128,
+        "max_train_samples": 20_000,
+        "max_eval_samples": 2_000,
+        "dataloader_num_workers": 0,
+    },
+}
+# Dense tasks: larger pictures, of a set of their own (--pretrain_dataset_name).
+PRETRAIN_DENSE = {"config": "small_64px", "num_train_epochs": 10, "dataloader_num_workers": 0}
+FINETUNE = {
+    "smoke": {"classification": {"config": "finetune_digits", "num_train_epochs": 2}},
+    "small": {
+        "classification": {
+            "num_train_epochs": 5,
+            "base_learning_rate": 5e-3,
+            "per_device_train_batch_size": 64,
+            "max_train_samples": 5_000,
+            "max_eval_samples": 2_000,
+            "layer_decay": 0.75,
+            "drop_path_rate": 0.0,
+            "auto_augment": "none",
+            "random_erasing": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "crop_scale": [0.5, 1.0],
+            "crop_pct": 1.0,
+            "save_strategy": "no",
+            "dataloader_num_workers": 0,
+        },
+        "detection": {"config": "mask_rcnn_small", "num_train_epochs": 6, "dataloader_num_workers": 0},
+        "segmentation": {"config": "upernet_small", "num_train_epochs": 6, "dataloader_num_workers": 0},
+    },
+}
+FINETUNE_PAPER = {
+    "classification": "finetune_vit_base",
+    "detection": "mask_rcnn_vit_base",
+    "segmentation": "upernet_vit_base",
+}
+NUM_BLOCKS = {"smoke": 4, "small": 4, "paper": 12}
+NUM_BLOCKS_DENSE = 6

@@ -1,0 +1,174 @@
+"""What a study found: Markdown, JSON and pictures."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from scipy import stats
+
+from .studies import Study
+
+# Of fine-tuned and probed models by seed: variant -> seed -> result of the fine-tuning.
+Results = dict[str, dict[int, dict[str, Any]]]
+PROBE = "diagnostics/linear_probe_accuracy"
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1; None for a single value)."""
+    return {
+        "values": list(values),
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Differences by seed: their mean, its 95% interval and the p-value of the paired t-test (two-sided); interval and
+    p-value are None where there are fewer than 2 pairs, or all differences are the same."""
+    differences = [a - b for a, b in zip(values, baseline, strict=True)]
+    found = {"difference": statistics.fmean(differences), "interval": None, "p": None}
+    if len(differences) > 1 and statistics.stdev(differences) > 0:
+        test = stats.ttest_rel(values, baseline)
+        interval = test.confidence_interval(0.95)
+        found |= {"interval": [float(interval.low), float(interval.high)], "p": float(test.pvalue)}
+    return found
+
+
+def compare(study: Study, results: Results) -> dict[str, Any]:
+    """metric -> variant -> `summary`, and `paired` with the baseline over the seeds that both have."""
+    found: dict[str, Any] = {}
+    for metric, _ in study.metrics:
+        base = {seed: result["metrics"][metric] for seed, result in results.get(study.baseline.name, {}).items()}
+        for variant in study.variants:
+            own = {seed: result["metrics"][metric] for seed, result in results.get(variant.name, {}).items()}
+            if not own:
+                continue
+            entry = summary([own[seed] for seed in sorted(own)])
+            both = sorted(own.keys() & base.keys())
+            if variant is not study.baseline and both:
+                entry["against_baseline"] = paired([own[s] for s in both], [base[s] for s in both])
+            found.setdefault(metric, {})[variant.name] = entry
+    return found
+
+
+def epochs_to_reach(curve: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The first epoch of a curve of (epoch, value) with at least this value; None: never."""
+    return next((epoch for epoch, value in curve if value >= level), None)
+
+
+def headline(study: Study, pretrained: Results) -> dict[str, Any]:
+    """Does a variant's linear probe reach what the baseline's has at the end in fewer epochs? variant -> by seed:
+    epochs of the variant, None: not reached; and the last epoch of the baseline."""
+    found: dict[str, Any] = {}
+    for variant in study.variants:
+        for seed, result in pretrained.get(variant.name, {}).items():
+            base = pretrained.get(study.baseline.name, {}).get(seed)
+            if base is None or PROBE not in base["curves"] or PROBE not in result["curves"]:
+                continue
+            last_epoch, level = base["curves"][PROBE][-1]
+            entry = {"reached": epochs_to_reach(result["curves"][PROBE], level), "baseline": last_epoch, "level": level}
+            found.setdefault(variant.name, {})[seed] = entry
+    return found
+
+
+def write_report(
+    study: Study, finetuned: Results, pretrained: Results, folder: Path, command: str, about: dict[str, Any]
+) -> Path:
+    """`STUDY.md`, `STUDY.json` and PNGs. about: data, versions, machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compared, reached = compare(study, finetuned), headline(study, pretrained)
+    content = {"study": study.name, "command": command, "about": about, "results": compared, "probe": reached}
+    (folder / f"{study.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    lines = [f"# {study.title}", "", "```bash", command, "```", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    for metric, label in study.metrics:
+        lines += ["", *_table(study, metric, label, compared.get(metric, {}))]
+    if study.metrics:
+        lines += [
+            "",
+            f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
+            "models, data and epochs are others. n runs differ in the seed of pre-training and fine-tuning; p is of a "
+            "paired t-test with the baseline by seed, not corrected for the number of rows.",
+        ]
+    if reached:
+        lines += ["", *_headline(study, reached)]
+    for name, label in (("loss", "training loss"), (PROBE, "linear probe")):
+        if _curves(study, pretrained, name, label, folder / f"{study.name}_{name.rpartition('/')[2]}.png"):
+            lines += ["", f"![{label}]({study.name}_{name.rpartition('/')[2]}.png)"]
+    if study.task is None:
+        lines += ["", *_losses(study, pretrained)]
+    path = folder / f"{study.name}.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _table(study: Study, metric: str, label: str, found: dict[str, Any]) -> list[str]:
+    index = [name for name, _ in study.metrics].index(metric)
+    lines = [f"| {label} | n | mean | deviation | over {study.baseline.label} (95%) | p | paper |", "|---" * 7 + "|"]
+    for variant in study.variants:
+        if variant.name not in found:
+            continue
+        entry = found[variant.name]
+        against = entry.get("against_baseline")
+        difference = "" if against is None else f"{against['difference']:+.4f}"
+        if against and against["interval"]:
+            difference += f" ({against['interval'][0]:+.4f} to {against['interval'][1]:+.4f})"
+        p = f"{against['p']:.3f}" if against and against["p"] is not None else ""
+        deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.4f}"
+        paper = study.paper.get(variant.name)
+        lines.append(
+            f"| {variant.label} | {len(entry['values'])} | {entry['mean']:.4f} | {deviation} | {difference} | {p} | "
+            f"{paper[index] if paper else ''} |"
+        )
+    return lines
+
+
+def _headline(study: Study, reached: dict[str, Any]) -> list[str]:
+    lines = [f"Epochs until the linear probe is where that of {study.baseline.label} is at its end:", ""]
+    lines += ["| | by seed |", "|---|---|"]
+    for variant in study.variants:
+        if variant.name in reached:
+            texts = [
+                f"{'not' if entry['reached'] is None else format(entry['reached'], '.3g')} of {entry['baseline']:.3g}"
+                for _, entry in sorted(reached[variant.name].items())
+            ]
+            lines.append(f"| {variant.label} | {', '.join(texts)} |")
+    return lines
+
+
+def _losses(study: Study, pretrained: Results) -> list[str]:
+    """Last losses; the step per patch against its counterpart, each relative to predicting the mean."""
+    lines = [
+        "The last loss of each target, and as a share of what predicting the mean gives: losses of different targets "
+        "have different units, and only shares may be compared.",
+        "",
+        "| target | evaluation loss | predicting the mean | share |",
+        "|---|---|---|---|",
+    ]
+    for variant in study.variants:
+        for result in list(pretrained.get(variant.name, {}).values())[:1]:
+            loss, mean = (result["metrics"].get(name, math.nan) for name in ("eval_loss", "eval_loss_of_mean"))
+            lines.append(f"| {variant.label} | {loss:.4f} | {mean:.4f} | {loss / mean:.3f} |")
+    return lines
+
+
+def _curves(study: Study, results: Results, name: str, label: str, path: Path) -> bool:
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, variant in enumerate(study.variants):
+        for index, (_, result) in enumerate(sorted(results.get(variant.name, {}).items())):
+            points = result["curves"].get(name)
+            if points:
+                shown = variant.label if index == 0 else None
+                axes.plot(*zip(*points), color=f"C{number}", label=shown, alpha=0.8, linewidth=1.2)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid(alpha=0.3)
+    is_drawn = bool(axes.lines)
+    if is_drawn:
+        axes.legend(fontsize=8)
+        figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return is_drawn

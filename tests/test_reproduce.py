@@ -1,0 +1,163 @@
+"""The paper's studies: what is run, how it is gone on with, and what the report says."""
+
+import argparse
+import json
+import math
+import shlex
+
+import numpy as np
+import pytest
+
+from hf_mae_robust import finetune, pretrain, study_runner
+from hf_mae_robust.__main__ import main
+from hf_mae_robust.reproduce import add_reproduce_arguments, paper_commands, runs_of
+from hf_mae_robust.studies import STUDIES, studies
+from hf_mae_robust.study_report import compare, epochs_to_reach, headline, paired, write_report
+from hf_mae_robust.study_runner import Run, StudyError, StudyRunner
+from tests.helpers import TINY_OVERRIDES
+
+PARSERS = {"pretrain": pretrain.make_parser, "finetune": finetune.make_parser}
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    add_reproduce_arguments(parser)
+    return parser.parse_args(list(map(str, words)))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_command_of_the_paper_is_one_that_the_scripts_take(name, capsys):
+    commands = paper_commands(studies(12)[name], arguments(name, "--scale", "paper"))
+    for words in commands:
+        script = next(word for word in words if word.endswith(".py"))
+        PARSERS[script.removeprefix("run_").removesuffix(".py")]().parse(words[words.index(script) + 1 :])
+    outputs = [words[words.index("--output_dir") + 1] for words in commands]
+    starts = [words[words.index("--model_name_or_path") + 1] for words in commands if "--model_name_or_path" in words]
+    assert len(set(outputs)) == len(outputs)
+    assert all(outputs.index(start) < len(outputs) - len(starts) for start in starts)
+    main(["reproduce", name, "--scale", "paper"])
+    assert capsys.readouterr().out.splitlines() == [shlex.join(words) for words in commands]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
+    args = arguments(name, "--dataset_name", "path/to/data", "--seeds", 2, "--finetune_flags=--max_steps 3")
+    blocks = 6 if name in ("table3", "table4") else 4
+    study = studies(blocks)[name]
+    runs = runs_of(study, args)
+    for run in runs:
+        groups = PARSERS[run.module]().parse(run.words())
+        if run.module == "pretrain":
+            config = pretrain.build_config(groups[0])
+            assert config.num_hidden_layers == blocks
+            variant = next(v for v in study.variants if v.name == run.described["variant"])
+            for flag, value in variant.flags().items():
+                if flag != "target_statistics":
+                    assert getattr(config, flag) == value
+        else:
+            assert groups[-1].max_steps == 3
+    names = {run.described["variant"] for run in runs}
+    assert names == {variant.name for variant in study.variants}
+    assert name == "figure2" or {"scratch", "mae"} <= names
+
+
+def test_tables_share_runs():
+    args = arguments("table1", "table2", "table5", "--dataset_name", "path/to/data")
+    found = {}
+    for name in ("table1", "table2", "table5"):
+        for run in runs_of(studies(4)[name], args):
+            assert found.setdefault(run.folder, run.words()) == run.words()
+    assert len(found) == 3 * (2 * 10 + 1)  # variants with pre-training: 10 of the three tables, and scratch
+
+
+@pytest.fixture
+def tiny(photos_dir, tmp_path):
+    settings = {
+        "dataset_name": str(photos_dir),
+        "config_overrides": TINY_OVERRIDES,
+        "max_steps": 2,
+        "report_to": "none",
+    }
+    return {**settings, "dataloader_num_workers": 0, "per_device_train_batch_size": 8, "logging_steps": 1}
+
+
+def test_finished_runs_are_kept_and_failed_ones_told(tiny, tmp_path, monkeypatch):
+    first = Run("pretrain", tmp_path / "mae-0", tiny, None, {"variant": "mae", "seed": 0})
+    bad = Run("pretrain", tmp_path / "bad-0", {**tiny, "mask_ratio": 2}, None, {"variant": "bad", "seed": 0})
+    needs_bad = Run("finetune", tmp_path / "bad-0-finetuned", tiny, bad)
+    with pytest.raises(StudyError, match=r"1 of 3 runs failed(.|\n)*bad-0: exit code 2: .*mask_ratio"):
+        StudyRunner([first, bad, needs_bad], 2).go()
+    result = first.result()
+    assert result["variant"] == "mae" and len(result["curves"]["loss"]) == 2
+    assert result["metrics"]["eval_loss"] > 0
+    assert bad.result() is None and not needs_bad.folder.exists()
+    monkeypatch.setattr(study_runner.subprocess, "Popen", None)  # nothing is started
+    StudyRunner([first], 1).go()
+    with pytest.raises(ValueError, match="max_steps: 2 there, 3 here"):
+        StudyRunner([Run("pretrain", first.folder, {**tiny, "max_steps": 3})], 1).go()
+    (first.folder / "result.json").rename(first.folder / "result.partial")
+    assert first.result() is None  # a half-written one counts for nothing
+
+
+def test_the_paired_test_is_students():
+    values, base = [0.52, 0.55, 0.50, 0.58], [0.50, 0.51, 0.49, 0.53]
+    differences = np.subtract(values, base)
+    mean, error = differences.mean(), differences.std(ddof=1) / 2
+    found = paired(values, base)
+    assert found["difference"] == pytest.approx(mean)
+    assert found["interval"] == pytest.approx(
+        [mean - 3.182446 * error, mean + 3.182446 * error], rel=1e-4
+    )  # t of 3, 97.5%
+    t = mean / error  # Student's distribution with 3 degrees of freedom, in closed form
+    one_sided = 0.5 - (math.atan(t / math.sqrt(3)) + t * math.sqrt(3) / (t * t + 3)) / math.pi
+    assert found["p"] == pytest.approx(2 * one_sided)
+    assert paired([0.5], [0.4])["p"] is None and paired([0.5, 0.6], [0.4, 0.5])["difference"] == pytest.approx(0.1)
+
+
+def made_up(variant, seed, accuracy, probe):
+    curves = {
+        "loss": [[1, 0.9], [2, 0.8]],
+        "diagnostics/linear_probe_accuracy": [[i + 1, v] for i, v in enumerate(probe)],
+    }
+    return {"variant": variant, "seed": seed, "metrics": {"eval_accuracy": accuracy}, "curves": curves}
+
+
+def test_the_report_says_what_was_found(tmp_path):
+    study = studies(4)["table1"]
+    values = {"scratch": (0.3, 0.32), "mae": (0.5, 0.52), "global_patch": (0.55, 0.56)}
+    results = {
+        name: {
+            seed: made_up(name, seed, value, [0.2, 0.3, 0.4 if name == "mae" else 0.5])
+            for seed, value in enumerate(row)
+        }
+        for name, row in values.items()
+    }
+    results["global_patch"][0]["curves"]["diagnostics/linear_probe_accuracy"] = [[1, 0.3], [2, 0.41], [3, 0.5]]
+    path = write_report(study, results, results, tmp_path, "the command", {"data": "made up"})
+    text, content = path.read_text(), json.loads((tmp_path / "table1.json").read_text())
+    entry = content["results"]["eval_accuracy"]["global_patch"]
+    assert entry["mean"] == pytest.approx(0.555)
+    assert entry["against_baseline"]["difference"] == pytest.approx(0.045)
+    assert "| MAE + global patch statistics | 2 | 0.5550 | 0.0071 | +0.0450" in text and "| 83.28 |" in text
+    assert "raw" not in content["results"]["eval_accuracy"]  # not run yet
+    assert "| MAE + global patch statistics | 2 of 3, 3 of 3 |" in text
+    assert (tmp_path / "table1_loss.png").exists() and (tmp_path / "table1_linear_probe_accuracy.png").exists()
+    assert compare(study, {}) == {} and headline(study, {}) == {}
+
+
+def test_epochs_to_reach():
+    curve = [(0.5, 0.1), (1, 0.3), (1.5, 0.2), (2, 0.4)]
+    assert epochs_to_reach(curve, 0.3) == 1 and epochs_to_reach(curve, 0.5) is None
+    assert math.isfinite(epochs_to_reach(curve, 0.0))
+
+
+def test_what_is_missing_is_said(capsys, tmp_path):
+    for words, message in (
+        (["table1"], "--scale small needs --dataset_name"),
+        (["table3", "--scale", "smoke"], "--scale smoke is on scikit-learn's digits"),
+        (["figure2", "--scale", "smoke", "--seeds", "0"], "--seeds 0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["reproduce", *words, "--output_dir", str(tmp_path / "out")])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
