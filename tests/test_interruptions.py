@@ -169,8 +169,8 @@ def test_a_stream_that_cannot_seek_says_so_and_goes_on_without_a_replay(tmp_path
     assert "can only be read from its beginning" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "out" / "checkpoint-6", ignore_errors=True)
     decoded = []
-    decode = data.decode_image
-    monkeypatch.setattr(data, "decode_image", lambda *args: decoded.append(1) or decode(*args))
+    decode = data.decode_regions
+    monkeypatch.setattr(data, "decode_regions", lambda *args: decoded.append(1) or decode(*args))
     main(words)
     assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
     assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4, 5, 6]
