@@ -43,7 +43,7 @@ class ModelArguments:
     target_statistics: str | None = option(
         None,
         "With --target_normalization global_patch: 'auto' computes the statistics of the training images (and caches "
-        "them); a path takes a file written by `python -m hf_mae_robust statistics`.",
+        "them); a path takes a file written by `python -m hf_mae_robust statistics`; 'none' undoes a recipe's.",
     )
     norm_pix_loss: bool | None = option(
         None, "Normalise each patch of the target with its own mean and variance (true).", nargs="?", const=True
@@ -59,6 +59,10 @@ class ModelArguments:
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
+
+    def __post_init__(self):
+        if self.target_statistics == "none":
+            self.target_statistics = None
 
 
 @dataclass

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 # What all variants leave off but for their own flags: MAE, whose target is normalised by channel, then by patch.
 BASELINE = {
     "target_normalization": "global_rgb",
+    "target_statistics": "none",
     "norm_pix_loss": True,
     "decoder_attention_probs_dropout_prob": 0.0,
     "mid_mask_ratio": 0.0,

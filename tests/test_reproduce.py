@@ -51,6 +51,8 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
             config = pretrain.build_config(groups[0])
             assert config.num_hidden_layers == blocks
             variant = next(v for v in study.variants if v.name == run.described["variant"])
+            is_patch = config.target_normalization == "global_patch"
+            assert groups[0].target_statistics == ("auto" if is_patch else None)
             for flag, value in variant.flags().items():
                 if flag != "target_statistics":
                     assert getattr(config, flag) == value
