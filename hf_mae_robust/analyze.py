@@ -12,14 +12,12 @@ from transformers import AutoConfig
 
 from .arguments import ModelArguments, add_data_arguments
 from .diagnostic_pictures import save_pictures, table
-from .evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity
+from .evaluators import EVALUATORS, Similarity
 from .hub import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .pretrain import build_config, build_model
 from .samples import Samples
 from .sources import DataLocation, load_head_of_stream, open_splits
-
-KINDS = ("features", "attention", "loss_map", "cka")
 
 
 def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForPreTraining:
@@ -62,15 +60,10 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
     samples = Samples(source.head(args.max_samples), model.config, args.crop_pct, args.batch_size, state.device)
-    evaluators = {
-        "features": [BlockTokens(), ImageFeatures()],
-        "attention": [Attention()],
-        "loss_map": [LossMap()],
-        "cka": [Similarity(other)],
-    }
     found: dict[str, Any] = {}
-    for evaluator in (evaluator for kind in kinds for evaluator in evaluators[kind]):
-        found |= dict(evaluator(model, tqdm(samples, desc=type(evaluator).__name__, unit="batch")))
+    for make in (make for kind in kinds for make in EVALUATORS[kind]):
+        evaluator = make(other) if make is Similarity else make()
+        found |= dict(evaluator(model, tqdm(samples, desc=make.__name__, unit="batch")))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     about = {"checkpoint": args.checkpoint, "other": args.other, "images": samples.source.num_rows}
     content = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
@@ -102,7 +95,7 @@ def run_cka(args: argparse.Namespace) -> None:
 
 def run_all(args: argparse.Namespace) -> None:
     """All of features, attention, loss_map and cka."""
-    run(KINDS, args)
+    run(tuple(EVALUATORS), args)
 
 
 COMMANDS = [

@@ -17,6 +17,8 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 DEFAULT_RECIPE = "digits"
+# Of --diagnostics; also sub-commands of `python -m hf_mae_robust analyze`.
+DIAGNOSTICS = ("features", "attention", "loss_map")
 
 
 def option(default: Any, help: str, **metadata) -> Any:
@@ -189,7 +191,7 @@ class ImageTrainingArguments(TrainingArguments):
     )
     report_to: None | str | list[str] = field(
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
-        metadata={"help": "Where to log: tensorboard, wandb, trackio, ..., or none."},
+        metadata={"help": "Where to log: tensorboard, wandb, trackio, ... (several too), or none.", "nargs": "+"},
     )
 
     def __post_init__(self):
@@ -220,13 +222,26 @@ class MAETrainingArguments(ImageTrainingArguments):
         "Put so many crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
         "still passes over all images, and so has so many times the steps.",
     )
-    diagnostics_steps: int = option(
-        0, "Every so many steps: what happens between the tokens (similarity, rank, attention, ...). 0: never."
+    diagnostics_steps: float = option(
+        0,
+        "Before the first step, every so many (below 1: a share of all steps) and after the last: what happens between "
+        "the tokens (similarity, rank, attention, ...). 0: never.",
+    )
+    diagnostics: list[str] = field(
+        default_factory=lambda: [*DIAGNOSTICS],
+        metadata={
+            "help": "With --diagnostics_steps: what to look at, of features (and tokens by block), attention, loss_map "
+            "(the loss by place); none: only what --label_column_name adds.",
+            "choices": (*DIAGNOSTICS, "none"),
+        },
     )
     diagnostics_samples: int = option(512, "With --diagnostics_steps: look at so many images.")
     label_column_name: str | None = option(
         None,
         "With --diagnostics_steps: also nearest neighbours and a linear probe, by this column (or auto).",
+    )
+    probe_samples: int = option(
+        2000, "With --label_column_name: so many images to learn from, and so many others to classify."
     )
     dry_run: bool = option(
         False,
@@ -238,11 +253,12 @@ class MAETrainingArguments(ImageTrainingArguments):
         super().__post_init__()
         if self.images_per_second is not None and not self.images_per_second > 0:
             raise ValueError(f"--images_per_second {self.images_per_second}: must be above 0.")
-        if self.diagnostics_steps < 0 or self.diagnostics_samples < 2:
+        if self.diagnostics_steps < 0 or self.diagnostics_samples < 2 or self.probe_samples < 2:
             raise ValueError(
-                f"--diagnostics_steps {self.diagnostics_steps} --diagnostics_samples {self.diagnostics_samples}: at "
-                "least 0, and 2."
+                f"--diagnostics_steps {self.diagnostics_steps:g} --diagnostics_samples {self.diagnostics_samples} "
+                f"--probe_samples {self.probe_samples}: at least 0, 2 and 2."
             )
+        self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:
             raise ValueError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")
 

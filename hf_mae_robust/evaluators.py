@@ -126,3 +126,12 @@ class Similarity:
                     kept[view.name].append(view.patch_tokens.mean(dim=1).cpu())
         rows, columns = ([torch.cat(parts) for parts in kept.values()] for kept in features)
         yield "cka", torch.tensor([[linear_cka(a, b) for b in columns] for a in rows])
+
+
+# What `--diagnostics` and `analyze` call by these names.
+EVALUATORS = {
+    "features": (BlockTokens, ImageFeatures),
+    "attention": (Attention,),
+    "loss_map": (LossMap,),
+    "cka": (Similarity,),
+}

@@ -1,5 +1,7 @@
 """--diagnostics_steps: what happens between the tokens, while a model trains."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from transformers import TrainerCallback
 from .arguments import DataArguments, MAETrainingArguments
 from .diagnostic_pictures import save_pictures
 from .diagnostics import save_reconstructions
-from .evaluators import Attention, BlockTokens, ImageFeatures, LossMap
+from .evaluators import EVALUATORS
 from .features import extract_features
 from .image_trainer import ImageTrainer
 from .knn import knn_accuracy
@@ -25,25 +27,37 @@ PREFIX = "diagnostics/"
 
 
 class OnlineDiagnostics(TrainerCallback):
-    """Every so many steps: the evaluators' numbers into the log as `diagnostics/...`, and pictures into
-    `diagnostics/step-N/` of the output folder. Random numbers and the model stay as they were, so that training is the
-    same bit by bit.
+    """Before the first step, every so many and after the last: the evaluators' numbers into the log as
+    `diagnostics/...`, and pictures into `diagnostics/step-N/` of the output folder. Random numbers and the model stay
+    as they were, so that training is the same bit by bit.
 
     Args:
-        samples: what the evaluators look at. labelled: images for nearest neighbours and a linear probe, those that
-            are known and those that are classified; None: neither.
+        kinds: names of EVALUATORS. samples: what these look at. labelled: images for nearest neighbours and a linear
+            probe, those that are known and those that are classified; None: neither.
     """
 
     def __init__(
-        self, trainer: ImageTrainer, samples: Samples, labelled: tuple[ImageSource, ImageSource] | None = None
+        self,
+        trainer: ImageTrainer,
+        kinds: Sequence[str],
+        samples: Samples,
+        labelled: tuple[ImageSource, ImageSource] | None = None,
     ):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
-        self.trainer, self.samples, self.labelled = trainer, samples, labelled
+        self.trainer, self.kinds, self.samples, self.labelled = trainer, kinds, samples, labelled
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 0:  # what the start is worth
+            self._look(args, state, control)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step % args.diagnostics_steps:
-            return
+        every = args.diagnostics_steps
+        every = math.ceil(every * state.max_steps) if every < 1 else int(every)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._look(args, state, control)
+
+    def _look(self, args, state, control) -> None:
         trainer, devices = self.trainer, [args.device] if args.device.type == "cuda" else []
         model = trainer.accelerator.unwrap_model(trainer.model)
         found = {}
@@ -51,8 +65,8 @@ class OnlineDiagnostics(TrainerCallback):
             if self.labelled is not None:  # by all processes together
                 found |= self._accuracies(model)
             if trainer.is_world_process_zero():
-                for evaluator in (BlockTokens(), ImageFeatures(), Attention(), LossMap()):
-                    found |= dict(evaluator(model, self.samples))
+                for make in (make for kind in self.kinds for make in EVALUATORS[kind]):
+                    found |= dict(make()(model, self.samples))
                 self._save(model, found, Path(args.output_dir) / "diagnostics" / f"step-{state.global_step}")
         if trainer.is_world_process_zero():
             # Heads by themselves would be hundreds of curves; `analyze attention` has them.
@@ -119,6 +133,7 @@ def add_online_diagnostics(
                 f"--label_column_name {training.label_column_name}: {data.dataset_name} has no split to classify; name "
                 "one with --eval_split_name or hold images out with --train_val_split 0.05."
             )
+        limit = training.probe_samples
         opened = [load_head_of_stream(part, limit) if part.row_groups is None else part for part in opened]
         labelled = tuple(part.head(limit) for part in opened)
-    trainer.add_callback(OnlineDiagnostics(trainer, samples, labelled))
+    trainer.add_callback(OnlineDiagnostics(trainer, training.diagnostics, samples, labelled))

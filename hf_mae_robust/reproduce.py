@@ -5,12 +5,14 @@ import os
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .stopping import EXIT_STOPPED
 from .studies import (
+    ANALYSIS,
     FINETUNE,
     FINETUNE_PAPER,
     MAE,
@@ -18,6 +20,7 @@ from .studies import (
     NUM_BLOCKS_DENSE,
     PRETRAIN,
     PRETRAIN_DENSE,
+    PROBES,
     STUDIES,
     Study,
     Variant,
@@ -31,7 +34,6 @@ PAPER_DATA = {
     "detection": "path/to/coco",
     "segmentation": "path/to/ade20k",
 }
-PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 
 def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,7 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     runs.add_argument("--base_learning_rate", type=float, help="Of the pre-training; default: the scale's.")
     runs.add_argument("--pretrain_flags", default="", help="More flags for run_pretrain.py, in one string.")
     runs.add_argument("--finetune_flags", default="", help="More flags for run_finetune.py, in one string.")
+    runs.add_argument("--analyze_flags", default="", help="More flags for `analyze features`, in one string.")
     runs.add_argument("--parallel", type=int, help="Runs at a time; default: cores, or GPUs, at most 8.")
     runs.add_argument("--num_gpus", type=int, default=8, help="With --scale paper (%(default)s).")
     runs.add_argument("--output_dir", type=Path, default=Path("outputs/reproduce"), help="(%(default)s)")
@@ -75,65 +78,72 @@ def _as_settings(text: str) -> dict:
     return settings
 
 
-def _name_of_study_folder(study: Study) -> str:
-    """Studies of the same pre-training and task share runs."""
-    return study.task or "figure2"
-
-
 def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
-    """What a study consists of, seed by seed, so that early reports compare whole seeds."""
-    is_dense = study.task in ("detection", "segmentation")
-    folder = args.output_dir / args.scale / _name_of_study_folder(study)
-    common = {"report_to": "none"}
-    if args.dataset_name:
-        common["dataset_name"] = args.dataset_name
-    pretraining = {**common, **(PRETRAIN_DENSE if is_dense else PRETRAIN[args.scale]), "save_strategy": "steps"}
-    pretraining |= {"save_steps": 0.25, "save_total_limit": 1, "eval_strategy": "no"}
-    if args.pretrain_dataset_name:
-        pretraining["dataset_name"] = args.pretrain_dataset_name
-    for name in ("num_train_epochs", "base_learning_rate"):
-        if getattr(args, name) is not None:
-            pretraining[name] = getattr(args, name)
-    if args.scale == "small" and study.task == "classification":
-        # The probe's curve: some ten points.
-        pretraining |= {"label_column_name": args.label_column_name or "auto", "diagnostics_samples": 1000}
-    pretraining |= _as_settings(args.pretrain_flags)
-    finetuning = {} if study.task is None else {**common, "task": study.task, **FINETUNE[args.scale][study.task]}
-    finetuning |= _as_settings(args.finetune_flags) if finetuning else {}
-    if finetuning and args.label_column_name:
-        finetuning["label_column_name"] = args.label_column_name
+    """What a study consists of, seed by seed, so that early reports compare whole seeds. Studies share runs: those of
+    classification and Figure 2, and the pre-training for detection and segmentation on the same images."""
+    root = args.output_dir / args.scale
+    folder = root / (study.task if study.is_dense else "classification")
+    pretrained = root / "dense" if study.is_dense and args.pretrain_dataset_name else folder
+    pretraining, finetuning = _pretraining(study, args), _finetuning(study, args)
+    analysis = None
+    if "label_column_name" in pretraining:
+        analysis = {"dataset_name": pretraining["dataset_name"], **ANALYSIS}
+        analysis |= _as_settings(args.analyze_flags)
+
+    def pretrain_run(variant: Variant, seed: int) -> Run:
+        settings = {**pretraining, **variant.flags(), "seed": seed}
+        place = pretrained / f"{variant.name}-{seed}" / "pretrain"
+        return Run("pretrain", place, settings, None, {"variant": variant.name, "seed": seed})
+
     runs = []
     for seed in range(args.seeds):
         for variant in study.variants:
-            described = {"variant": variant.name, "seed": seed}
-            pretrain, start = None, {}
-            if variant.changes is not None:
-                settings = {**pretraining, **variant.flags(), "seed": seed}
-                if "label_column_name" in settings:
-                    settings["diagnostics_steps"] = _steps_between_probes(settings)
-                pretrain = Run("pretrain", folder / f"{variant.name}-{seed}" / "pretrain", settings, None, described)
-                start["model_name_or_path"] = str(pretrain.folder / "output")
-                runs.append(pretrain)
-            elif finetuning:
+            name, described = f"{variant.name}-{seed}", {"variant": variant.name, "seed": seed}
+            if variant.changes is None:
                 # The sizes of MAE's model, and nothing else of it.
-                first = folder / f"{MAE.name}-0" / "pretrain"
-                start = {"model_name_or_path": str(first / "output"), "from_scratch": True}
-                pretrain = next((run for run in runs if run.folder == first), None)
-                if pretrain is None:
-                    settings = {**pretraining, **MAE.flags(), "seed": 0}
-                    if "label_column_name" in settings:
-                        settings["diagnostics_steps"] = _steps_between_probes(settings)
-                    pretrain = Run("pretrain", first, settings, None, {"variant": MAE.name, "seed": 0})
-            if finetuning:
-                place = folder / f"{variant.name}-{seed}" / "finetune"
-                runs.append(Run("finetune", place, {**finetuning, **start, "seed": seed}, pretrain, described))
+                first, start = pretrain_run(MAE, 0), {"from_scratch": True}
+            else:
+                first, start = pretrain_run(variant, seed), {}
+                runs.append(first)
+                if analysis is not None:
+                    runs.append(Run("analyze", folder / name / "analyze", analysis, first, described))
+            if finetuning is not None:
+                settings = {**finetuning, **start, "seed": seed}
+                runs.append(Run("finetune", folder / name / "finetune", settings, first, described))
     return runs
 
 
-def _steps_between_probes(settings: dict) -> int:
-    """Half an epoch, of the images that are trained on."""
-    images = int(settings.get("max_train_samples", 20_000))
-    return max(1, images // int(settings.get("per_device_train_batch_size", 64)) // 2)
+def _common(args: argparse.Namespace) -> dict[str, Any]:
+    return {"report_to": "none"} | ({"dataset_name": args.dataset_name} if args.dataset_name else {})
+
+
+def _pretraining(study: Study, args: argparse.Namespace) -> dict[str, Any]:
+    """Flags of run_pretrain that all variants have."""
+    settings = {
+        **_common(args),
+        **(PRETRAIN_DENSE if study.is_dense else PRETRAIN[args.scale]),
+        "save_strategy": "steps",
+    }
+    settings |= {"save_steps": 0.25, "save_total_limit": 1, "eval_strategy": "no"}
+    if args.pretrain_dataset_name:
+        settings["dataset_name"] = args.pretrain_dataset_name
+    for name in ("num_train_epochs", "base_learning_rate"):
+        if getattr(args, name) is not None:
+            settings[name] = getattr(args, name)
+    if args.scale == "small" and not study.is_dense:
+        settings |= {"label_column_name": args.label_column_name or "auto", **PROBES}
+    return settings | _as_settings(args.pretrain_flags)
+
+
+def _finetuning(study: Study, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Flags of run_finetune that all variants have; None: nothing is fine-tuned."""
+    if study.task is None:
+        return None
+    settings = {**_common(args), "task": study.task, **FINETUNE[args.scale][study.task]}
+    settings |= _as_settings(args.finetune_flags)
+    if args.label_column_name:
+        settings["label_column_name"] = args.label_column_name
+    return settings
 
 
 def paper_commands(study: Study, args: argparse.Namespace) -> list[list[str]]:
@@ -173,16 +183,23 @@ def _changes(variant: Variant, study: Study) -> list[str]:
     return words + (["--num_train_epochs", "100"] if study.task is None else [])
 
 
-def _versions() -> str:
-    return ", ".join([f"Python {sys.version.split()[0]}", *(f"{name} {version(name)}" for name in PACKAGES)])
-
-
 def _results(runs: list[Run], module: str) -> Results:
     found: Results = {}
     for run in runs:
         if run.module == module and (result := run.result()) is not None:
             found.setdefault(result["variant"], {})[result["seed"]] = result
     return found
+
+
+def _circumstances(runs: list[Run]) -> dict[str, str]:
+    """Where, with what and how long the finished runs have trained."""
+    finished = [result for run in runs if (result := run.result()) is not None]
+    hours = sum(result["metrics"].get("train_runtime", 0) for result in finished) / 3600
+    return {
+        "machine": "; ".join(sorted({result["machine"] for result in finished})),
+        "versions": "; ".join(sorted({result["versions"] for result in finished})),
+        "training": f"{hours:.2f} h, added up over the runs",
+    }
 
 
 def run_reproduce(args: argparse.Namespace) -> None:
@@ -199,43 +216,44 @@ def run_reproduce(args: argparse.Namespace) -> None:
         raise ValueError(f"--seeds {args.seeds} --parallel {args.parallel}: at least 1.")
     chosen = []
     for name in args.studies:
-        is_dense = studies(12)[name].task in ("detection", "segmentation")
+        is_dense = studies(12)[name].is_dense
         if args.scale == "smoke" and (is_dense or args.dataset_name):
             raise ValueError(f"--scale smoke is on scikit-learn's digits; {name} with a data set: --scale small.")
         if args.scale == "small" and not args.dataset_name:
             raise ValueError("--scale small needs --dataset_name, such as CIFAR-10's.")
         chosen.append(studies(NUM_BLOCKS_DENSE if is_dense else NUM_BLOCKS[args.scale])[name])
     all_runs = {study.name: runs_of(study, args) for study in chosen}
-    unique = {run.folder: run for runs in all_runs.values() for run in runs}
-    for run in unique.values():
+    unique: dict[Path, Run] = {}
+    for run in (run for runs in all_runs.values() for run in runs):
+        unique.setdefault(run.folder, run)
         if run.after is not None:
-            run.after = unique.get(run.after.folder, run.after)
-    missing = {run.after.folder: run.after for run in unique.values() if run.after is not None} | unique
+            unique.setdefault(run.after.folder, run.after)
+    for run in unique.values():
+        run.after = run.after and unique[run.after.folder]
+    # Whole seeds of all studies first.
+    ordered = sorted(unique.values(), key=lambda run: run.described["seed"])
     devices = torch.cuda.device_count() or os.cpu_count() or 1
     failure = None
     if not args.report_only:
         try:
-            StudyRunner(list(missing.values()), args.parallel or min(devices, 8)).go()
+            StudyRunner(ordered, args.parallel or min(devices, 8)).go()
         except StudyError as error:
             failure = error
+        except KeyboardInterrupt:
+            print("\nStopped; the runs have saved. The same command goes on.", file=sys.stderr)
+            raise SystemExit(EXIT_STOPPED) from None
     command = "python -m hf_mae_robust reproduce " + shlex.join(_given(args))
     for study in chosen:
         runs = all_runs[study.name]
         finished = sum(run.result() is not None for run in runs)
+        results = {module: _results(runs, module) for module in ("pretrain", "analyze", "finetune")}
         about = {
             "scale": args.scale,
             "data": Path(args.dataset_name).name if args.dataset_name else "scikit-learn's digits",
             "runs": f"{finished} of {len(runs)} finished",
-            "versions": _versions(),
+            **_circumstances(runs),
         }
-        path = write_report(
-            study,
-            _results(runs, "finetune"),
-            _results(runs, "pretrain"),
-            args.output_dir / args.scale / "reports",
-            command,
-            about,
-        )
+        path = write_report(study, results, args.output_dir / args.scale / "reports", command, about)
         print(f"{study.name}: {finished} of {len(runs)} runs; {path}")
     if failure is not None:
         raise ValueError(str(failure)) from failure
@@ -250,7 +268,7 @@ def _given(args: argparse.Namespace) -> list[str]:
     for name in ("dataset_name", "pretrain_dataset_name"):
         if getattr(args, name):
             words += [f"--{name}", f"path/to/{Path(getattr(args, name)).name}"]
-    for name in ("pretrain_flags", "finetune_flags"):
+    for name in ("pretrain_flags", "finetune_flags", "analyze_flags"):
         if getattr(args, name):
             words.append(f"--{name}={getattr(args, name)}")
     return words

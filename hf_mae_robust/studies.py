@@ -1,6 +1,6 @@
 """The paper's tables and its Figure 2 as studies: which variants are compared, and with which flags."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # What all variants leave off but for their own flags: MAE, whose target is normalised by channel, then by patch.
 BASELINE = {
@@ -44,9 +44,9 @@ ROBUST = Variant(
 
 @dataclass(frozen=True)
 class Study:
-    """title: of the report. variants: the first one with pre-training is compared with. task: of the fine-tuning, None:
-    only losses are looked at. metrics: of the evaluation, with what they are called. paper: variant -> the paper's
-    figures, in the order of the metrics, and where they stand."""
+    """title: of the report. variants: MAE among them, which the others are compared with. task: of the fine-tuning,
+    None: only the pre-training is looked at. metrics: of the evaluation, with what they are called. paper: variant ->
+    the paper's figures, in the order of the metrics, and where they stand."""
 
     name: str
     title: str
@@ -58,7 +58,11 @@ class Study:
 
     @property
     def baseline(self) -> Variant:
-        return next(variant for variant in self.variants if variant.changes is not None)
+        return next(variant for variant in self.variants if variant.name == MAE.name)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.task in ("detection", "segmentation")
 
 
 def studies(num_blocks: int) -> dict[str, Study]:
@@ -69,18 +73,14 @@ def studies(num_blocks: int) -> dict[str, Study]:
         "mid_25", f"MAE + 25% mid-level tokens from block {late}", _mid(0.25, late), recipe="vit_base_midlevel_800ep"
     )
     everything = Variant("all", "all three", {**DROP_EDGE, **GLOBAL_PATCH, **_mid(0.25, late)})
+    # The targets with the step per patch are Table 1's variants, and share their runs.
+    scalings = (("none", RAW, "none"), ("rgb", MAE, "global RGB"), ("patch", PATCH, "global patch"))
     targets = [
-        Variant(
-            f"{target}{'_intra' if intra else ''}",
-            f"{label}{', per patch' if intra else ''}",
-            {**change, "norm_pix_loss": intra},
-        )
-        for intra in (False, True)
-        for target, label, change in (
-            ("none", "none", {"target_normalization": "none"}),
-            ("rgb", "global RGB", {}),
-            ("patch", "global patch", GLOBAL_PATCH),
-        )
+        *(replace(variant, label=f"{label}, per patch") for _, variant, label in scalings),
+        *(
+            Variant(f"{name}_without_intra", label, {**variant.changes, "norm_pix_loss": False})
+            for name, variant, label in scalings
+        ),
     ]
     paper = {"paper_source": "ImageNet-1K, ViT-B/16, 800 epochs"}
     made = [
@@ -140,8 +140,8 @@ STUDIES = tuple(studies(12))
 # ---- scales ----
 
 SMALL_32 = (
-    "image_size=32,patch_size=4,hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512,"
-    "decoder_hidden_size=64,decoder_num_hidden_layers=2,decoder_num_attention_heads=4,decoder_intermediate_size=256"
+    "image_size=32,patch_size=4,hidden_size=96,num_hidden_layers=4,num_attention_heads=3,intermediate_size=384,"
+    "decoder_hidden_size=64,decoder_num_hidden_layers=2,decoder_num_attention_heads=2,decoder_intermediate_size=256"
 )
 # Flags by scale: of run_pretrain, and of run_finetune by task.
 PRETRAIN = {
@@ -150,16 +150,34 @@ PRETRAIN = {
         "config": "small_32px",
         "config_overrides": SMALL_32,
         "mid_mask_layer_idx": 3,
-        "num_train_epochs": 6,
-        "base_learning_rate": 4e-3,
-        "per_device_train_batch_size": 128,
-        "max_train_samples": 20_000,
+        "num_train_epochs": 5,
+        "base_learning_rate": 8e-3,
+        "per_device_train_batch_size": 64,
+        "max_train_samples": 10_000,
         "max_eval_samples": 2_000,
         "dataloader_num_workers": 0,
     },
 }
 # Dense tasks: larger pictures, of a set of their own (--pretrain_dataset_name).
-PRETRAIN_DENSE = {"config": "small_64px", "num_train_epochs": 10, "dataloader_num_workers": 0}
+PRETRAIN_DENSE = {"config": "small_64px", "num_train_epochs": 8, "dataloader_num_workers": 0}
+# Of small pre-training with labels: only nearest neighbours and a linear probe while it trains; the rest at its end, by
+# `analyze`.
+PROBES = {"diagnostics": "none", "diagnostics_steps": 0.2}
+ANALYSIS = {"max_samples": 512, "crop_pct": 1.0}
+# What is told of the features of a pre-trained model, and of its tokens: measure -> what it is called.
+FEATURE_MEASURES = {
+    "linear_probe_accuracy": "linear probe",
+    "knn_accuracy": "nearest neighbours",
+}
+TOKEN_MEASURES = {
+    "last block/uniformity": "uniformity of tokens, last block",
+    "last block/similarity": "similarity of tokens, last block",
+    "last block/rank": "effective rank of tokens, last block",
+    "mean/uniformity": "uniformity of images",
+    "mean/alignment": "alignment of two views",
+    "mean/rank": "effective rank of images",
+}
+DENSE = {"num_train_epochs": 4, "eval_strategy": "no", "dataloader_num_workers": 0}
 FINETUNE = {
     "smoke": {"classification": {"config": "finetune_digits", "num_train_epochs": 2}},
     "small": {
@@ -167,8 +185,8 @@ FINETUNE = {
             "num_train_epochs": 5,
             "base_learning_rate": 5e-3,
             "per_device_train_batch_size": 64,
-            "max_train_samples": 5_000,
-            "max_eval_samples": 2_000,
+            "max_train_samples": 2_500,
+            "max_eval_samples": 5_000,
             "layer_decay": 0.75,
             "drop_path_rate": 0.0,
             "auto_augment": "none",
@@ -180,8 +198,8 @@ FINETUNE = {
             "save_strategy": "no",
             "dataloader_num_workers": 0,
         },
-        "detection": {"config": "mask_rcnn_small", "num_train_epochs": 6, "dataloader_num_workers": 0},
-        "segmentation": {"config": "upernet_small", "num_train_epochs": 6, "dataloader_num_workers": 0},
+        "detection": {"config": "mask_rcnn_small", **DENSE},
+        "segmentation": {"config": "upernet_small", **DENSE},
     },
 }
 FINETUNE_PAPER = {

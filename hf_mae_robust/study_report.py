@@ -3,18 +3,18 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from scipy import stats
 
-from .studies import Study
+from .studies import FEATURE_MEASURES, TOKEN_MEASURES, Study
 
-# Of fine-tuned and probed models by seed: variant -> seed -> result of the fine-tuning.
+# Of the runs of one kind: variant -> seed -> result.
 Results = dict[str, dict[int, dict[str, Any]]]
-PROBE = "diagnostics/linear_probe_accuracy"
+PROBE = "linear_probe_accuracy"
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -38,20 +38,24 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]
     return found
 
 
-def compare(study: Study, results: Results) -> dict[str, Any]:
-    """metric -> variant -> `summary`, and `paired` with the baseline over the seeds that both have."""
+def compare(study: Study, results: Results, measures: Iterable[str]) -> dict[str, Any]:
+    """measure -> variant -> `summary`, and `paired` with the baseline over the seeds that both have."""
     found: dict[str, Any] = {}
-    for metric, _ in study.metrics:
-        base = {seed: result["metrics"][metric] for seed, result in results.get(study.baseline.name, {}).items()}
+    for measure in measures:
+        values = {
+            name: {seed: result["metrics"][measure] for seed, result in by_seed.items() if measure in result["metrics"]}
+            for name, by_seed in results.items()
+        }
+        base = values.get(study.baseline.name, {})
         for variant in study.variants:
-            own = {seed: result["metrics"][metric] for seed, result in results.get(variant.name, {}).items()}
+            own = values.get(variant.name)
             if not own:
                 continue
             entry = summary([own[seed] for seed in sorted(own)])
             both = sorted(own.keys() & base.keys())
-            if variant is not study.baseline and both:
+            if variant.name != study.baseline.name and both:
                 entry["against_baseline"] = paired([own[s] for s in both], [base[s] for s in both])
-            found.setdefault(metric, {})[variant.name] = entry
+            found.setdefault(measure, {})[variant.name] = entry
     return found
 
 
@@ -75,40 +79,74 @@ def headline(study: Study, pretrained: Results) -> dict[str, Any]:
     return found
 
 
-def write_report(
-    study: Study, finetuned: Results, pretrained: Results, folder: Path, command: str, about: dict[str, Any]
-) -> Path:
-    """`STUDY.md`, `STUDY.json` and PNGs. about: data, versions, machine."""
+def _with_last_block(results: Results) -> Results:
+    """Analyses, with the encoder's last block under that name."""
+    found: Results = {}
+    for variant, by_seed in results.items():
+        for seed, result in by_seed.items():
+            metrics = dict(result["metrics"])
+            last = max(int(name.split("/")[0].split()[1]) for name in metrics if name.startswith("encoder "))
+            for name in [name for name in metrics if name.startswith(f"encoder {last}/")]:
+                metrics[f"last block/{name.rpartition('/')[2]}"] = metrics[name]
+            found.setdefault(variant, {})[seed] = {**result, "metrics": metrics}
+    return found
+
+
+def write_report(study: Study, results: dict[str, Results], folder: Path, command: str, about: dict[str, Any]) -> Path:
+    """`STUDY.md`, `STUDY.json` and PNGs.
+
+    Args:
+        results: "pretrain", "analyze" and "finetune" -> results of those runs. about: data, versions, machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    compared, reached = compare(study, finetuned), headline(study, pretrained)
-    content = {"study": study.name, "command": command, "about": about, "results": compared, "probe": reached}
+    pretrained = results["pretrain"]
+    finetuned = compare(study, results["finetune"], [name for name, _ in study.metrics])
+    probed = compare(study, pretrained, FEATURE_MEASURES)
+    analyzed = compare(study, _with_last_block(results["analyze"]), TOKEN_MEASURES)
+    reached = headline(study, pretrained)
+    content = {"study": study.name, "command": command, "about": about}
+    content |= {"finetuned": finetuned, "probed": probed, "analyzed": analyzed, "probe_reached": reached}
     (folder / f"{study.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     lines = [f"# {study.title}", "", "```bash", command, "```", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
-    for metric, label in study.metrics:
-        lines += ["", *_table(study, metric, label, compared.get(metric, {}))]
-    if study.metrics:
+    if finetuned:
+        lines += ["", "## Fine-tuned"]
+        for index, (metric, label) in enumerate(study.metrics):
+            paper = {name: str(figures[index]) for name, figures in study.paper.items()}
+            lines += ["", *_table(study, label, finetuned.get(metric, {}), paper)]
         lines += [
             "",
             f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
-            "models, data and epochs are others. n runs differ in the seed of pre-training and fine-tuning; p is of a "
-            "paired t-test with the baseline by seed, not corrected for the number of rows.",
+            "models, data and epochs are others.",
         ]
+    if probed:
+        lines += ["", "## Features, frozen"]
+        for measure, label in FEATURE_MEASURES.items():
+            lines += ["", *_table(study, label, probed.get(measure, {}))]
     if reached:
         lines += ["", *_headline(study, reached)]
-    for name, label in (("loss", "training loss"), (PROBE, "linear probe")):
-        if _curves(study, pretrained, name, label, folder / f"{study.name}_{name.rpartition('/')[2]}.png"):
-            lines += ["", f"![{label}]({study.name}_{name.rpartition('/')[2]}.png)"]
+    if finetuned or probed:
+        lines += [
+            "",
+            "n runs differ in the seed of pre-training and fine-tuning; the differences and p are of a paired t-test "
+            f"with {study.baseline.label} by seed, not corrected for the number of rows.",
+        ]
+    if analyzed:
+        lines += ["", "## Tokens", "", *_overview(study, analyzed)]
     if study.task is None:
-        lines += ["", *_losses(study, pretrained)]
+        lines += ["", "## Losses", "", *_losses(study, pretrained)]
+    for name, label in (("loss", "training loss"), (PROBE, "linear probe")):
+        if _curves(study, pretrained, name, label, folder / f"{study.name}_{name}.png"):
+            lines += ["", f"![{label}]({study.name}_{name}.png)"]
     path = folder / f"{study.name}.md"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def _table(study: Study, metric: str, label: str, found: dict[str, Any]) -> list[str]:
-    index = [name for name, _ in study.metrics].index(metric)
-    lines = [f"| {label} | n | mean | deviation | over {study.baseline.label} (95%) | p | paper |", "|---" * 7 + "|"]
+def _table(study: Study, label: str, found: dict[str, Any], paper: dict[str, str] | None = None) -> list[str]:
+    lines = [f"| {label} | n | mean | deviation | over {study.baseline.label} (95%) | p |", "|---" * 6 + "|"]
+    if paper is not None:
+        lines = [f"{lines[0]} paper |", f"{lines[1]}---|"]
     for variant in study.variants:
         if variant.name not in found:
             continue
@@ -119,12 +157,25 @@ def _table(study: Study, metric: str, label: str, found: dict[str, Any]) -> list
             difference += f" ({against['interval'][0]:+.4f} to {against['interval'][1]:+.4f})"
         p = f"{against['p']:.3f}" if against and against["p"] is not None else ""
         deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.4f}"
-        paper = study.paper.get(variant.name)
-        lines.append(
-            f"| {variant.label} | {len(entry['values'])} | {entry['mean']:.4f} | {deviation} | {difference} | {p} | "
-            f"{paper[index] if paper else ''} |"
-        )
+        cells = [variant.label, str(len(entry["values"])), f"{entry['mean']:.4f}", deviation, difference, p]
+        cells += [] if paper is None else [paper.get(variant.name, "")]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _overview(study: Study, analyzed: dict[str, Any]) -> list[str]:
+    """Means of many measures, one row a variant."""
+    labels = [label for measure, label in TOKEN_MEASURES.items() if measure in analyzed]
+    lines = [f"| mean over seeds | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
+    for variant in study.variants:
+        entries = [values[variant.name] for values in analyzed.values() if variant.name in values]
+        if entries:
+            cells = [
+                f"{entry['mean']:.3f}" + (f" +- {entry['deviation']:.3f}" if entry["deviation"] is not None else "")
+                for entry in entries
+            ]
+            lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+    return [*lines, "", "Definitions: `hf_mae_robust/representation.py`."]
 
 
 def _headline(study: Study, reached: dict[str, Any]) -> list[str]:
@@ -144,14 +195,18 @@ def _losses(study: Study, pretrained: Results) -> list[str]:
     """Last losses; the step per patch against its counterpart, each relative to predicting the mean."""
     lines = [
         "The last loss of each target, and as a share of what predicting the mean gives: losses of different targets "
-        "have different units, and only shares may be compared.",
+        "have different units, and only shares may be compared. Means over seeds.",
         "",
         "| target | evaluation loss | predicting the mean | share |",
         "|---|---|---|---|",
     ]
     for variant in study.variants:
-        for result in list(pretrained.get(variant.name, {}).values())[:1]:
-            loss, mean = (result["metrics"].get(name, math.nan) for name in ("eval_loss", "eval_loss_of_mean"))
+        losses = [
+            [result["metrics"].get(name, math.nan) for name in ("eval_loss", "eval_loss_of_mean")]
+            for _, result in sorted(pretrained.get(variant.name, {}).items())
+        ]
+        if losses:
+            loss, mean = (statistics.fmean(values) for values in zip(*losses))
             lines.append(f"| {variant.label} | {loss:.4f} | {mean:.4f} | {loss / mean:.3f} |")
     return lines
 

@@ -1,29 +1,39 @@
 """Runs of a study: processes side by side, each finished one kept, interrupted ones gone on with."""
 
 import json
+import multiprocessing
 import os
+import platform
 import shlex
-import subprocess
+import signal
 import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 RESULT, LOG = "result.json", "run.log"
+# Of the log: what a result keeps over the epochs.
+CURVES = ("loss", "eval_loss", "diagnostics/linear_probe_accuracy", "diagnostics/knn_accuracy")
 # Points of a curve that a result keeps.
 MAX_POINTS = 200
+# Whose versions it names.
+PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """A pre-training or a fine-tuning. module: "pretrain" or "finetune". folder: of its own. settings: its flags, but
-    for --output_dir. after: the run that has to be finished before."""
+    """A pre-training, an analysis of what it gave, or a fine-tuning. module: "pretrain", "analyze" or "finetune".
+    folder: of its own. settings: its flags, but for folders. after: the run whose model it starts from."""
 
     module: str
     folder: Path
@@ -31,9 +41,18 @@ class Run:
     after: "Run | None" = None
     described: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
     def words(self) -> list[str]:
-        words = []
-        for name, value in {**self.settings, "output_dir": str(self.folder / "output")}.items():
+        """Of the command line, behind run_pretrain.py, run_finetune.py or `-m hf_mae_robust`."""
+        words, folders = [], {"output_dir": str(self.output)}
+        if self.module == "analyze":
+            words += ["analyze", "features", str(self.after.output)]
+        elif self.after is not None:
+            folders["model_name_or_path"] = str(self.after.output)
+        for name, value in {**self.settings, **folders}.items():
             if value is True:
                 words.append(f"--{name}")
                 continue
@@ -41,13 +60,25 @@ class Run:
             words += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
         return words
 
+    def recorded(self) -> dict[str, Any]:
+        """What a finished run is known again by, wherever its folder lies."""
+        return json.loads(json.dumps({**self.settings, "after": self.after and self.after.name}))
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.folder.parts[-2:])
+
+    def has_model(self) -> bool:
+        """Whether others can start from what it has left: models are large, and may have been deleted."""
+        return self.result() is not None and (self.output / "model.safetensors").exists()
+
     def result(self) -> dict[str, Any] | None:
         """What a finished run has left; None where it is not finished. Raises ValueError where it had other flags."""
         path = self.folder / RESULT
         if not path.exists():
             return None
         content = json.loads(path.read_text())
-        here, there = json.loads(json.dumps(self.settings)), content["settings"]
+        here, there = self.recorded(), content["settings"]
         differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
         if differing:
             texts = [f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in differing]
@@ -64,22 +95,71 @@ def _thin(points: list) -> list:
     return points[::step]
 
 
+def _versions() -> str:
+    return ", ".join(
+        [f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in PACKAGES)]
+    )
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
 def _collect(run: Run) -> dict[str, Any]:
     """Metrics and curves of a run's output folder."""
-    output = run.folder / "output"
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    curves = {
-        name: _thin([[entry["epoch"], entry[name]] for entry in history if name in entry])
-        for name in ("loss", "eval_loss", "diagnostics/linear_probe_accuracy", "diagnostics/knn_accuracy")
-    }
-    return {
-        **run.described,
-        "module": run.module,
-        "settings": run.settings,
-        "metrics": json.loads((output / "all_results.json").read_text()),
-        "curves": {name: points for name, points in curves.items() if points},
-        "command": f"run_{run.module}.py {shlex.join(run.words()[:-2])}",
-    }
+    found: dict[str, Any] = {**run.described, "module": run.module, "settings": run.recorded()}
+    found |= {"versions": _versions(), "machine": _machine()}
+    if run.module == "analyze":
+        values = json.loads((run.output / "analysis.json").read_text())["values"]
+        found["metrics"] = {name: value for name, value in values.items() if isinstance(value, float)}
+    else:
+        history = json.loads((run.output / "trainer_state.json").read_text())["log_history"]
+        curves = {
+            name.removeprefix("diagnostics/"): [[entry["epoch"], entry[name]] for entry in history if name in entry]
+            for name in CURVES
+        }
+        found["curves"] = {name: _thin(points) for name, points in curves.items() if points}
+        found["metrics"] = json.loads((run.output / "all_results.json").read_text())
+        found["metrics"] |= {name: points[-1][1] for name, points in curves.items() if points and "accuracy" in name}
+    program = "-m hf_mae_robust" if run.module == "analyze" else f"run_{run.module}.py"
+    return found | {"command": f"python {program} {shlex.join(run.words())}"}
+
+
+# Each run is a fork of one process that has imported everything; imports can take longer than a small run.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload([f"hf_mae_robust.{name}" for name in ("pretrain", "finetune", "__main__")])
+
+
+def _become(module: str, words: list[str], log: Path, gpu: int | None, threads: int) -> None:
+    """What a run's process does. gpu: the only one it sees."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    threadpool_limits(threads)
+    torch.set_num_threads(threads)
+    sys.argv = [f"run_{module}.py", *words]
+    import_module(f"hf_mae_robust.{'__main__' if module == 'analyze' else module}").main()
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 class StudyRunner:
@@ -87,37 +167,41 @@ class StudyRunner:
 
     def __init__(self, runs: Sequence[Run], parallel: int):
         self.runs, self.parallel = list(runs), parallel
-        self._children: set[subprocess.Popen] = set()
+        self._children: set[BaseProcess] = set()
         self._lock, self._stopped = threading.Lock(), False
         self._places = list(range(parallel))
 
+    def _waiting(self) -> list[Run]:
+        """What is not finished, and what has finished without a model that one of these needs."""
+        unfinished = [run for run in self.runs if run.result() is None]
+        lost = [run.after for run in unfinished if run.after is not None and not run.after.has_model()]
+        return [run for run in self.runs if run in unfinished or run in lost]
+
     def go(self) -> None:
-        """Raises StudyError where runs have failed. When interrupted, runs save and end, and are gone on with later."""
-        waiting = [run for run in self.runs if run.result() is None]
+        """Raises StudyError where runs have failed; KeyboardInterrupt at SIGINT or SIGTERM: then runs have saved and
+        ended, to be gone on with later."""
+        waiting = self._waiting()
+        failed, running = [], {}
         with (
+            _termination_as_interrupt(),
             tqdm(total=len(self.runs), initial=len(self.runs) - len(waiting), desc="Study", unit="run") as bar,
             ThreadPoolExecutor(self.parallel) as pool,
         ):
-            failed, started = [], {}
-
-            def start_ready() -> None:
-                for run in waiting:
-                    is_ready = run.after is None or run.after.result() is not None
-                    if is_ready and run not in [*started.values()]:
-                        started[pool.submit(self._run, run)] = run
-
             try:
-                start_ready()
-                done: set = set()
-                while pending := [future for future in started if future not in done]:
-                    future = next(as_completed(pending))
-                    done.add(future)
-                    run, error = started[future], future.result()
-                    if error:
-                        failed.append(f"{run.folder}: {error}")
-                    bar.set_postfix_str(run.folder.name)
-                    bar.update()
-                    start_ready()
+                while True:
+                    # In their order, so that a model is looked at before the next one is trained.
+                    ready = [run for run in waiting if run.after is None or run.after.has_model()]
+                    for run in ready[: self.parallel - len(running)]:
+                        waiting.remove(run)
+                        running[pool.submit(self._run, run)] = run
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        run = running.pop(future)
+                        if error := future.result():
+                            failed.append(f"{run.folder}: {error}")
+                        bar.set_postfix_str(run.name)
+                        bar.update()
             except BaseException:
                 self._stop()
                 raise
@@ -147,23 +231,18 @@ class StudyRunner:
 
     def _run_at(self, run: Run, place: int) -> str | None:
         run.folder.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
-        if torch.cuda.is_available():
-            environment["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
-        else:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.parallel))
-        code = f"from hf_mae_robust.{run.module} import main; main()"
-        with (run.folder / LOG).open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-c", code, *run.words()], env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+        devices, threads = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // self.parallel)
+        gpu = place % devices if devices else None
+        child = _PROCESSES.Process(target=_become, args=(run.module, run.words(), run.folder / LOG, gpu, threads))
+        with self._lock:
+            child.start()
+            self._children.add(child)
+        try:
+            child.join()
+        finally:
             with self._lock:
-                self._children.add(child)
-            try:
-                exit_code = child.wait()
-            finally:
-                with self._lock:
-                    self._children.discard(child)
+                self._children.discard(child)
+        exit_code = child.exitcode
         if exit_code:
             lines = (run.folder / LOG).read_text(errors="replace").replace("\r", "\n").strip().splitlines()
             return f"exit code {exit_code}: {' / '.join(lines[-3:])}"

@@ -1,6 +1,7 @@
 """Real runs of the two scripts in processes of their own, which can be made to fail at a chosen step."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,6 +9,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_limits
 
 from tests.helpers import TINY_OVERRIDES
 
@@ -69,38 +73,65 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def processes_of(
-    words: list[str], processes: int, fault: str = "None", script: str = "pretrain"
-) -> list[subprocess.Popen]:
-    """Start the processes of a run as SLURM would: one command each, told by environment variables who it is. script:
-    the module whose `main` is called, "pretrain" or "finetune"."""
-    port, started = free_port(), []
+def _environments(processes: int, fault: str, script: str) -> list[dict[str, str]]:
+    """As SLURM would start them: one command each, told by environment variables who it is."""
+    port, found = free_port(), []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         settings = {key: str(value) for key, value in place.items()} if processes > 1 else {}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", DRIVER, *words],
-                env=environment(FAULT=fault, SCRIPT=script, **settings),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                cwd=ROOT,
-            )
-        )
-    return started
+        found.append(environment(FAULT=fault, SCRIPT=script, **settings))
+    return found
+
+
+def start(words: list[str], fault: str) -> subprocess.Popen:
+    """A pre-training in one process, whose output can be read while it runs."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *words],
+        env=_environments(1, fault, "pretrain")[0],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+# Forks of one process that has imported everything: most of the time of a tiny run would be imports.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["hf_mae_robust.pretrain", "hf_mae_robust.finetune"])
+
+
+def _become(words: list[str], settings: dict[str, str], output: Path) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ.clear()
+    os.environ.update(settings)
+    os.chdir(ROOT)
+    threadpool_limits(1)
+    torch.set_num_threads(1)
+    sys.argv = ["run", *words]
+    exec(DRIVER, {"__name__": "__main__"})
 
 
 def run(words: list[str], folder: Path, processes: int = 1, fault: str = "None", script: str = "pretrain") -> Run:
-    """One run to its end, or to what `fault` makes of it."""
-    started = processes_of([*words, "--output_dir", str(folder)], processes, fault, script)
+    """One run to its end, or to what `fault` makes of it. script: the module whose `main` is called, "pretrain" or
+    "finetune"."""
+    words, outputs = [*words, "--output_dir", str(folder)], []
+    started = []
+    for rank, settings in enumerate(_environments(processes, fault, script)):
+        outputs.append(folder.with_name(f"{folder.name}-output-{rank}.txt"))
+        outputs[-1].unlink(missing_ok=True)
+        started.append(_PROCESSES.Process(target=_become, args=(words, settings, outputs[-1])))
+        started[-1].start()
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in started]
+        for process in started:
+            process.join(240)
+        codes = [process.exitcode for process in started]
     finally:
         for process in started:
             process.kill()
-    return Run([process.returncode for process in started], "\n".join(outputs), folder)
+    return Run(codes, "\n".join(path.read_text() for path in outputs), folder)
 
 
 def tiny_run(dataset: Path, *words: str) -> list[str]:

@@ -19,7 +19,7 @@ from hf_mae_robust.resume import fault_of, newest_checkpoint
 from hf_mae_robust.saving import SavingError
 from hf_mae_robust.stopping import EXIT_STOPPED, StopRequested
 from tests.helpers import photos, write_parquet_set
-from tests.runs import DRIVER, ROOT, environment, processes_of, run, send, tiny_run
+from tests.runs import DRIVER, ROOT, environment, run, send, start, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_another_number_of_processes_is_refused_or_said(photos_dir, tmp_path):
 def test_a_second_signal_ends_a_run_at_once(photos_dir, tmp_path):
     signals = f"os.kill(os.getpid(), {int(signal.SIGTERM)}), print('REACHED', flush=True), time.sleep(60)"
     fault = f"trainer.state.global_step == 3 and ({signals})"
-    process = processes_of(tiny_run(photos_dir, "--output_dir", str(tmp_path)), 1, fault)[0]
+    process = start(tiny_run(photos_dir, "--output_dir", str(tmp_path)), fault)
     read_until_reached(process)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -241,13 +241,13 @@ def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tm
     script.write_text(DRIVER)
     out = tmp_path / "out"
     words = tiny_run(photos_dir, "--per_device_train_batch_size", "4", "--output_dir", str(out), "--use_cpu")
-    start = {
+    launch = {
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
         "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
     }[launcher]
     fault = "rank == 0 and trainer.state.global_step == 5 and (print('REACHED', flush=True), time.sleep(2))"
     launched = subprocess.Popen(
-        [sys.executable, "-m", *start, str(script), *words],
+        [sys.executable, "-m", *launch, str(script), *words],
         env=environment(FAULT=fault, SCRIPT="pretrain"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -4,12 +4,18 @@ import argparse
 import json
 import math
 import shlex
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
-from hf_mae_robust import finetune, pretrain, study_runner
+from hf_mae_robust import finetune, pretrain
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.__main__ import make_parser as main_parser
 from hf_mae_robust.reproduce import add_reproduce_arguments, paper_commands, runs_of
 from hf_mae_robust.studies import STUDIES, studies
 from hf_mae_robust.study_report import compare, epochs_to_reach, headline, paired, write_report
@@ -46,6 +52,10 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
     study = studies(blocks)[name]
     runs = runs_of(study, args)
     for run in runs:
+        if run.module == "analyze":
+            taken = main_parser().parse_args(run.words())
+            assert taken.checkpoint == str(run.after.output) and taken.output_dir == run.output
+            continue
         groups = PARSERS[run.module]().parse(run.words())
         if run.module == "pretrain":
             config = pretrain.build_config(groups[0])
@@ -69,7 +79,17 @@ def test_tables_share_runs():
     for name in ("table1", "table2", "table5"):
         for run in runs_of(studies(4)[name], args):
             assert found.setdefault(run.folder, run.words()) == run.words()
-    assert len(found) == 3 * (2 * 10 + 1)  # variants with pre-training: 10 of the three tables, and scratch
+    # Pre-training, analysis and fine-tuning of 10 variants of the three tables, and scratch.
+    assert len(found) == 3 * (3 * 10 + 1)
+    figure = runs_of(studies(4)["figure2"], args)
+    assert {run.folder: run.words() for run in figure if run.folder in found}.items() <= found.items()
+    assert len([run for run in figure if run.folder in found]) == 3 * 2 * 3  # the three targets with the step per patch
+    args = arguments("table3", "--dataset_name", "path/to/data", "--pretrain_dataset_name", "path/to/images")
+    pretrained = [
+        [run.folder for run in runs_of(studies(6)[name], args) if run.module == "pretrain"]
+        for name in ("table3", "table4")
+    ]
+    assert pretrained[0] == pretrained[1] and len(pretrained[0]) == 3 * 2
 
 
 @pytest.fixture
@@ -93,12 +113,54 @@ def test_finished_runs_are_kept_and_failed_ones_told(tiny, tmp_path, monkeypatch
     assert result["variant"] == "mae" and len(result["curves"]["loss"]) == 2
     assert result["metrics"]["eval_loss"] > 0
     assert bad.result() is None and not needs_bad.folder.exists()
-    monkeypatch.setattr(study_runner.subprocess, "Popen", None)  # nothing is started
+    monkeypatch.setattr(StudyRunner, "_run", None)  # nothing is started
     StudyRunner([first], 1).go()
     with pytest.raises(ValueError, match="max_steps: 2 there, 3 here"):
         StudyRunner([Run("pretrain", first.folder, {**tiny, "max_steps": 3})], 1).go()
     (first.folder / "result.json").rename(first.folder / "result.partial")
     assert first.result() is None  # a half-written one counts for nothing
+
+
+def test_a_model_that_is_gone_is_trained_again_where_it_is_needed(tiny, tmp_path):
+    first = Run("pretrain", tmp_path / "mae-0", tiny, None, {"variant": "mae", "seed": 0})
+    words = {"dataset_name": tiny["dataset_name"], "crop_pct": 1.0}
+    second = Run("analyze", tmp_path / "analysis", words, first, {"variant": "mae", "seed": 0})
+    StudyRunner([first, second], 1).go()
+    before, found = first.result(), second.result()
+    assert found["metrics"]["encoder 1/rank"] > 1
+    shutil.rmtree(first.output)
+    StudyRunner([first, second], 1).go()  # nothing needs it
+    assert not first.output.exists()
+    (second.folder / "result.json").unlink()
+    StudyRunner([first, second], 1).go()
+    assert second.result() == found and first.result()["curves"] == before["curves"]
+
+
+def test_a_study_that_is_terminated_goes_on(tiny, photos_dir, tmp_path):
+    flags = (
+        f"--config_overrides {TINY_OVERRIDES} --max_steps 400 --mid_mask_layer_idx 1 --per_device_train_batch_size 8"
+    )
+    words = ["table1", "--dataset_name", str(photos_dir), "--seeds", "1", "--parallel", "2", "--pretrain_flags", flags]
+    words += ["--finetune_flags=--max_steps 2 --per_device_train_batch_size 8"]
+    words += ["--output_dir", str(tmp_path)]
+    study = subprocess.Popen(
+        [sys.executable, "-m", "hf_mae_robust", "reproduce", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    folder = tmp_path / "small" / "classification" / "mae-0" / "pretrain"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("output/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = psutil.Process(study.pid).children(recursive=True)
+    study.terminate()
+    output = study.communicate(timeout=60)[0].decode()
+    assert study.returncode == 75 and "The same command goes on" in output
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert "Stopped by SIGTERM after step" in (folder / "run.log").read_text()
+    main(["reproduce", *words])
+    log = (folder / "run.log").read_text()
+    assert "Going on from" in log and (folder / "result.json").exists()
+    assert (tmp_path / "small" / "reports" / "table1.md").exists()
 
 
 def test_the_paired_test_is_students():
@@ -117,11 +179,10 @@ def test_the_paired_test_is_students():
 
 
 def made_up(variant, seed, accuracy, probe):
-    curves = {
-        "loss": [[1, 0.9], [2, 0.8]],
-        "diagnostics/linear_probe_accuracy": [[i + 1, v] for i, v in enumerate(probe)],
-    }
-    return {"variant": variant, "seed": seed, "metrics": {"eval_accuracy": accuracy}, "curves": curves}
+    curves = {"loss": [[1, 0.9], [2, 0.8]], "linear_probe_accuracy": [[i + 1, v] for i, v in enumerate(probe)]}
+    metrics = {"eval_accuracy": accuracy, "linear_probe_accuracy": probe[-1]}
+    metrics |= {"encoder 0/rank": 50.0, "encoder 1/rank": 10 * accuracy, "mean/rank": 7.0}
+    return {"variant": variant, "seed": seed, "metrics": metrics, "curves": curves}
 
 
 def test_the_report_says_what_was_found(tmp_path):
@@ -134,17 +195,21 @@ def test_the_report_says_what_was_found(tmp_path):
         }
         for name, row in values.items()
     }
-    results["global_patch"][0]["curves"]["diagnostics/linear_probe_accuracy"] = [[1, 0.3], [2, 0.41], [3, 0.5]]
-    path = write_report(study, results, results, tmp_path, "the command", {"data": "made up"})
+    results["global_patch"][0]["curves"]["linear_probe_accuracy"] = [[1, 0.3], [2, 0.41], [3, 0.5]]
+    pretrained = {name: result for name, result in results.items() if name != "scratch"}
+    by_module = {"pretrain": pretrained, "analyze": pretrained, "finetune": results}
+    path = write_report(study, by_module, tmp_path, "the command", {"data": "made up"})
     text, content = path.read_text(), json.loads((tmp_path / "table1.json").read_text())
-    entry = content["results"]["eval_accuracy"]["global_patch"]
+    entry = content["finetuned"]["eval_accuracy"]["global_patch"]
     assert entry["mean"] == pytest.approx(0.555)
     assert entry["against_baseline"]["difference"] == pytest.approx(0.045)
     assert "| MAE + global patch statistics | 2 | 0.5550 | 0.0071 | +0.0450" in text and "| 83.28 |" in text
-    assert "raw" not in content["results"]["eval_accuracy"]  # not run yet
+    assert "raw" not in content["finetuned"]["eval_accuracy"]  # not run yet
+    assert "| MAE + global patch statistics | 2 | 0.5000 | 0.0000 | +0.1000 |  |" in text  # the probe
     assert "| MAE + global patch statistics | 2 of 3, 3 of 3 |" in text
+    assert "| MAE + global patch statistics | 5.550 +- 0.071 | 7.000 +- 0.000 |" in text  # of the last block; of images
     assert (tmp_path / "table1_loss.png").exists() and (tmp_path / "table1_linear_probe_accuracy.png").exists()
-    assert compare(study, {}) == {} and headline(study, {}) == {}
+    assert compare(study, {}, ["eval_accuracy"]) == {} and headline(study, {}) == {}
 
 
 def test_epochs_to_reach():
