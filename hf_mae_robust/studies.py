@@ -167,6 +167,7 @@ ANALYSIS = {"max_samples": 512, "crop_pct": 1.0}
 # What is told of the features of a pre-trained model, and of its tokens: measure -> what it is called.
 FEATURE_MEASURES = {
     "linear_probe_accuracy": "linear probe",
+    "linear_probe_mean": "linear probe, mean over the epochs",
     "knn_accuracy": "nearest neighbours",
 }
 TOKEN_MEASURES = {

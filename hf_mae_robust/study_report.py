@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from scipy import stats
 
 from .studies import FEATURE_MEASURES, TOKEN_MEASURES, Study
@@ -92,6 +93,17 @@ def _with_last_block(results: Results) -> Results:
     return found
 
 
+def _with_mean_of_curve(results: Results) -> Results:
+    """Pre-training, with the mean of the probe's curve behind its first point: how early features are good."""
+    found: Results = {}
+    for variant, by_seed in results.items():
+        for seed, result in by_seed.items():
+            values = [value for epoch, value in result["curves"].get(PROBE, ()) if epoch > 0]
+            metrics = result["metrics"] | ({"linear_probe_mean": statistics.fmean(values)} if values else {})
+            found.setdefault(variant, {})[seed] = {**result, "metrics": metrics}
+    return found
+
+
 def write_report(study: Study, results: dict[str, Results], folder: Path, command: str, about: dict[str, Any]) -> Path:
     """`STUDY.md`, `STUDY.json` and PNGs.
 
@@ -101,7 +113,7 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     folder.mkdir(parents=True, exist_ok=True)
     pretrained = results["pretrain"]
     finetuned = compare(study, results["finetune"], [name for name, _ in study.metrics])
-    probed = compare(study, pretrained, FEATURE_MEASURES)
+    probed = compare(study, _with_mean_of_curve(pretrained), FEATURE_MEASURES)
     analyzed = compare(study, _with_last_block(results["analyze"]), TOKEN_MEASURES)
     reached = headline(study, pretrained)
     content = {"study": study.name, "command": command, "about": about}
@@ -122,9 +134,9 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     if probed:
         lines += ["", "## Features, frozen"]
         for measure, label in FEATURE_MEASURES.items():
-            lines += ["", *_table(study, label, probed.get(measure, {}))]
+            lines += ["", *_table(study, label, probed.get(measure, {})), *_untrained(pretrained, measure)]
     if reached:
-        lines += ["", *_headline(study, reached)]
+        lines += ["", *_probe_by_epoch(study, pretrained), "", *_headline(study, reached)]
     if finetuned or probed:
         lines += [
             "",
@@ -146,7 +158,7 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
 def _table(study: Study, label: str, found: dict[str, Any], paper: dict[str, str] | None = None) -> list[str]:
     lines = [f"| {label} | n | mean | deviation | over {study.baseline.label} (95%) | p |", "|---" * 6 + "|"]
     if paper is not None:
-        lines = [f"{lines[0]} paper |", f"{lines[1]}---|"]
+        lines = [f"{lines[0]} paper's (%) |", f"{lines[1]}---|"]
     for variant in study.variants:
         if variant.name not in found:
             continue
@@ -161,6 +173,17 @@ def _table(study: Study, label: str, found: dict[str, Any], paper: dict[str, str
         cells += [] if paper is None else [paper.get(variant.name, "")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _untrained(pretrained: Results, measure: str) -> list[str]:
+    """What the features are worth before the first step, over all runs: they differ in their seeds only."""
+    values = [
+        points[0][1]
+        for by_seed in pretrained.values()
+        for result in by_seed.values()
+        if (points := result["curves"].get(measure)) and points[0][0] == 0
+    ]
+    return ["", f"Before the first step: {statistics.fmean(values):.4f}."] if values else []
 
 
 def _overview(study: Study, analyzed: dict[str, Any]) -> list[str]:
@@ -191,6 +214,19 @@ def _headline(study: Study, reached: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _probe_by_epoch(study: Study, pretrained: Results) -> list[str]:
+    lines = []
+    for variant in study.variants:
+        curves = [points for r in pretrained.get(variant.name, {}).values() if (points := r["curves"].get(PROBE))]
+        if curves:
+            if not lines:
+                epochs = [f"{epoch:.3g}" for epoch, _ in curves[0]]
+                lines = [f"| linear probe by epoch | {' | '.join(epochs)} |", "|---" * (len(epochs) + 1) + "|"]
+            means = [f"{statistics.fmean(value for _, value in points):.4f}" for points in zip(*curves)]
+            lines.append(f"| {variant.label} | {' | '.join(means)} |")
+    return lines
+
+
 def _losses(study: Study, pretrained: Results) -> list[str]:
     """Last losses; the step per patch against its counterpart, each relative to predicting the mean."""
     lines = [
@@ -212,15 +248,22 @@ def _losses(study: Study, pretrained: Results) -> list[str]:
 
 
 def _curves(study: Study, results: Results, name: str, label: str, path: Path) -> bool:
+    """One line a variant, the mean over seeds, and a band from the lowest to the highest."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for number, variant in enumerate(study.variants):
-        for index, (_, result) in enumerate(sorted(results.get(variant.name, {}).items())):
-            points = result["curves"].get(name)
-            if points:
-                shown = variant.label if index == 0 else None
-                axes.plot(*zip(*points), color=f"C{number}", label=shown, alpha=0.8, linewidth=1.2)
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.grid(alpha=0.3)
+        curves = [
+            result["curves"][name] for result in results.get(variant.name, {}).values() if name in result["curves"]
+        ]
+        if not curves:
+            continue
+        # Seeds log at the same epochs.
+        epochs = [epoch for epoch, _ in curves[0]]
+        values = np.array([[value for _, value in points] for points in curves if len(points) == len(epochs)])
+        line = {"color": f"C{number}", "linewidth": 1.4, "label": f"{variant.label} (n = {len(values)})"}
+        axes.plot(epochs, values.mean(axis=0), **line, marker="o" if len(epochs) < 20 else None, markersize=3)
+        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.15, linewidth=0)
+    axes.set(xlabel="epoch", ylabel=label, yscale="log" if "loss" in name else "linear")
+    axes.grid(alpha=0.3, which="both")
     is_drawn = bool(axes.lines)
     if is_drawn:
         axes.legend(fontsize=8)

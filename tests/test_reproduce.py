@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from hf_mae_robust.study_report import compare, epochs_to_reach, headline, paire
 from hf_mae_robust.study_runner import Run, StudyError, StudyRunner
 from tests.helpers import TINY_OVERRIDES
 
+REPORTS = sorted((Path(__file__).parents[1] / "benchmarks" / "reproduce").glob("*/reports/*.json"))
 PARSERS = {"pretrain": pretrain.make_parser, "finetune": finetune.make_parser}
 
 
@@ -179,7 +181,7 @@ def test_the_paired_test_is_students():
 
 
 def made_up(variant, seed, accuracy, probe):
-    curves = {"loss": [[1, 0.9], [2, 0.8]], "linear_probe_accuracy": [[i + 1, v] for i, v in enumerate(probe)]}
+    curves = {"loss": [[1, 0.9], [2, 0.8]], "linear_probe_accuracy": [[i, v] for i, v in enumerate(probe)]}
     metrics = {"eval_accuracy": accuracy, "linear_probe_accuracy": probe[-1]}
     metrics |= {"encoder 0/rank": 50.0, "encoder 1/rank": 10 * accuracy, "mean/rank": 7.0}
     return {"variant": variant, "seed": seed, "metrics": metrics, "curves": curves}
@@ -190,12 +192,12 @@ def test_the_report_says_what_was_found(tmp_path):
     values = {"scratch": (0.3, 0.32), "mae": (0.5, 0.52), "global_patch": (0.55, 0.56)}
     results = {
         name: {
-            seed: made_up(name, seed, value, [0.2, 0.3, 0.4 if name == "mae" else 0.5])
+            seed: made_up(name, seed, value, [0.1 + seed / 10, 0.2, 0.3, 0.4 if name == "mae" else 0.5])
             for seed, value in enumerate(row)
         }
         for name, row in values.items()
     }
-    results["global_patch"][0]["curves"]["linear_probe_accuracy"] = [[1, 0.3], [2, 0.41], [3, 0.5]]
+    results["global_patch"][0]["curves"]["linear_probe_accuracy"] = [[0, 0.1], [1, 0.3], [2, 0.41], [3, 0.5]]
     pretrained = {name: result for name, result in results.items() if name != "scratch"}
     by_module = {"pretrain": pretrained, "analyze": pretrained, "finetune": results}
     path = write_report(study, by_module, tmp_path, "the command", {"data": "made up"})
@@ -206,10 +208,24 @@ def test_the_report_says_what_was_found(tmp_path):
     assert "| MAE + global patch statistics | 2 | 0.5550 | 0.0071 | +0.0450" in text and "| 83.28 |" in text
     assert "raw" not in content["finetuned"]["eval_accuracy"]  # not run yet
     assert "| MAE + global patch statistics | 2 | 0.5000 | 0.0000 | +0.1000 |  |" in text  # the probe
+    assert "Before the first step: 0.1500." in text
+    assert "| MAE + global patch statistics | 0.1500 | 0.2500 | 0.3550 | 0.5000 |" in text  # the probe by epoch
+    assert content["probed"]["linear_probe_mean"]["mae"]["values"] == pytest.approx([0.3, 0.3])
     assert "| MAE + global patch statistics | 2 of 3, 3 of 3 |" in text
     assert "| MAE + global patch statistics | 5.550 +- 0.071 | 7.000 +- 0.000 |" in text  # of the last block; of images
     assert (tmp_path / "table1_loss.png").exists() and (tmp_path / "table1_linear_probe_accuracy.png").exists()
     assert compare(study, {}, ["eval_accuracy"]) == {} and headline(study, {}) == {}
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_the_reports_in_benchmarks_are_those_of_the_results_beside_them(path, tmp_path):
+    results = path.parents[1]
+    shutil.copytree(results, tmp_path / results.name, ignore=shutil.ignore_patterns("reports"))
+    content = json.loads(path.read_text())
+    words = shlex.split(content["command"])
+    main([*words[words.index("reproduce") :], "--report_only", "--output_dir", str(tmp_path)])
+    written = (tmp_path / results.name / "reports" / path.name).with_suffix(".md")
+    assert written.read_text() == path.with_suffix(".md").read_text()
 
 
 def test_epochs_to_reach():
