@@ -170,7 +170,7 @@ FEATURE_MEASURES = {
     "linear_probe_mean": "linear probe, mean over the epochs",
     "knn_accuracy": "nearest neighbours",
 }
-TOKEN_MEASURES = {
+TOKEN_MEASURES = {  # the first one is the paper's
     "last block/uniformity": "uniformity of tokens, last block",
     "last block/similarity": "similarity of tokens, last block",
     "last block/rank": "effective rank of tokens, last block",

@@ -137,17 +137,25 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
             lines += ["", *_table(study, label, probed.get(measure, {})), *_untrained(pretrained, measure)]
     if reached:
         lines += ["", *_probe_by_epoch(study, pretrained), "", *_headline(study, reached)]
+    if analyzed:
+        measure, label = next(iter(TOKEN_MEASURES.items()))
+        lines += [
+            "",
+            "## Tokens",
+            "",
+            *_table(study, label, analyzed.get(measure, {})),
+            "",
+            *_overview(study, analyzed),
+        ]
     if finetuned or probed:
         lines += [
             "",
             "n runs differ in the seed of pre-training and fine-tuning; the differences and p are of a paired t-test "
             f"with {study.baseline.label} by seed, not corrected for the number of rows.",
         ]
-    if analyzed:
-        lines += ["", "## Tokens", "", *_overview(study, analyzed)]
     if study.task is None:
         lines += ["", "## Losses", "", *_losses(study, pretrained)]
-    for name, label in (("loss", "training loss"), (PROBE, "linear probe")):
+    for name, label in (("loss", "training loss"), (PROBE, "accuracy of the linear probe")):
         if _curves(study, pretrained, name, label, folder / f"{study.name}_{name}.png"):
             lines += ["", f"![{label}]({study.name}_{name}.png)"]
     path = folder / f"{study.name}.md"
