@@ -219,8 +219,6 @@ class StudyRunner:
 
     def _run(self, run: Run) -> str | None:
         """The end of the log, where a run fails."""
-        if self._stopped:
-            return "not started"
         with self._lock:
             place = self._places.pop(0)
         try:
@@ -235,6 +233,8 @@ class StudyRunner:
         gpu = place % devices if devices else None
         child = _PROCESSES.Process(target=_become, args=(run.module, run.words(), run.folder / LOG, gpu, threads))
         with self._lock:
+            if self._stopped:
+                return "not started"
             child.start()
             self._children.add(child)
         try:
