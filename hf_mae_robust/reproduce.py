@@ -21,6 +21,7 @@ from .studies import (
     PRETRAIN,
     PRETRAIN_DENSE,
     PROBES,
+    SEEDS,
     STUDIES,
     Study,
     Variant,
@@ -51,7 +52,9 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--pretrain_dataset_name", help="Other images to pre-train on; default: --dataset_name.")
     data.add_argument("--label_column_name", help="Column of the labels, where it is not the only one.")
     runs = parser.add_argument_group("runs")
-    runs.add_argument("--seeds", type=int, default=3, help="Runs of each variant (%(default)s).")
+    runs.add_argument(
+        "--seeds", type=int, help=f"Runs of each variant; default: {SEEDS['smoke']} (smoke), {SEEDS['small']}."
+    )
     runs.add_argument("--num_train_epochs", type=float, help="Of the pre-training; default: the scale's.")
     runs.add_argument("--base_learning_rate", type=float, help="Of the pre-training; default: the scale's.")
     runs.add_argument("--pretrain_flags", default="", help="More flags for run_pretrain.py, in one string.")
@@ -212,6 +215,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
             for words in commands if args.starts_runs else ():
                 subprocess.run(words, check=True)
         return
+    args.seeds = SEEDS[args.scale] if args.seeds is None else args.seeds
     if args.seeds < 1 or (args.parallel is not None and args.parallel < 1):
         raise ValueError(f"--seeds {args.seeds} --parallel {args.parallel}: at least 1.")
     chosen = []

@@ -139,6 +139,8 @@ STUDIES = tuple(studies(12))
 
 # ---- scales ----
 
+SEEDS = {"smoke": 1, "small": 3}
+
 SMALL_32 = (
     "image_size=32,patch_size=4,hidden_size=96,num_hidden_layers=4,num_attention_heads=3,intermediate_size=384,"
     "decoder_hidden_size=64,decoder_num_hidden_layers=2,decoder_num_attention_heads=2,decoder_intermediate_size=256"
