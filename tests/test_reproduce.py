@@ -76,7 +76,7 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
 
 
 def test_tables_share_runs():
-    args = arguments("table1", "table2", "table5", "--dataset_name", "path/to/data")
+    args = arguments("table1", "table2", "table5", "--dataset_name", "path/to/data", "--seeds", 3)
     found = {}
     for name in ("table1", "table2", "table5"):
         for run in runs_of(studies(4)[name], args):
@@ -86,7 +86,8 @@ def test_tables_share_runs():
     figure = runs_of(studies(4)["figure2"], args)
     assert {run.folder: run.words() for run in figure if run.folder in found}.items() <= found.items()
     assert len([run for run in figure if run.folder in found]) == 3 * 2 * 3  # the three targets with the step per patch
-    args = arguments("table3", "--dataset_name", "path/to/data", "--pretrain_dataset_name", "path/to/images")
+    words = ["--dataset_name", "path/to/data", "--pretrain_dataset_name", "path/to/images", "--seeds", 3]
+    args = arguments("table3", *words)
     pretrained = [
         [run.folder for run in runs_of(studies(6)[name], args) if run.module == "pretrain"]
         for name in ("table3", "table4")
