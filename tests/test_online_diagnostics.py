@@ -5,6 +5,8 @@ import json
 import pytest
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.arguments import DIAGNOSTICS
+from hf_mae_robust.evaluators import EVALUATORS
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
 from tests.helpers import TINY_OVERRIDES, as_flags, losses
 from tests.runs import run
@@ -79,6 +81,10 @@ def test_the_probe_is_that_of_the_features(settings, photos_dir):
     words = ["--dataset_name", photos_dir, "--pooling", "mean", "--max_train_samples", 30, "--crop_pct", 1.0]
     main(["analyze", "knn", str(settings["output_dir"]), *map(str, [*words, "--num_workers", 0, "--output", output])])
     assert json.loads(output.read_text())["accuracy"] == pytest.approx(logged[-1])
+
+
+def test_every_diagnostic_that_can_be_asked_for_is_there():
+    assert set(DIAGNOSTICS) == set(EVALUATORS) - {"cka"}  # between two models; a matrix is nothing to log
 
 
 def test_what_is_wrong_is_said_before_the_training(settings, capsys):
