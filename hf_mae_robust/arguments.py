@@ -258,6 +258,8 @@ class MAETrainingArguments(ImageTrainingArguments):
                 f"--diagnostics_steps {self.diagnostics_steps:g} --diagnostics_samples {self.diagnostics_samples} "
                 f"--probe_samples {self.probe_samples}: at least 0, 2 and 2."
             )
+        if self.diagnostics_steps > 1 and self.diagnostics_steps != int(self.diagnostics_steps):
+            raise ValueError(f"--diagnostics_steps {self.diagnostics_steps:g}: above 1, a whole number of steps.")
         self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:
             raise ValueError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")

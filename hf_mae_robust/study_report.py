@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,28 +80,28 @@ def headline(study: Study, pretrained: Results) -> dict[str, Any]:
     return found
 
 
-def _with_last_block(results: Results) -> Results:
-    """Analyses, with the encoder's last block under that name."""
-    found: Results = {}
-    for variant, by_seed in results.items():
-        for seed, result in by_seed.items():
-            metrics = dict(result["metrics"])
-            last = max(int(name.split("/")[0].split()[1]) for name in metrics if name.startswith("encoder "))
-            for name in [name for name in metrics if name.startswith(f"encoder {last}/")]:
-                metrics[f"last block/{name.rpartition('/')[2]}"] = metrics[name]
-            found.setdefault(variant, {})[seed] = {**result, "metrics": metrics}
-    return found
+def _with_more(results: Results, derive: Callable[[dict[str, Any]], dict[str, float]]) -> Results:
+    """Results, with metrics that follow from each."""
+    return {
+        variant: {seed: {**result, "metrics": result["metrics"] | derive(result)} for seed, result in by_seed.items()}
+        for variant, by_seed in results.items()
+    }
 
 
-def _with_mean_of_curve(results: Results) -> Results:
-    """Pre-training, with the mean of the probe's curve behind its first point: how early features are good."""
-    found: Results = {}
-    for variant, by_seed in results.items():
-        for seed, result in by_seed.items():
-            values = [value for epoch, value in result["curves"].get(PROBE, ()) if epoch > 0]
-            metrics = result["metrics"] | ({"linear_probe_mean": statistics.fmean(values)} if values else {})
-            found.setdefault(variant, {})[seed] = {**result, "metrics": metrics}
-    return found
+def _last_block(analysis: dict[str, Any]) -> dict[str, float]:
+    """The measures of the encoder's last block under that name."""
+    metrics = analysis["metrics"]
+    last = max(int(name.split("/")[0].split()[1]) for name in metrics if name.startswith("encoder "))
+    start = f"encoder {last}/"
+    return {
+        f"last block/{name.removeprefix(start)}": value for name, value in metrics.items() if name.startswith(start)
+    }
+
+
+def _mean_of_curve(pretraining: dict[str, Any]) -> dict[str, float]:
+    """The mean of the probe's curve behind its first point: how early features are good."""
+    values = [value for epoch, value in pretraining["curves"].get(PROBE, ()) if epoch > 0]
+    return {"linear_probe_mean": statistics.fmean(values)} if values else {}
 
 
 def write_report(study: Study, results: dict[str, Results], folder: Path, command: str, about: dict[str, Any]) -> Path:
@@ -113,8 +113,8 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     folder.mkdir(parents=True, exist_ok=True)
     pretrained = results["pretrain"]
     finetuned = compare(study, results["finetune"], [name for name, _ in study.metrics])
-    probed = compare(study, _with_mean_of_curve(pretrained), FEATURE_MEASURES)
-    analyzed = compare(study, _with_last_block(results["analyze"]), TOKEN_MEASURES)
+    probed = compare(study, _with_more(pretrained, _mean_of_curve), FEATURE_MEASURES)
+    analyzed = compare(study, _with_more(results["analyze"], _last_block), TOKEN_MEASURES)
     reached = headline(study, pretrained)
     content = {"study": study.name, "command": command, "about": about}
     content |= {"finetuned": finetuned, "probed": probed, "analyzed": analyzed, "probe_reached": reached}

@@ -128,6 +128,7 @@ def run(words: list[str], folder: Path, processes: int = 1, fault: str = "None",
         for process in started:
             process.join(240)
         codes = [process.exitcode for process in started]
+        assert None not in codes, f"{folder} has not ended: {codes}"
     finally:
         for process in started:
             process.kill()

@@ -34,16 +34,8 @@ def train(settings, *more):
 
 
 def test_numbers_and_pictures_come_and_training_is_the_same_bit_by_bit(settings, tmp_path):
-    flags = [
-        "--diagnostics_steps",
-        4,
-        "--diagnostics_samples",
-        10,
-        "--label_column_name",
-        "label",
-        "--probe_samples",
-        9,
-    ]
+    flags = ["--diagnostics_steps", 4, "--diagnostics_samples", 10]
+    flags += ["--label_column_name", "label", "--probe_samples", 9]
     observed, plain = train(settings, *flags), train({**settings, "output_dir": tmp_path / "plain"})
     assert losses(observed) == losses(plain) and len(losses(plain)) == 10
     for name, value in plain.model.state_dict().items():
@@ -96,6 +88,9 @@ def test_what_is_wrong_is_said_before_the_training(settings, capsys):
     with pytest.raises(SystemExit):
         make_parser().parse(as_flags(settings, "--label_column_name", "label"))
     assert "--label_column_name is for --diagnostics_steps" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make_parser().parse(as_flags(settings, "--diagnostics_steps", 1.5))
+    assert "--diagnostics_steps 1.5: above 1, a whole number" in capsys.readouterr().err
 
 
 def test_two_processes_see_what_one_sees(settings, tmp_path):

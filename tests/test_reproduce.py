@@ -140,9 +140,8 @@ def test_a_model_that_is_gone_is_trained_again_where_it_is_needed(tiny, tmp_path
 
 
 def test_a_study_that_is_terminated_goes_on(tiny, photos_dir, tmp_path):
-    flags = (
-        f"--config_overrides {TINY_OVERRIDES} --max_steps 400 --mid_mask_layer_idx 1 --per_device_train_batch_size 8"
-    )
+    flags = f"--config_overrides {TINY_OVERRIDES} --mid_mask_layer_idx 1 --per_device_train_batch_size 8"
+    flags += " --max_steps 400 --save_steps 40"  # stopped long before its end
     words = ["table1", "--dataset_name", str(photos_dir), "--seeds", "1", "--parallel", "2", "--pretrain_flags", flags]
     words += ["--finetune_flags=--max_steps 2 --per_device_train_batch_size 8"]
     words += ["--output_dir", str(tmp_path)]
