@@ -252,7 +252,9 @@ def run_reproduce(args: argparse.Namespace) -> None:
         finished = sum(run.result() is not None for run in runs)
         results = {module: _results(runs, module) for module in ("pretrain", "analyze", "finetune")}
         about = {
-            "scale": args.scale,
+            "scale": args.scale
+            if args.scale != "smoke"
+            else "smoke: shows that the study runs, not which variant is better",
             "data": Path(args.dataset_name).name if args.dataset_name else "scikit-learn's digits",
             "runs": f"{finished} of {len(runs)} finished",
             **_circumstances(runs),

@@ -182,7 +182,7 @@ TOKEN_MEASURES = {  # the first one is the paper's
 }
 DENSE = {"num_train_epochs": 4, "eval_strategy": "no", "dataloader_num_workers": 0}
 FINETUNE = {
-    "smoke": {"classification": {"config": "finetune_digits", "num_train_epochs": 2}},
+    "smoke": {"classification": {"config": "finetune_digits", "num_train_epochs": 6}},
     "small": {
         "classification": {
             "num_train_epochs": 5,
