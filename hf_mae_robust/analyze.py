@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from .arguments import ModelArguments, add_data_arguments
 from .diagnostic_pictures import save_pictures, table
 from .evaluators import EVALUATORS, Similarity
-from .hub import local_model
+from .hub.models import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .pretrain import build_config, build_model
 from .samples import Samples

@@ -12,7 +12,7 @@ import datasets
 from datasets import ClassLabel, Features, Value
 from faster_coco_eval import mask_api_new_cpp
 
-from .remote import DataError
+from .errors import DataError
 
 PREFIX = "instances_"
 

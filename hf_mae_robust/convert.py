@@ -11,7 +11,7 @@ from transformers import BeitForImageClassification, PreTrainedConfig, PreTraine
 
 from .checkpoints import default_processor, from_original, read_original
 from .classifiers import SHARED_SETTINGS, load_strictly, load_vit, read_config, read_pixels
-from .hub import local_model
+from .hub.models import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .saving import check_is_free, written_whole
 from .transforms import evaluation_processor

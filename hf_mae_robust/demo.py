@@ -10,7 +10,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 
-from .hub import local_model
+from .hub.models import local_model
 from .inspection import Inspector, load_inspector
 from .saving import check_is_free, written_whole
 

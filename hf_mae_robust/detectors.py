@@ -16,11 +16,7 @@ from .classifiers import (
     resized_positions,
     start_encoder,
 )
-from .model import (
-    ViTMAERobustConfig,
-    ViTMAERobustForInstanceSegmentation,
-    ViTMAERobustInstanceSegmentationConfig,
-)
+from .model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustInstanceSegmentationConfig
 from .model.configuration_vit_mae_robust import to_pair
 from .model.modeling_vit_mae_robust import sincos_position_embedding
 

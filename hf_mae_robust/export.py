@@ -47,7 +47,7 @@ from .checkpoints import (
     with_key_biases,
     without_key_biases,
 )
-from .hub import local_model
+from .hub.models import local_model
 from .model import ViTMAERobustForPreTraining, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
 from .onnx_export import check_packages, save_onnx

@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-from .about import about_run
 from .arguments import RecipeParser
 from .diagnostics import save_loss_plot
 from .finetune_arguments import (
@@ -21,6 +20,7 @@ from .finetune_arguments import (
     SegmentationArguments,
 )
 from .finetuning_trainer import FinetuningTrainer
+from .hub.run_record import about_run
 from .image_trainer import ImageTrainer
 from .resume import check_config
 from .running import (

@@ -22,8 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
 from .data import sequential_loader, training_loader
 from .guards import NonFiniteGuard
-from .model_card import save_card
-from .pushing import Pushes, open_repository
+from .hub.model_card import save_card
+from .hub.uploads import Pushes, open_repository
 from .resume import CheckpointError, check_all_have_written, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
 from .sources import ImageSource

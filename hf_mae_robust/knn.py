@@ -12,7 +12,7 @@ from torch import nn
 from .arguments import add_data_arguments
 from .classifiers import load_encoder, read_processor
 from .features import extract_features
-from .hub import local_model
+from .hub.models import local_model
 from .sources import DataLocation, open_splits
 from .transforms import EvaluationTransform, evaluation_processor
 

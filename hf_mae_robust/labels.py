@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Features, Value
 
-from .remote import DataError
+from .errors import DataError
 
 MAX_NAMED_IN_ERRORS = 5
 # (features, column or "auto", description, function that reads a whole column or None) -> labels; see `find_labels`.

@@ -13,7 +13,7 @@ from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as rle
 
 from .decoding import ImageDecodingError
-from .remote import DataError
+from .errors import DataError
 
 # So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
 # for one of another image.

@@ -8,7 +8,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, set_seed
 from transformers.utils import is_flash_attn_2_available
 
-from .about import about_run
 from .arguments import (
     DEFAULT_RECIPE,
     DataArguments,
@@ -21,9 +20,10 @@ from .arguments import (
 from .classifiers import unreadable
 from .data import sequential_loader
 from .diagnostics import save_loss_plot, save_reconstructions
+from .hub.model_card import PRETRAINING
+from .hub.run_record import about_run
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
-from .model_card import PRETRAINING
 from .online_diagnostics import add_online_diagnostics
 from .planner import describe_plan
 from .running import (

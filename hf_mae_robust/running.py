@@ -17,11 +17,12 @@ from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, R
 from .bad_images import describe
 from .data import end_workers, images_in_batch
 from .diagnostics import save_examples
+from .errors import HubError
 from .guards import NonFiniteError
-from .hub import HubError, local_model
+from .hub.model_card import EXAMPLES
+from .hub.models import local_model
 from .image_trainer import ImageTrainer
 from .launch import check_launch
-from .model_card import EXAMPLES
 from .optimization import scale_learning_rate, warmup_steps
 from .profiling import StepProfile
 from .resume import (

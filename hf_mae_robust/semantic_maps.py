@@ -11,7 +11,7 @@ from datasets import Features
 
 from .class_names import MAX_VALUE, read_id2label
 from .decoding import ImageDecodingError, decode_map
-from .remote import DataError
+from .errors import DataError
 
 # In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
 IGNORED = -1

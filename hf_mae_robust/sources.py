@@ -31,9 +31,10 @@ from sklearn.datasets import load_digits
 from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
+from .errors import DataError
+from .hub.network import RETRY_SECONDS, describe, open_parquet, parquet_errors, retry
 from .labels import LabelFinder, Labels, find_labels
 from .plan import NUM_SLOTS
-from .remote import RETRY_SECONDS, DataError, describe, open_parquet, parquet_errors, retry
 
 EMBEDDED = "digits"
 EVAL_SPLITS = ("validation", "valid", "val", "test")

@@ -7,8 +7,8 @@ import torch
 from faster_coco_eval.core import mask as rle
 
 from hf_mae_robust.coco import coco_splits, load_coco
+from hf_mae_robust.errors import DataError
 from hf_mae_robust.objects import find_objects
-from hf_mae_robust.remote import DataError
 from hf_mae_robust.sources import DataLocation, open_splits
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, Value
 
 from hf_mae_robust.data import sequential_loader, training_loader
 from hf_mae_robust.decoding import ImageDecodingError
-from hf_mae_robust.remote import DataError
+from hf_mae_robust.errors import DataError
 from hf_mae_robust.sources import DataLocation, load_head_of_stream, open_splits
 from tests.helpers import photos
 

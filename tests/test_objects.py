@@ -5,8 +5,8 @@ from datasets import ClassLabel, Features, Image, List, Value
 from faster_coco_eval.core import mask as rle
 
 from hf_mae_robust.decoding import ImageDecodingError
+from hf_mae_robust.errors import DataError
 from hf_mae_robust.objects import Objects, find_objects
-from hf_mae_robust.remote import DataError
 
 IMAGE = torch.zeros(3, 20, 30, dtype=torch.uint8)
 FIELDS = {

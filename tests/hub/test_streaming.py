@@ -26,7 +26,7 @@ from hf_mae_robust.sources import DataError, DataLocation, open_splits
 from tests.helpers import TINY_OVERRIDES, photos, write_parquet_set
 from tests.loopback_hub import TOKEN, Fault, LoopbackHub
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REPO = "org/photos"
 FIRST, SECOND, FAT = "1" * 40, "2" * 40, "3" * 40
 RETRY_SECONDS, PATIENT = 0.6, 4.0
@@ -130,7 +130,7 @@ def hub(server):
 @pytest.fixture(scope="module")
 def process(server, tmp_path_factory):
     home = tmp_path_factory.mktemp("home") / "cache"
-    command = [sys.executable, "-c", "from tests.test_hub_streaming import client_process; client_process()"]
+    command = [sys.executable, "-c", "from tests.hub.test_streaming import client_process; client_process()"]
     with subprocess.Popen(
         command, cwd=ROOT, env=client_environment(server, home), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True,

@@ -18,7 +18,7 @@ from tests.loopback_models import ModelHub, Repository
 from tests.runs import free_port
 from tests.warm import WarmProcess
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOKEN, READER, OTHER = "hf_writesSecretToken", "hf_readsSecretToken", "hf_otherSecretToken"
 USERS = {TOKEN: ("ada", True), READER: ("ada", False), OTHER: ("bob", True)}
 LEFT_BEHIND = {
@@ -336,7 +336,7 @@ def test_a_stopped_run_pushes_its_checkpoint_and_says_what_failed(run, words, hu
 
 LOAD = """
 import sys
-from hf_mae_robust.hub import local_model
+from hf_mae_robust.hub.models import local_model
 try:
     print(local_model("ada/encoder", None, None))
 except ValueError as error:

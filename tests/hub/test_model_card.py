@@ -7,22 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_mae_robust.hub.models.model_card import METRICS, PIPELINES, card_of_recipe
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModelForPreTraining, SegformerImageProcessor
 
-from hf_mae_robust import (
-    ViTMAERobustConfig,
-    ViTMAERobustDetectionImageProcessor,
-    ViTMAERobustForPreTraining,
-)
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustDetectionImageProcessor, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.arguments import recipe_path
 from hf_mae_robust.classifiers import build_classifier
 from hf_mae_robust.detectors import build_detector
 from hf_mae_robust.finetune import main as finetune
-from hf_mae_robust.model_card import METRICS, PIPELINES, card_of_recipe
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.segmenters import build_segmenter
@@ -30,7 +26,7 @@ from hf_mae_robust.transforms import evaluation_processor
 from tests.fresh import code_of_card, run_without_the_package
 from tests.helpers import TINY, TINY_OVERRIDES, as_flags, photos
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CARDS = {
     path.parent.name if path.name == "README.md" else path.stem: path
     for path in sorted((ROOT / "model_cards").rglob("*.md"))

@@ -15,6 +15,17 @@ import pytest
 import tenacity
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from fsspec.implementations.memory import MemoryFileSystem
+from hf_mae_robust.hub.models.network import (
+    ClientError,
+    UnexpectedLengthError,
+    VerifiedFile,
+    describe,
+    is_transient,
+    open_parquet,
+    public,
+    refusal,
+    retry,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,19 +36,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_mae_robust import remote
-from hf_mae_robust.remote import (
-    ClientError,
-    DataError,
-    UnexpectedLengthError,
-    VerifiedFile,
-    describe,
-    is_transient,
-    open_parquet,
-    public,
-    refusal,
-    retry,
-)
+from hf_mae_robust.errors import DataError
+from hf_mae_robust.hub.models import network as remote
 
 
 def refused(status: int, kind=HfHubHTTPError) -> HfHubHTTPError:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from .sources import EMBEDDED
-from .version import __version__
+from ..sources import EMBEDDED
+from ..version import __version__
 
 PACKAGES = ("transformers", "torch", "accelerate", "datasets", "timm", "torchvision")
 

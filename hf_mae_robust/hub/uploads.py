@@ -12,10 +12,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
-from .hub import HubError, patient, reason_of
+from ..errors import HubError
+from ..resume import RECORD
+from ..saving import MANIFEST
 from .model_card import EXAMPLES, PICTURES
-from .resume import RECORD
-from .saving import MANIFEST
+from .network import patient, reason_of
 
 logger = logging.getLogger(__name__)
 

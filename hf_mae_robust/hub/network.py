@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import TypeVar
 
 import pyarrow as pa
@@ -33,6 +34,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..errors import DataError
+
 try:
     from aiohttp import ClientError  # what fsspec raises for http:// and others, where it is installed
 except ImportError:
@@ -50,10 +53,6 @@ LONGEST_WAIT = 30.0
 _LOCAL_TROUBLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-
-
-class DataError(ValueError):
-    """The data set cannot be used as asked; the message says what was found and what to change."""
 
 
 class UnexpectedLengthError(OSError):
@@ -331,3 +330,56 @@ def open_parquet(url: str, token: str | None = None, retry_seconds: float = RETR
         is_local = get_protocol(url) in ("file", "local")
         source = LocalFileSystem._strip_protocol(url) if is_local else VerifiedFile(url, token, retry_seconds)
         return pq.ParquetFile(source, pre_buffer=True)
+
+
+def patient(attempts: int) -> Callable:
+    """Decorates what is to be tried again, after 1, 2, 4, ... s, where the network or the Hub fails for a while."""
+
+    def may_pass(error: BaseException) -> bool:
+        # A page of HTML comes where a busy server should have sent JSON.
+        return isinstance(error, JSONDecodeError) or is_transient(request_that_failed(error))
+
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception(may_pass),
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=tenacity.wait_exponential(max=16),
+        reraise=True,
+    )
+
+
+def request_that_failed(error: BaseException) -> BaseException:
+    """What led to `error` at the Hub; large files that fail come as a RuntimeError with the request as its cause."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, HTTPError):
+            return cause
+        cause = cause.__cause__
+    return error
+
+
+def reason_of(error: BaseException, repo_id: str) -> str:
+    """What a failed request means, and what to do, in a sentence without the token."""
+    if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError):
+        return public(error).rstrip(".")  # found wrong before a request, or in its answer, as a card's metadata
+    error = request_that_failed(error)
+    login = "log in with `hf auth login`, or give another token"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    answer = public(getattr(error, "server_message", None) or "")
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on: unset HF_HUB_OFFLINE"
+    if isinstance(error, GatedRepoError):
+        return f"{repo_id} is gated: accept its terms on its page on the Hub, and {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no such revision"
+    if status == 401:
+        return f"the Hub knows no such token, or {repo_id} cannot be seen without one: {login}"
+    if status == 403:
+        said = f" (the Hub says: {answer})" if answer else ""
+        return f"this token has no right to write to {repo_id}, or to see it{said}: {login}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo_id} is not on the Hub, or is private and not to be seen with this token: {login}"
+    if status is not None and not is_transient(error):
+        return f"the Hub answered {status} for {repo_id}{f' ({answer})' if answer else ''}"
+    if status is not None:
+        return f"the Hub answered {status} for {repo_id}, also when asked again; it may be busy: try later"
+    return f"the Hub cannot be reached for {repo_id} ({type(error).__name__}): try later"
