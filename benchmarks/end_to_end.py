@@ -22,6 +22,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from paired import add_common_arguments, report
 from torchvision import transforms
 from tqdm.auto import tqdm
@@ -30,7 +31,6 @@ from training_step import SIZES, set_decoder_dropout
 from transformers import Trainer, TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining, set_seed
 
 from hf_mae_robust.pretrain import make_parser, prepare
-from hf_mae_robust.transforms import evaluation_processor
 
 
 def common_words(arguments: argparse.Namespace, folder: str) -> dict:

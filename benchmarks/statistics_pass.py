@@ -14,12 +14,13 @@ import argparse
 import io
 
 import torch
+from hf_mae_robust.data.loaders.opening import open_splits
+from hf_mae_robust.data.loaders.source import DataLocation
 from paired import add_common_arguments, measure, report
 from PIL import Image
 from torchvision import transforms
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.sources import DataLocation, open_splits
 from hf_mae_robust.target_statistics import statistics_of_source
 
 TOLERANCE = 1e-3

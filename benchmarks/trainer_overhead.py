@@ -20,6 +20,8 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from hf_mae_robust.data.loaders.preprocessing import Normalization, evaluation_processor
+from hf_mae_robust.data.loaders.source import ImageSource
 from paired import add_common_arguments, current_device, report, spread, synchronize
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
@@ -28,9 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.arguments import MAETrainingArguments
 from hf_mae_robust.optimization import decayed_parameter_names
-from hf_mae_robust.sources import ImageSource
 from hf_mae_robust.trainer import MAETrainer
-from hf_mae_robust.transforms import Normalization, evaluation_processor
 
 # Steps at the beginning of each round that do not count.
 WARM_UP = 3

@@ -11,13 +11,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from .arguments import ModelArguments, add_data_arguments
+from .data.opening import open_splits
+from .data.source import DataLocation, load_head_of_stream
 from .diagnostic_pictures import save_pictures, table
 from .evaluators import EVALUATORS, Similarity
 from .hub.models import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .pretrain import build_config, build_model
 from .samples import Samples
-from .sources import DataLocation, load_head_of_stream, open_splits
 
 
 def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForPreTraining:

@@ -27,9 +27,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .data.preprocessing import evaluation_processor
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .model.configuration_vit_mae_robust import to_pair
-from .transforms import evaluation_processor
 
 _BLOCK = {
     "norm1": "layernorm_before",

@@ -16,10 +16,10 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .augmentation import seeded
+from .data.opening import DataError
 from .finetuning_trainer import FinetuningTrainer
 from .metrics import classification_metrics
 from .resume import CheckpointError
-from .sources import DataError
 
 EMA_FILE = "ema.safetensors"
 

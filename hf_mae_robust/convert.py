@@ -11,10 +11,10 @@ from transformers import BeitForImageClassification, PreTrainedConfig, PreTraine
 
 from .checkpoints import default_processor, from_original, read_original
 from .classifiers import SHARED_SETTINGS, load_strictly, load_vit, read_config, read_pixels
+from .data.preprocessing import evaluation_processor
 from .hub.models import local_model
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .saving import check_is_free, written_whole
-from .transforms import evaluation_processor
 
 TIMM_PREFIXES = ("hf-hub:", "timm/", "local-dir:")
 # Encoders whose tensors have the names and the meaning of a ViT-MAE's.

@@ -13,7 +13,8 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from .decoding import ImageDecodingError, decode_image
+from .data.decoding import decode_image
+from .errors import ImageDecodingError
 from .inspection import Inspector
 from .pictures import as_rgb, attention_picture, masked_picture, on_pixels, principal_components, shown_scale, to_shown
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from .arguments import RecipeParser
+from .data.opening import EMBEDDED
 from .diagnostics import save_loss_plot
 from .finetune_arguments import (
     AugmentationArguments,
@@ -44,7 +45,6 @@ from .running import (
     train_and_save,
     warn_of_stream,
 )
-from .sources import EMBEDDED
 from .tasks import classification, detection, segmentation
 
 TASKS = {"classification": classification, "segmentation": segmentation, "detection": detection}

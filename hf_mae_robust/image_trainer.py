@@ -19,16 +19,16 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
-from .data import sequential_loader, training_loader
+from .data.bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
+from .data.loaders import sequential_loader, training_loader
+from .data.preprocessing import EvaluationTransform, Normalization
+from .data.source import ImageSource
 from .guards import NonFiniteGuard
 from .hub.model_card import save_card
 from .hub.uploads import Pushes, open_repository
 from .resume import CheckpointError, check_all_have_written, newest_checkpoint, write_record
 from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
-from .sources import ImageSource
 from .stopping import StopRequested, StopSignals
-from .transforms import EvaluationTransform, Normalization
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .checkpoints import default_processor, from_original, read_original
 from .classifiers import load_encoder, load_strictly, read_config, read_processor
 from .convert import STOCK_KINDS, read_stock
-from .decoding import PIL_MODES
+from .data.decoding import PIL_MODES
+from .data.preprocessing import EvaluationTransform
 from .hub.models import local_model
 from .model import ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .model.modeling_vit_mae_robust import random_masking
-from .transforms import EvaluationTransform
 
 
 @dataclass(frozen=True)

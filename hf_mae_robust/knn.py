@@ -11,10 +11,11 @@ from torch import nn
 
 from .arguments import add_data_arguments
 from .classifiers import load_encoder, read_processor
-from .features import extract_features
+from .data.features import extract_features
+from .data.opening import open_splits
+from .data.preprocessing import EvaluationTransform, evaluation_processor
+from .data.source import DataLocation
 from .hub.models import local_model
-from .sources import DataLocation, open_splits
-from .transforms import EvaluationTransform, evaluation_processor
 
 
 def knn_accuracy(

@@ -12,8 +12,7 @@ from datasets import ClassLabel, Features
 from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as rle
 
-from .decoding import ImageDecodingError
-from .errors import DataError
+from .errors import DataError, ImageDecodingError
 
 # So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
 # for one of another image.

@@ -12,15 +12,16 @@ from sklearn.preprocessing import StandardScaler
 from transformers import TrainerCallback
 
 from .arguments import DataArguments, MAETrainingArguments
+from .data.features import extract_features
+from .data.opening import open_splits
+from .data.preprocessing import EvaluationTransform
+from .data.source import DataLocation, ImageSource, load_head_of_stream
 from .diagnostic_pictures import save_pictures
 from .diagnostics import save_reconstructions
 from .evaluators import EVALUATORS
-from .features import extract_features
 from .image_trainer import ImageTrainer
 from .knn import knn_accuracy
 from .samples import Samples
-from .sources import DataLocation, ImageSource, load_head_of_stream, open_splits
-from .transforms import EvaluationTransform
 
 NUM_PICTURES = 8
 PREFIX = "diagnostics/"

@@ -18,7 +18,10 @@ from .arguments import (
     parse_config_overrides,
 )
 from .classifiers import unreadable
-from .data import sequential_loader
+from .data.loaders import sequential_loader
+from .data.opening import EMBEDDED
+from .data.preprocessing import evaluation_processor
+from .data.source import ImageSource, load_head_of_stream
 from .diagnostics import save_loss_plot, save_reconstructions
 from .hub.model_card import PRETRAINING
 from .hub.run_record import about_run
@@ -47,11 +50,9 @@ from .running import (
     train_and_save,
     warn_of_stream,
 )
-from .sources import EMBEDDED, ImageSource, load_head_of_stream
 from .statistics import PatchStatistics
 from .target_statistics import cached_statistics_of_source
 from .trainer import MAETrainer
-from .transforms import evaluation_processor
 
 STATISTICS_FILE = "target_statistics.safetensors"
 NUM_PICTURES = 8

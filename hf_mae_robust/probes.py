@@ -16,10 +16,10 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .classification_trainer import ClassificationTrainer
-from .data import EpochDataLoader
-from .features import extract_features
+from .data.features import extract_features
+from .data.loaders import EpochDataLoader
+from .data.order import EpochBatchSampler
 from .layer_decay import lars_groups
-from .plan import EpochBatchSampler
 from .resume import CheckpointError
 
 PROBE_FILE = "linear_probe.safetensors"

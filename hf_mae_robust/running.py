@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, set_seed
 
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, RecipeParser
-from .bad_images import describe
-from .data import end_workers, images_in_batch
+from .data.bad_images import describe
+from .data.loaders import end_workers, images_in_batch
+from .data.opening import DataError, open_splits
+from .data.source import DataLocation, ImageSource, load_head_of_stream
 from .diagnostics import save_examples
 from .errors import HubError
 from .guards import NonFiniteError
@@ -36,7 +38,6 @@ from .resume import (
     remove_checkpoints,
 )
 from .saving import SavingError, recover
-from .sources import DataError, DataLocation, ImageSource, load_head_of_stream, open_splits
 from .stopping import EXIT_STOPPED, StopRequested
 
 # An evaluation set that cannot seek is held in memory.

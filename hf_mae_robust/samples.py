@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from .data import ImageDataset, collate, sequential_loader
+from .data.dataset import ImageDataset, collate
+from .data.loaders import sequential_loader
+from .data.preprocessing import EvaluationTransform, Normalization, evaluation_processor, training_transform
+from .data.source import ImageSource
 from .model import ViTMAERobustConfig
-from .sources import ImageSource
-from .transforms import EvaluationTransform, Normalization, evaluation_processor, training_transform
 
 
 class Samples:

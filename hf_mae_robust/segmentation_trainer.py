@@ -11,10 +11,10 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from .data.opening import DataError
 from .finetuning_trainer import FinetuningTrainer, shares_batch_norm, with_shared_batch_norm
 from .segmentation_metrics import confusion_of, segmentation_metrics
 from .semantic_maps import IGNORED
-from .sources import DataError
 
 CLASSES_AT_A_TIME = 16
 MAX_SIDE_OF_PICTURES = 1000

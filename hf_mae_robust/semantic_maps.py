@@ -9,9 +9,9 @@ import datasets
 import torch
 from datasets import Features
 
-from .class_names import MAX_VALUE, read_id2label
-from .decoding import ImageDecodingError, decode_map
-from .errors import DataError
+from .data.decoding import decode_map
+from .data.labels import MAX_VALUE, read_id2label
+from .errors import DataError, ImageDecodingError
 
 # In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
 IGNORED = -1

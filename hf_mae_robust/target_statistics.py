@@ -11,13 +11,14 @@ from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
-from .bad_images import SkippedImages, describe
-from .data import sequential_loader
+from .data.bad_images import SkippedImages, describe
+from .data.loaders import sequential_loader
+from .data.opening import DataError
+from .data.preprocessing import EvaluationTransform, evaluation_processor
+from .data.source import ImageSource
 from .model import ViTMAERobustConfig
 from .model.configuration_vit_mae_robust import to_pair
-from .sources import DataError, ImageSource
 from .statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
-from .transforms import EvaluationTransform, evaluation_processor
 from .version import __version__
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,10 @@
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
+from .data.opening import DataError
+from .data.preprocessing import training_transform
 from .image_trainer import ImageTrainer
 from .optimization import decayed_parameter_names
-from .sources import DataError
-from .transforms import training_transform
 
 
 class MAETrainer(ImageTrainer):

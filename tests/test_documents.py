@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from hf_mae_robust.data.loaders.preprocessing import training_transform
 
 from hf_mae_robust import ViTMAERobustForPreTraining, __version__
 from hf_mae_robust.__main__ import make_parser as make_command_parser
@@ -17,7 +18,6 @@ from hf_mae_robust.augmentation import FinetuningTransform
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.pretrain import build_config, make_parser
 from hf_mae_robust.stopping import EXIT_STOPPED
-from hf_mae_robust.transforms import training_transform
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

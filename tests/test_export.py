@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
@@ -30,7 +31,6 @@ from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.checkpoints import from_original, mae_beit_config, read_original, to_original
 from hf_mae_robust.export import export, to_stock
-from hf_mae_robust.transforms import evaluation_processor
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, images, stock_of
 

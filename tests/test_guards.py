@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
+from hf_mae_robust.data.loaders.order import epoch_batches
 from safetensors.torch import load_file
 
 from hf_mae_robust.guards import NonFiniteError
-from hf_mae_robust.plan import epoch_batches
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.resume import newest_checkpoint
 from tests.helpers import write_parquet_set

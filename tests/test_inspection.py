@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from hf_mae_robust.data.loaders.decoding import decode_image
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -20,7 +21,6 @@ from transformers import (
 
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.checkpoints import to_original
-from hf_mae_robust.decoding import decode_image
 from hf_mae_robust.inspection import load_inspector
 from tests.demo_models import DECODER, SIZES, save_model
 from tests.helpers import photos

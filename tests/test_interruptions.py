@@ -13,7 +13,7 @@ import time
 import pytest
 from PIL import Image
 
-from hf_mae_robust import data
+from hf_mae_robust.data.loaders import loaders as data
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.resume import fault_of, newest_checkpoint
 from hf_mae_robust.saving import SavingError

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from hf_mae_robust.data.loaders.features import extract_features
+from hf_mae_robust.data.loaders.opening import DataError, open_splits
+from hf_mae_robust.data.loaders.preprocessing import EvaluationTransform, evaluation_processor
+from hf_mae_robust.data.loaders.source import DataLocation
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.classifiers import load_encoder
-from hf_mae_robust.features import extract_features
 from hf_mae_robust.knn import knn_accuracy
-from hf_mae_robust.sources import DataError, DataLocation, open_splits
-from hf_mae_robust.transforms import EvaluationTransform, evaluation_processor
 from tests.helpers import photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

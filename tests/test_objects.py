@@ -4,8 +4,7 @@ import torch
 from datasets import ClassLabel, Features, Image, List, Value
 from faster_coco_eval.core import mask as rle
 
-from hf_mae_robust.decoding import ImageDecodingError
-from hf_mae_robust.errors import DataError
+from hf_mae_robust.errors import DataError, ImageDecodingError
 from hf_mae_robust.objects import Objects, find_objects
 
 IMAGE = torch.zeros(3, 20, 30, dtype=torch.uint8)

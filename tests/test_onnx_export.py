@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -23,7 +24,6 @@ from hf_mae_robust.detectors import build_detector
 from hf_mae_robust.export import export
 from hf_mae_robust.model.configuration_vit_mae_robust import to_pair
 from hf_mae_robust.segmenters import backbone_config
-from hf_mae_robust.transforms import evaluation_processor
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, stock_of
 

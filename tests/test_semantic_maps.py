@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Features, Image, Value
+from hf_mae_robust.data.loaders.decoding import decode_image
+from hf_mae_robust.data.loaders.labels import read_id2label
 from PIL import Image as PILImage
 
-from hf_mae_robust.class_names import read_id2label
-from hf_mae_robust.decoding import ImageDecodingError, decode_image
-from hf_mae_robust.errors import DataError
+from hf_mae_robust.errors import DataError, ImageDecodingError
 from hf_mae_robust.semantic_maps import IGNORED, SemanticMaps, find_maps, name_classes
 
 FEATURES = Features({"image": Image(), "annotation": Image()})

@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from hf_mae_robust.data.loaders.opening import open_splits
+from hf_mae_robust.data.loaders.source import DataLocation
 from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.sources import DataLocation, open_splits
 from hf_mae_robust.statistics import PatchStatistics, compute_patch_statistics, patches_of
 from hf_mae_robust.target_statistics import cached_statistics_of_source, cached_statistics_path, statistics_of_source
 from tests.helpers import photos, write_parquet_set

@@ -7,22 +7,15 @@ one such attempt.
 
 import asyncio
 import errno
-import io
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tenacity
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import get_protocol
 from huggingface_hub import constants
 
 # HTTPError is that of httpx or httpx2, whichever this version of huggingface_hub uses.
@@ -53,10 +46,6 @@ LONGEST_WAIT = 30.0
 _LOCAL_TROUBLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-
-
-class UnexpectedLengthError(OSError):
-    """A read gave fewer or more bytes than were asked for."""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -210,126 +199,6 @@ def retry(
 def _hub_dataset(url: str) -> str | None:
     match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", url)
     return match and match[1]
-
-
-class VerifiedFile(io.RawIOBase):
-    """A read-only, seekable file at any URL of fsspec. Every `read` gives exactly the bytes that the file has there:
-    reads of another length (a server that ignores Range, a body cut short) count as errors, and errors are retried.
-
-    One file may be used by several threads that agree on its position, as pyarrow's do.
-
-    Raises DataError where the file cannot be read for `retry_seconds`, is not there, or may not be read.
-    """
-
-    def __init__(self, url: str, token: str | None = None, retry_seconds: float = RETRY_SECONDS):
-        super().__init__()
-        self.url, self._token, self._retry_seconds = url, token, retry_seconds
-        self._lock, self._file, self._position, self._size = threading.RLock(), None, 0, None
-        with self._lock:
-            self._retry(f"Opening {url}", self._opened)
-
-    def _retry(self, what: str, attempt: Callable[[], T]) -> T:
-        try:
-            return retry(what, attempt, self._retry_seconds, _hub_dataset(self.url))
-        except OSError as error:  # not transient, such as a file that is gone
-            raise DataError(f"{public(what)}: {describe(error)}") from error
-
-    def _opened(self) -> io.IOBase:
-        if self._file is None:
-            options = {"token": self._token} if self._token and get_protocol(self.url) == "hf" else {}
-            fs, path = url_to_fs(self.url, **options)
-            file = fs.open(path, "rb", cache_type="none")
-            size = getattr(file, "size", None)
-            if not isinstance(size, int):  # such as a method of that name, or a file of fsspec's memory
-                size = fs.info(path)["size"]
-            if size is None:
-                raise DataError(f"{public(self.url)}: the server does not tell the size, which random access needs.")
-            if self._size not in (None, size):
-                raise DataError(f"{public(self.url)} has changed: it had {self._size:,} bytes and now has {size:,}.")
-            self._file, self._size = file, size
-        return self._file
-
-    def _fetch(self, start: int, length: int) -> bytes:
-        file = self._opened()
-        try:
-            file.seek(start)
-            data = file.read(length)
-            if len(data) != length:
-                raise UnexpectedLengthError(f"{length:,} bytes were asked for, {len(data):,} came")
-            return data
-        except ValueError as error:  # fsspec's http, of a server that ignores Range
-            self._file = None
-            raise UnexpectedLengthError(str(error)) from error
-        except Exception:
-            self._file = None  # whatever state it is in
-            raise
-
-    def read(self, size: int | None = -1) -> bytes:
-        with self._lock:
-            if self.closed:
-                raise ValueError("I/O operation on closed file.")
-            rest = max(self._size - self._position, 0)
-            length = rest if size is None or size < 0 else min(size, rest)
-            if length == 0:
-                return b""
-            start = self._position
-            what = f"Reading bytes {start}-{start + length - 1} of {self.url}"
-            data = self._retry(what, lambda: self._fetch(start, length))
-            self._position += length
-            return data
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with self._lock:
-            position = offset + (0, self._position, self._size)[whence]
-            if position < 0:
-                raise ValueError(f"Cannot seek to {position}.")
-            self._position = position
-            return position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        file, self._file = getattr(self, "_file", None), None
-        if file is not None and not self.closed:
-            file.close()
-        super().close()
-
-
-@contextmanager
-def parquet_errors(what: str) -> Iterator[None]:
-    """Turn what pyarrow raises for files that are damaged or no Parquet into DataError. what: file and place."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{public(what)} cannot be read as Parquet ({describe(error)}). If the file is damaged, fetch or write it "
-            "again."
-        ) from error
-
-
-def open_parquet(url: str, token: str | None = None, retry_seconds: float = RETRY_SECONDS) -> pq.ParquetFile:
-    """A Parquet file at a path or any URL of fsspec; remote ones as `VerifiedFile`. Raises DataError."""
-    with parquet_errors(url):
-        is_local = get_protocol(url) in ("file", "local")
-        source = LocalFileSystem._strip_protocol(url) if is_local else VerifiedFile(url, token, retry_seconds)
-        return pq.ParquetFile(source, pre_buffer=True)
 
 
 def patient(attempts: int) -> Callable:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from ..sources import EMBEDDED
+from ..data.opening import EMBEDDED
 from ..version import __version__
 
 PACKAGES = ("transformers", "torch", "accelerate", "datasets", "timm", "torchvision")

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..arguments import parse_config_overrides
-from ..class_names import read_id2label
 from ..classifiers import Pixels
 from ..coco import coco_splits
+from ..data.labels import read_id2label
 from ..detection_metrics import save_pictures
 from ..detection_trainer import DetectionTrainer
 from ..detection_transforms import DetectionEvaluationTransform, LargeScaleJitter

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from hf_mae_robust.hub.models.model_card import METRICS, PIPELINES, card_of_recipe
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
@@ -22,7 +23,6 @@ from hf_mae_robust.finetune import main as finetune
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.segmenters import build_segmenter
-from hf_mae_robust.transforms import evaluation_processor
 from tests.fresh import code_of_card, run_without_the_package
 from tests.helpers import TINY, TINY_OVERRIDES, as_flags, photos
 

@@ -19,10 +19,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value
+from hf_mae_robust.data.loaders.decoding import decode_image
+from hf_mae_robust.data.loaders.opening import DataError, open_splits
+from hf_mae_robust.data.loaders.order import epoch_batches
+from hf_mae_robust.data.loaders.source import DataLocation
 
-from hf_mae_robust.decoding import decode_image
-from hf_mae_robust.plan import epoch_batches
-from hf_mae_robust.sources import DataError, DataLocation, open_splits
 from tests.helpers import TINY_OVERRIDES, photos, write_parquet_set
 from tests.loopback_hub import TOKEN, Fault, LoopbackHub
 

@@ -8,9 +8,9 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .bad_images import SkippedImages
-from .data import sequential_loader
-from .sources import ImageSource
-from .transforms import EvaluationTransform, Normalization
+from .loaders import sequential_loader
+from .preprocessing import EvaluationTransform, Normalization
+from .source import ImageSource
 
 
 def extract_features(

@@ -7,15 +7,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from hf_mae_robust.data.loaders.decoding import decode_image, decode_regions
+from hf_mae_robust.data.loaders.preprocessing import training_transform
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from hf_mae_robust import jpeg
-from hf_mae_robust.decoding import ImageDecodingError, decode_image, decode_regions
-from hf_mae_robust.transforms import training_transform
+from hf_mae_robust.data.loaders import jpeg
+from hf_mae_robust.errors import ImageDecodingError
 
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640 x 427, colour
-SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample"
+SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet-sample"
 
 
 def encode(image, **options):

@@ -5,19 +5,15 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
+from hf_mae_robust.data.loaders.dataset import ImageDataset
+from hf_mae_robust.data.loaders.loaders import sequential_loader, training_loader
+from hf_mae_robust.data.loaders.opening import DataError, load_embedded_digits, open_splits
+from hf_mae_robust.data.loaders.opening import _source as source_of
+from hf_mae_robust.data.loaders.parquet import ParquetRows
+from hf_mae_robust.data.loaders.preprocessing import training_transform
+from hf_mae_robust.data.loaders.source import DataLocation, load_head_of_stream
 from PIL import Image
 
-from hf_mae_robust.data import ImageDataset, sequential_loader, training_loader
-from hf_mae_robust.sources import (
-    DataError,
-    DataLocation,
-    ParquetRows,
-    load_embedded_digits,
-    load_head_of_stream,
-    open_splits,
-)
-from hf_mae_robust.sources import _source as source_of
-from hf_mae_robust.transforms import training_transform
 from tests.helpers import image_table, photos, write_parquet_set
 
 

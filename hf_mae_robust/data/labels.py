@@ -4,15 +4,17 @@ Semantic maps and objects have classes of the same interface, with `is_joint`: w
 image, so that the transform gets both.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Features, Value
 
-from .errors import DataError
+from ..errors import DataError
 
 MAX_NAMED_IN_ERRORS = 5
 # (features, column or "auto", description, function that reads a whole column or None) -> labels; see `find_labels`.
@@ -134,3 +136,31 @@ def find_labels(
 def _shortened(names: Sequence[str]) -> str:
     shown = ", ".join(names[:MAX_NAMED_IN_ERRORS])
     return f"{shown}, ... {len(names):,} in all" if len(names) > MAX_NAMED_IN_ERRORS else shown
+
+
+MAX_VALUE = 2**16 - 1
+
+
+def read_id2label(source: str) -> dict[int, str]:
+    """Names by value, from a JSON file `{"0": "sky", ...}`, or from a number of classes without names.
+
+    Raises ValueError: no such file, or something else in it.
+    """
+    if str(source).isdigit():
+        if not 1 <= int(source) <= MAX_VALUE:
+            raise ValueError(f"--id2label {source}: a number of classes from 1 to {MAX_VALUE:,}.")
+        return {i: f"class_{i}" for i in range(int(source))}
+    try:
+        content = json.loads(Path(source).read_text(encoding="utf-8"))
+        names = {int(value): str(name) for value, name in content.items()}
+    except OSError as error:
+        raise ValueError(
+            f"--id2label {source}: cannot be read ({error.strerror}). Give a JSON file or a number of classes."
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'--id2label {source}: must hold {{"0": "name", "1": "name", ...}} ({error}).') from error
+    if not names or min(names) < 0 or max(names) > MAX_VALUE:
+        raise ValueError(
+            f"--id2label {source}: the values of a map go from 0 to {MAX_VALUE:,}; got {sorted(names)[:4]}."
+        )
+    return names

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from .model.configuration_vit_mae_robust import to_pair
+from ..model.configuration_vit_mae_robust import to_pair
 
 # Of random crops, width / height.
 ASPECT_RATIOS = (3 / 4, 4 / 3)

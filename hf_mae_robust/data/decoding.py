@@ -12,6 +12,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ..errors import ImageDecodingError
 from .jpeg import decode_rows, read_header
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -42,20 +43,6 @@ TRANSPOSITIONS = {
 }
 
 PILLOW = r"PIL\."
-
-
-class ImageDecodingError(ValueError):
-    """An image of the data set cannot be decoded. The message says which row and why.
-
-    Attributes:
-        kind: one of KINDS.
-        detail: path, if there is one, and reason; at most 200 characters, and the same in every process.
-    """
-
-    def __init__(self, message: str, kind: str = "corrupt", detail: str = ""):
-        # Between processes an exception travels as its class, `args` and `__dict__`; `args` has to be the message.
-        super().__init__(message)
-        self.kind, self.detail = kind, detail
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
+from hf_mae_robust.data.loaders.dataset import ImageDataset
+from hf_mae_robust.data.loaders.labels import find_labels
+from hf_mae_robust.data.loaders.loaders import sequential_loader, training_loader
+from hf_mae_robust.data.loaders.opening import DataError, open_splits
+from hf_mae_robust.data.loaders.opening import _source as source_of
+from hf_mae_robust.data.loaders.source import DataLocation, load_head_of_stream
 
-from hf_mae_robust.data import ImageDataset, sequential_loader, training_loader
-from hf_mae_robust.labels import find_labels
-from hf_mae_robust.sources import DataError, DataLocation, load_head_of_stream, open_splits
-from hf_mae_robust.sources import _source as source_of
 from tests.helpers import photos, write_parquet_set
 
 NAMES = ["cat", "dog", "emu"]

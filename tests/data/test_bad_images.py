@@ -11,16 +11,18 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from hf_mae_robust.data.loaders.bad_images import SkippedImage, SkippedImages
+from hf_mae_robust.data.loaders.dataset import MAX_BAD_IN_A_ROW, ImageDataset
+from hf_mae_robust.data.loaders.loaders import sequential_loader, training_loader
+from hf_mae_robust.data.loaders.opening import DataError, open_splits
+from hf_mae_robust.data.loaders.opening import _source as source_of
+from hf_mae_robust.data.loaders.preprocessing import EvaluationTransform, evaluation_processor, training_transform
+from hf_mae_robust.data.loaders.source import DataLocation, ImageSource
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.bad_images import SkippedImage, SkippedImages
-from hf_mae_robust.data import MAX_BAD_IN_A_ROW, ImageDataset, sequential_loader, training_loader
-from hf_mae_robust.sources import DataError, DataLocation, ImageSource, open_splits
-from hf_mae_robust.sources import _source as source_of
 from hf_mae_robust.target_statistics import statistics_of_source
-from hf_mae_robust.transforms import EvaluationTransform, evaluation_processor, training_transform
+from tests.data.test_decoding import BAD
 from tests.helpers import photos
-from tests.test_decoding import BAD
 
 CONFIG = ViTMAERobustConfig(image_size=16, patch_size=4)
 
@@ -223,7 +225,7 @@ def test_a_stream_of_nothing_but_bad_images_ends():
 @pytest.fixture(scope="module")
 def corpus() -> tuple[ImageSource, dict[int, str]]:
     """The set of broken and odd files that lies beside the checkout, and its undecodable rows with their kinds."""
-    folder = Path(__file__).parents[2] / "shared" / "data" / "corrupt-images"
+    folder = Path(__file__).parents[3] / "shared" / "data" / "corrupt-images"
     if not folder.is_dir():
         pytest.skip("the corpus of corrupt images is not here")
     images, _ = open_splits(DataLocation(str(folder)), eval_split=None)

@@ -4,13 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hf_mae_robust.data.loaders.dataset import ImageDataset
+from hf_mae_robust.data.loaders.decoding import decode_image
+from hf_mae_robust.data.loaders.loaders import training_loader
+from hf_mae_robust.data.loaders.opening import open_splits
+from hf_mae_robust.data.loaders.preprocessing import training_transform
+from hf_mae_robust.data.loaders.source import DataLocation
 from PIL import Image
 
-from hf_mae_robust import data
-from hf_mae_robust.data import ImageDataset, training_loader
-from hf_mae_robust.decoding import decode_image
-from hf_mae_robust.sources import DataLocation, open_splits
-from hf_mae_robust.transforms import training_transform
+from hf_mae_robust.data.loaders import loaders as data
 from tests.helpers import photos, write_parquet_set
 
 PLAN = {"batch_size": 12, "seed": 1, "rank": 0, "world_size": 1, "buffer_size": 16, "noise_length": 4}

@@ -1,0 +1,155 @@
+"""`ImageSource`: one split of a data set, and the rows of images that stand behind it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ..errors import DataError
+from ..hub.network import RETRY_SECONDS
+from .labels import Labels
+
+
+@dataclass(frozen=True)
+class DataLocation:
+    """Where images come from; the fields are named after the command line's.
+
+    label_column_name: column of labels to read as well, or "auto" for the only one there is; None: no labels.
+    dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
+    """
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_revision: str | None = None
+    image_column_name: str | None = None
+    dataset_streaming: bool = False
+    token: str | None = field(default=None, repr=False)
+    dataset_retry_seconds: float = RETRY_SECONDS
+    label_column_name: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Any, token: str | None) -> "DataLocation":
+        """From parsed flags of the same names; a command that lacks one gets its default."""
+        flags = [setting for setting in fields(cls) if setting.name != "token"]
+        return cls(**{flag.name: getattr(arguments, flag.name, flag.default) for flag in flags}, token=token)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One split of a data set.
+
+    Attributes:
+        rows: encoded images: something with `rows[i]`, or an iterable data set of `{"image": ...}` where `row_groups`
+            is None. With labels also `rows.label(i)`, or a key "label".
+        row_groups: numbers of rows that are read at once, in order; None for a stream that cannot seek.
+        seekable_at_no_cost: whether any row is as quick to reach as the next one (a memory-mapped table).
+        description: for people. fingerprint: changes when the data does, but not with where it lies.
+        revision: commit (40 hexadecimal digits) of a data set on the Hub, at which everything is read; None for local
+            ones, and where a copy in the cache does not tell.
+        labels: what `rows.label(i)` is, with the names of its classes; None where no labels were asked for.
+    """
+
+    rows: Any
+    row_groups: tuple[int, ...] | None
+    seekable_at_no_cost: bool
+    description: str
+    fingerprint: str
+    revision: str | None = None
+    labels: Labels | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return None if self.labels is None else self.labels.class_names
+
+    @property
+    def num_rows(self) -> int | None:
+        return None if self.row_groups is None else sum(self.row_groups)
+
+    def __len__(self) -> int:
+        """The Trainer asks for it."""
+        if self.row_groups is None:
+            raise TypeError(f"{self.description} is a stream of unknown length.")
+        return sum(self.row_groups)
+
+    def head(self, num_rows: int | None) -> "ImageSource":
+        """The first `num_rows` rows; all of them where None."""
+        if num_rows is None or (self.num_rows is not None and self.num_rows <= num_rows):
+            return self
+        if num_rows < 1:
+            raise DataError(f"At least one image has to be left, got a limit of {num_rows}.")
+        if self.row_groups is None:
+            return replace(self, rows=self.rows.take(num_rows), fingerprint=f"{self.fingerprint}[:{num_rows}]")
+        starts = np.cumsum((0, *self.row_groups[:-1]))
+        row_groups = tuple(int(min(n, num_rows - s)) for n, s in zip(self.row_groups, starts) if s < num_rows)
+        return replace(
+            self,
+            row_groups=row_groups,
+            description=f"first {num_rows:,} of {self.description}",
+            fingerprint=f"{self.fingerprint}[:{num_rows}]",
+        )
+
+
+class TableRows:
+    """Random access to the image column of a memory-mapped `datasets.Dataset`, and to labels."""
+
+    def __init__(self, table: datasets.Dataset, column: str, labels: Labels | None = None):
+        self.labels = labels
+        # All classes are looked at before the training; semantic maps and objects are too large for it.
+        self.classes = labels.check(table[labels.column]) if labels is not None and not labels.is_joint else None
+        self.column, self.table = column, _encoded(table.select_columns([column]))
+        if labels is not None and labels.is_joint:
+            self.annotations = _encoded(table.select_columns([labels.column]))
+
+    def __getitem__(self, row: int) -> Any:
+        return self.table[row][self.column]
+
+    def label(self, row: int) -> Any:
+        if self.classes is not None:
+            return self.classes[row]
+        return self.labels.check([self.annotations[row][self.labels.column]], row)[0]
+
+
+def _encoded(data: Any) -> Any:
+    """A table or stream that gives its images as encoded bytes."""
+    for column, feature in (data.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+    return data
+
+
+class HeldRows(list):
+    """Encoded images in memory, and their labels."""
+
+    def __init__(self, images: list, labels: Sequence[Any] = ()):
+        super().__init__(images)
+        self.labels = labels
+
+    def label(self, row: int) -> Any:
+        return self.labels[row]
+
+
+def _parts(labels: Labels | None) -> tuple:
+    """What of the labels belongs into a fingerprint."""
+    return () if labels is None else (labels.column, labels.class_names)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def load_head_of_stream(source: ImageSource, num_rows: int) -> ImageSource:
+    """The first images of a stream, held (encoded) in memory, as a source with random access."""
+    rows = list(source.rows.take(num_rows))
+    if not rows:
+        raise DataError(f"{source.description} is empty.")
+    return replace(
+        source,
+        rows=HeldRows([row["image"] for row in rows], [row.get("label") for row in rows]),
+        row_groups=(len(rows),),
+        seekable_at_no_cost=True,
+        description=f"first {len(rows):,} of {source.description}",
+    )
