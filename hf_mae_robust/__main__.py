@@ -12,11 +12,11 @@ from accelerate import PartialState
 
 from .analyze import COMMANDS as ANALYSES
 from .arguments import add_data_arguments
-from .convert import add_convert_arguments, run_convert
+from .conversion.convert import add_convert_arguments, run_convert
+from .conversion.export import add_export_arguments, run_export
 from .data.opening import open_splits
 from .data.source import DataLocation
 from .demo import add_demo_arguments, run_demo
-from .export import add_export_arguments, run_export
 from .hub.model_card import add_card_arguments, run_card
 from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .classifiers import (
+from .conversion.encoders import (
     VIT_ENCODERS,
     Pixels,
     check_classes,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from .classifiers import load_strictly
+from .conversion.encoders import load_strictly
 from .image_trainer import ImageTrainer
 from .layer_decay import param_groups_layer_decay
 from .resume import CheckpointError

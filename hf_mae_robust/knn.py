@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import nn
 
 from .arguments import add_data_arguments
-from .classifiers import load_encoder, read_processor
+from .conversion.encoders import load_encoder, read_processor
 from .data.features import extract_features
 from .data.opening import open_splits
 from .data.preprocessing import EvaluationTransform, evaluation_processor

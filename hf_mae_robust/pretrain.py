@@ -17,7 +17,7 @@ from .arguments import (
     RecipeParser,
     parse_config_overrides,
 )
-from .classifiers import unreadable
+from .conversion.encoders import unreadable
 from .data.loaders import sequential_loader
 from .data.opening import EMBEDDED
 from .data.preprocessing import evaluation_processor

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-from .checkpoints import mae_beit_config
-from .classifiers import (
-    SHARED_SETTINGS,
+from .conversion.beit import SHARED_SETTINGS, mae_beit_config, vit_to_beit
+from .conversion.encoders import (
     VIT_ENCODERS,
     Pixels,
     check_classes,
@@ -17,7 +16,6 @@ from .classifiers import (
     read_pixels,
     resized_positions,
     start_encoder,
-    vit_to_beit,
 )
 from .semantic_maps import IGNORED
 

@@ -7,7 +7,7 @@ from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from transformers import BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
-from hf_mae_robust.checkpoints import mae_beit_config
+from hf_mae_robust.conversion.beit import mae_beit_config
 
 SIZES = {
     "image_size": 64,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from hf_mae_robust.classifiers import Pixels
+from hf_mae_robust.conversion.encoders import Pixels
 from hf_mae_robust.detectors import build_detector, vit_to_vitdet
 from hf_mae_robust.model import ViTMAERobustModel
 from hf_mae_robust.model.modeling_vit_mae_robust import sincos_position_embedding

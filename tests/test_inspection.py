@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
-from hf_mae_robust.checkpoints import to_original
+from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.inspection import load_inspector
 from tests.demo_models import DECODER, SIZES, save_model
 from tests.helpers import photos

@@ -14,7 +14,7 @@ from hf_mae_robust.data.loaders.source import DataLocation
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.classifiers import load_encoder
+from hf_mae_robust.conversion.encoders import load_encoder
 from hf_mae_robust.knn import knn_accuracy
 from tests.helpers import photos, write_parquet_set
 

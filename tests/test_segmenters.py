@@ -19,7 +19,7 @@ from transformers import (
     ViTMSNModel,
 )
 
-from hf_mae_robust.checkpoints import to_original
+from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.layer_decay import param_groups_layer_decay
 from hf_mae_robust.model import ViTMAERobustModel
 from hf_mae_robust.segmenters import build_segmenter, tap_indices

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import center_crop
-from transformers import CLIPImageProcessor
+from transformers import (
+    CLIPImageProcessor,
+    PreTrainedConfig,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
@@ -143,3 +146,14 @@ def training_transform(
     if not 0 < low <= high <= 1:
         raise ValueError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
     return RandomCrop(to_pair(image_size), (low, high), horizontal_flip)
+
+
+def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
+    """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
+    else ImageNet's, or 0.5 where the images have no 3 channels."""
+    statistics = {}
+    if hasattr(config, "image_mean"):
+        statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
+    elif config.num_channels != 3:
+        statistics = {field: [0.5] * config.num_channels for field in ("image_mean", "image_std")}
+    return evaluation_processor(config.image_size, num_channels=config.num_channels, **statistics)

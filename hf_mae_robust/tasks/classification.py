@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from ..arguments import parse_config_overrides
 from ..augmentation import FinetuningTransform
 from ..classification_trainer import ClassificationTrainer
-from ..classifiers import HEAD_STD, PROBE_HEAD_STD, Pixels, build_classifier, read_processor
+from ..conversion.encoders import Pixels, read_processor
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..finetune_arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
+from ..finetuning.classification.models import HEAD_STD, PROBE_HEAD_STD, build_classifier
 from ..metrics import save_confusion
 from ..model.configuration_vit_mae_robust import to_pair
 from ..probes import LinearProbe, ProbeTrainer

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..arguments import parse_config_overrides
-from ..classifiers import Pixels
 from ..coco import coco_splits
+from ..conversion.encoders import Pixels
 from ..data.labels import read_id2label
 from ..detection_metrics import save_pictures
 from ..detection_trainer import DetectionTrainer

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, SegformerImageProcessor
 
 from ..arguments import parse_config_overrides
-from ..classifiers import Pixels
+from ..conversion.encoders import Pixels
 from ..finetune_arguments import FinetuneArguments
 from ..segmentation_metrics import save_classes, save_overlays, segmentation_metrics
 from ..segmentation_trainer import SegmentationTrainer

@@ -24,7 +24,7 @@ from transformers import (
 
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.convert import convert
+from hf_mae_robust.conversion.convert import convert
 from tests.helpers import TINY
 
 SIZES = {key: value for key, value in TINY.items() if not key.startswith("mid_")}

@@ -44,8 +44,10 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_mae_robust import ViTMAERobustForPreTraining
-from hf_mae_robust.checkpoints import from_original, mae_beit_config, read_original
-from hf_mae_robust.classifiers import HEAD_STD, PROBE_HEAD_STD, build_classifier, init_head, load_encoder
+from hf_mae_robust.conversion.beit import mae_beit_config
+from hf_mae_robust.conversion.encoders import load_encoder
+from hf_mae_robust.conversion.original import from_original, read_original
+from hf_mae_robust.finetuning.classification.models import HEAD_STD, PROBE_HEAD_STD, build_classifier, init_head
 from tests.model_helpers import ALL_ON, build, images, tiny_config
 
 EXACT = {"rtol": 1e-5, "atol": 3e-5}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
-from hf_mae_robust.checkpoints import from_original, read_original, to_original
-from hf_mae_robust.convert import add_convert_arguments, convert, run_convert
+from hf_mae_robust.conversion.convert import add_convert_arguments, convert, run_convert
+from hf_mae_robust.conversion.original import from_original, read_original, to_original
 
 HEADS = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
 
@@ -417,7 +417,9 @@ def test_convert_leaves_no_half_written_folder(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_mae_robust.checkpoints.evaluation_processor", fail)  # called when the weights are written
+        patch.setattr(
+            "hf_mae_robust.conversion.original.evaluation_processor", fail
+        )  # called when the weights are written
         with pytest.raises(OSError, match="disk full"):
             convert(tmp_path / "file.pth", output_dir, **HEADS)
     assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]

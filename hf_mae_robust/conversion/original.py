@@ -22,14 +22,12 @@ from transformers import (
     BeitConfig,
     BeitForImageClassification,
     BeitPreTrainedModel,
-    CLIPImageProcessor,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
-from .data.preprocessing import evaluation_processor
-from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
-from .model.configuration_vit_mae_robust import to_pair
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+from ..model.configuration_vit_mae_robust import to_pair
+from .beit import mae_beit_config, with_key_biases, without_key_biases
 
 _BLOCK = {
     "norm1": "layernorm_before",
@@ -221,21 +219,6 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**others, **{key: tensor.to(weight.dtype) for key, tensor in folded.items()}}
 
 
-def without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BEiT's attention has none. One adds the same number to all the scores of a query, and softmax takes it out."""
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".k_proj.bias")}
-
-
-def with_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` by names of transformers, with a bias of zero for each key projection that has none."""
-    biases = {
-        f"{name.removesuffix('.weight')}.bias": tensor.new_zeros(len(tensor))
-        for name, tensor in tensors.items()
-        if name.endswith(".k_proj.weight")
-    }
-    return {**biases, **tensors}
-
-
 def from_original(
     state_dict: Mapping[str, Tensor],
     num_attention_heads: int,
@@ -308,34 +291,6 @@ def from_original(
     return model.eval()
 
 
-def mae_beit_config(**fields) -> BeitConfig:
-    """The settings with which a stock BEiT is the plain ViT of MAE: absolute positions, no relative ones, no layer
-    scale, the official epsilon; no dropout and no drop path. `fields` of `BeitConfig` add to them and win.
-
-    Raises ValueError for an `image_size` that is not square: BEiT looks for a square grid of positions in it.
-    """
-    config = BeitConfig(
-        **{
-            "use_absolute_position_embeddings": True,
-            "use_relative_position_bias": False,
-            "use_shared_relative_position_bias": False,
-            "layer_scale_init_value": 0.0,
-            "layer_norm_eps": 1e-6,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-            "drop_path_rate": 0.0,
-            **fields,
-        }
-    )
-    height, width = to_pair(config.image_size)
-    if height != width:
-        raise ValueError(
-            f"image_size={config.image_size}: the BEiT of transformers interpolates its positions as a square grid "
-            "for images that are not square, so it cannot hold this model."
-        )
-    return config
-
-
 def rename_to_original(tensors: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors by names of transformers -> copies by official names, bit-identical. `layout`: a table of this module.
 
@@ -373,14 +328,3 @@ def to_original(model: PreTrainedModel) -> dict[str, Tensor]:
     if isinstance(model, BeitForImageClassification):
         return rename_to_original(tensors, MEAN_KEY_MAP if model.config.use_mean_pooling else CLS_KEY_MAP)
     return rename_to_original(tensors, KEY_MAP if hasattr(model, "decoder") else ENCODER_KEY_MAP)
-
-
-def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
-    """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
-    else ImageNet's, or 0.5 where the images have no 3 channels."""
-    statistics = {}
-    if hasattr(config, "image_mean"):
-        statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
-    elif config.num_channels != 3:
-        statistics = {field: [0.5] * config.num_channels for field in ("image_mean", "image_std")}
-    return evaluation_processor(config.image_size, num_channels=config.num_channels, **statistics)

@@ -29,8 +29,10 @@ from transformers import (
 
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.checkpoints import from_original, mae_beit_config, read_original, to_original
-from hf_mae_robust.export import export, to_stock
+from hf_mae_robust.conversion.beit import mae_beit_config
+from hf_mae_robust.conversion.export import export
+from hf_mae_robust.conversion.original import from_original, read_original, to_original
+from hf_mae_robust.conversion.stock import to_stock
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, images, stock_of
 
@@ -439,7 +441,7 @@ def test_what_is_there_is_not_overwritten(pretrained, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_mae_robust.export.save_file", fail)
+        patch.setattr("hf_mae_robust.conversion.export.save_file", fail)
         with pytest.raises(OSError, match="disk full"):
             export(folder, tmp_path / "empty", "timm")
     assert not list((tmp_path / "empty").iterdir())

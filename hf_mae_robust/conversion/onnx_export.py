@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .model.configuration_vit_mae_robust import to_pair
+from ..model.configuration_vit_mae_robust import to_pair
 
 # What torch.onnx builds the file with, and what it is checked with.
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")

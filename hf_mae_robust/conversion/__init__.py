@@ -1,0 +1,4 @@
+"""Checkpoints of other layouts in, ours out: facebookresearch/mae, transformers' ViTs, timm, ONNX.
+
+Imports data/, hub/ and model/, and the modules without a package.
+"""

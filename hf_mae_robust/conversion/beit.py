@@ -1,0 +1,71 @@
+"""A fine-tuned MAE ViT as a stock BEiT: its config, and the names of its tensors."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import BeitConfig
+
+from ..model.configuration_vit_mae_robust import to_pair
+
+
+def without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's attention has none. One adds the same number to all the scores of a query, and softmax takes it out."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".k_proj.bias")}
+
+
+def with_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` by names of transformers, with a bias of zero for each key projection that has none."""
+    biases = {
+        f"{name.removesuffix('.weight')}.bias": tensor.new_zeros(len(tensor))
+        for name, tensor in tensors.items()
+        if name.endswith(".k_proj.weight")
+    }
+    return {**biases, **tensors}
+
+
+def mae_beit_config(**fields) -> BeitConfig:
+    """The settings with which a stock BEiT is the plain ViT of MAE: absolute positions, no relative ones, no layer
+    scale, the official epsilon; no dropout and no drop path. `fields` of `BeitConfig` add to them and win.
+
+    Raises ValueError for an `image_size` that is not square: BEiT looks for a square grid of positions in it.
+    """
+    config = BeitConfig(
+        **{
+            "use_absolute_position_embeddings": True,
+            "use_relative_position_bias": False,
+            "use_shared_relative_position_bias": False,
+            "layer_scale_init_value": 0.0,
+            "layer_norm_eps": 1e-6,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "drop_path_rate": 0.0,
+            **fields,
+        }
+    )
+    height, width = to_pair(config.image_size)
+    if height != width:
+        raise ValueError(
+            f"image_size={config.image_size}: the BEiT of transformers interpolates its positions as a square grid "
+            "for images that are not square, so it cannot hold this model."
+        )
+    return config
+
+
+# Settings of a ViT that its BEiT has under the same names.
+SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+SHARED_SETTINGS += ("layer_norm_eps", "patch_size", "num_channels")
+
+
+def vit_to_beit(encoder: Mapping[str, torch.Tensor], uses_mean: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a ViT encoder (`embeddings.*`, `layers.N.*`, `layernorm.*`) by the names of `BeitModel`.
+
+    uses_mean: the norm stands after the pooling, and the one before it is left out. So are mask tokens, the pooler of
+    `ViTModel`, and the biases of the keys. Other biases of the attention that are missing are zeros.
+    """
+    left_out = ("mid_mask_token", "embeddings.mask_token", "pooler.dense.", "layernorm." if uses_mean else "pooler.")
+    tensors = {name: tensor for name, tensor in encoder.items() if not name.startswith(left_out)}
+    for name, tensor in encoder.items():
+        if name.endswith(("q_proj.weight", "v_proj.weight")):
+            tensors.setdefault(name.replace(".weight", ".bias"), torch.zeros_like(tensor[:, 0]))
+    return without_key_biases(tensors)

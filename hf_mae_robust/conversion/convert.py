@@ -1,0 +1,104 @@
+"""Checkpoints of others -> folders for `from_pretrained`: facebookresearch/mae, transformers' ViTs, timm."""
+
+import argparse
+from pathlib import Path
+
+from transformers import BeitForImageClassification, PreTrainedModel
+
+from ..data.preprocessing import default_processor, evaluation_processor
+from ..hub.models import local_model
+from ..model import ViTMAERobustForPreTraining
+from ..saving import check_is_free, written_whole
+from .encoders import read_config
+from .original import from_original, read_original
+from .stock import STOCK_KINDS, read_stock
+from .timm_format import _is_of_timm, _read_timm
+
+
+def convert(
+    source: str | Path,
+    output_dir: str | Path,
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    **config_overrides,
+) -> PreTrainedModel:
+    """A checkpoint of others -> a folder for `from_pretrained`, with the image processor of MAE's evaluation and the
+    checkpoint's own mean and deviation. The folder appears when it is complete, never half-written.
+
+    Args:
+        source: a file of the official MAE (.pth, .safetensors), which needs the heads, see `from_original`; a folder or
+            Hub id of transformers' ViT-MAE (with decoder or without), ViT (DINO, MoCo v3 and iBOT in its form) or MSN,
+            in the form of transformers 4 or 5; a folder of timm (`local-dir:` may stand before it) or its Hub id
+            (`timm/...`, `hf-hub:...`).
+        revision, token: of a model on the Hub (not timm's).
+        config_overrides: fields of `ViTMAERobustConfig`, see `from_original`.
+
+    Returns the model: `ViTMAERobustForPreTraining` where there is a decoder; `BeitForImageClassification` of official
+    files and timm models that have a head; else `ViTMAERobustModel`.
+
+    Raises:
+        ValueError: what is no plain ViT, lacks a tensor or is damaged. FileNotFoundError: no such file.
+        FileExistsError: `output_dir` is a file or a folder that is not empty.
+    """
+    source = str(source)
+    check_is_free(output_dir)
+    preprocessing = {}
+    if _is_of_timm(source):
+        model, preprocessing = _read_timm(source)
+    elif Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors")):
+        heads = num_attention_heads, decoder_num_attention_heads
+        model = from_original(read_original(source), *heads, **config_overrides)
+    else:
+        source, _ = local_model(source, revision, token)
+        config = read_config(source, STOCK_KINDS, token=token)
+        model, preprocessing = read_stock(source, config, token, config_overrides)
+    processor = default_processor(model.config)
+    if preprocessing:
+        form = model.config
+        processor = evaluation_processor(form.image_size, num_channels=form.num_channels, **preprocessing)
+    with written_whole(output_dir) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return model
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser):
+    """The arguments of `python -m hf_mae_robust convert`."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="file of facebookresearch/mae; folder or Hub id of ViT-MAE, ViT or MSN (transformers), or of timm",
+    )
+    parser.add_argument("output_dir", metavar="OUT", help="folder to write, for from_pretrained; must not exist yet")
+    parser.add_argument(
+        "--num_attention_heads", type=int, help="needed for an official file; ViT-B 12, ViT-L and ViT-H 16"
+    )
+    parser.add_argument(
+        "--decoder_num_attention_heads", type=int, help="needed for an official file with a decoder; MAE: 16"
+    )
+    parser.add_argument(
+        "--norm_pix_loss",
+        action=argparse.BooleanOptionalAction,
+        help="whether the model was trained on targets normalised per patch (official files: yes); not for classifiers",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (not timm's)")
+    parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
+
+
+def run_convert(args: argparse.Namespace):
+    """Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads."""
+    heads = args.num_attention_heads, args.decoder_num_attention_heads
+    overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
+    model = convert(args.source, args.output_dir, *heads, revision=args.revision, token=args.token, **overrides)
+    config = model.config
+    sizes = f"image {config.image_size}, patch {config.patch_size}, encoder {config.hidden_size} x "
+    sizes += f"{config.num_hidden_layers} blocks x {config.num_attention_heads} heads"
+    if isinstance(model, ViTMAERobustForPreTraining):
+        sizes += f", decoder {config.decoder_hidden_size} x {config.decoder_num_hidden_layers} blocks x "
+        sizes += f"{config.decoder_num_attention_heads} heads"
+    if isinstance(model, BeitForImageClassification):
+        sizes += f", {config.num_labels} classes from the {'mean of the patches' if config.use_mean_pooling else 'CLS'}"
+    print(f"{args.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters, {sizes}")

@@ -1,0 +1,211 @@
+"""Models -> what runs without this package: stock BEiT and ViT of transformers, timm, the official MAE code, ONNX.
+
+A MAE's encoder is a plain ViT, so the tensors stay what they are and get other names. What is for pre-training only
+(the decoder, the mid-level mask token, the patch statistics) does not touch the features of unmasked images. A target
+that cannot compute what the model computes is refused; what it has no place for is named.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    Data2VecVisionForImageClassification,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersForImageClassification,
+    PreTrainedModel,
+    UperNetForSemanticSegmentation,
+    ViTForImageClassification,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+
+from ..data.preprocessing import default_processor
+from ..hub.models import local_model
+from ..saving import check_is_free, written_whole
+from .onnx_export import check_packages, save_onnx
+from .original import to_original
+from .stock import (
+    _DROPOUTS,
+    _ORIGINAL_EPS,
+    SOURCES,
+    _check_original_settings,
+    _check_source,
+    _encoder_of,
+    _is_classifier,
+    _is_mae,
+    to_stock,
+)
+from .timm_format import _to_timm
+
+TARGETS = ("beit", "vit", "timm", "original", "onnx")
+# A graph can hold whatever the others cannot; these are what run_finetune.py writes, and ViT's own classifier. Not the
+# detector: its proposals and what is left of them are lists of unknown length, chosen in Python.
+ONNX_SOURCES = (
+    *SOURCES,
+    ViTForImageClassification,
+    Data2VecVisionForImageClassification,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersForImageClassification,
+    UperNetForSemanticSegmentation,
+)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _load(checkpoint: str, to: str) -> PreTrainedModel:
+    """The model of a folder or Hub id, as the class that config.json names, whole, in evaluation mode."""
+    sources = ONNX_SOURCES if to == "onnx" else SOURCES
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{checkpoint}: no folder with a config.json, and not found on the Hub. {_first_line(error)}"
+        ) from error
+    name = (config.architectures or ["no class"])[0]
+    model_class = next((source for source in sources if source.__name__ == name), None)
+    if model_class is None:
+        names = ", ".join(source.__name__ for source in sources)
+        raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
+    try:
+        model, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+    except OSError as error:
+        raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {_first_line(error)}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{checkpoint}: its weights are truncated or damaged. {_first_line(error)}") from error
+    except RuntimeError as error:  # tensors of other shapes
+        raise ValueError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
+    problems = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, found)))}" for kind, found in info.items() if found
+    ]
+    if problems:
+        raise ValueError(
+            f"{checkpoint} was not exported, because its tensors are not those of {name}: {'; '.join(problems)}."
+        )
+    return model.eval()
+
+
+def _has_label_names(model: PreTrainedModel) -> bool:
+    return _is_classifier(model) and any(name != f"LABEL_{i}" for i, name in model.config.id2label.items())
+
+
+def _left_out(model: PreTrainedModel, target: str) -> list[str]:
+    """What the target has no place for, and does not need to compute the same."""
+    config, left_out = model.config, []
+    if target != "original":
+        parts = {"decoder": "the decoder", "target_normalizer": "the patch statistics of the target"}
+        parts["auxiliary_head"] = "the auxiliary head"
+        left_out += [words for name, words in parts.items() if getattr(model, name, None) is not None]
+        if hasattr(_encoder_of(model), "mid_mask_token"):
+            left_out.append("the mid-level mask token")
+    else:
+        left_out += ["the image processor", f"the number of heads ({config.num_attention_heads})"]
+        if _has_label_names(model):
+            left_out.append("the names of the classes")
+    if rates := [f"{name}={rate}" for name in _DROPOUTS if (rate := getattr(config, name, 0.0))]:
+        left_out.append(f"{', '.join(rates)} (training only)")
+    if target in ("timm", "original") and config.layer_norm_eps != _ORIGINAL_EPS:
+        left_out.append(f"layer_norm_eps={config.layer_norm_eps} ({_ORIGINAL_EPS} there; a difference of rounding)")
+    return left_out
+
+
+def _processor_of(checkpoint: str, model: PreTrainedModel) -> BaseImageProcessor:
+    if cached_file(checkpoint, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
+        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    return default_processor(getattr(model.config, "backbone_config", model.config))
+
+
+def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
+    """Write a checkpoint in a form that runs without this package. It appears when it is complete.
+
+    Args:
+        checkpoint: folder or Hub id of a `vit_mae_robust` or `vit_mae` (pre-training model or encoder), or of a `beit`
+            of MAE's form (encoder or classifier).
+        out: folder to write, which may exist if it is empty; for `"original"` a file.
+        to: `"beit"`, `"vit"`: folder for `from_pretrained` and pipelines, see `to_stock`; with the checkpoint's image
+            processor, or MAE's evaluation where it has none. `"timm"`: folder for
+            `timm.create_model("local-dir:OUT", pretrained=True)`, and for transformers too; the preprocessing stands in
+            its config.json, where both look for it. `"original"`: `{"model": state_dict}` of the official code, see
+            `to_original`. `"onnx"`: folder with `model.onnx`, laid out as optimum's, see `save_onnx`; encoders as
+            the stock ViT of `to_stock`, and any classifier or segmenter that run_finetune.py writes.
+
+    Returns:
+        What the target has no place for, in words.
+
+    Raises:
+        ValueError: a tensor is missing, or the target cannot hold the model; the message says why.
+        FileNotFoundError, FileExistsError: no such checkpoint; `out` is there already.
+    """
+    checkpoint, out = str(checkpoint), Path(out)
+    if to not in TARGETS:
+        raise ValueError(f"to={to!r}: must be one of {', '.join(TARGETS)}.")
+    if to == "original" and out.is_dir():
+        raise FileExistsError(f"{out} is a folder; the official form is one file, such as {out / 'model.pth'}.")
+    check_is_free(out)
+    if to == "onnx":
+        check_packages()
+    model = _load(checkpoint, to)
+    if to != "onnx" or _is_mae(model):
+        _check_source(model)
+    if to in ("timm", "original"):
+        _check_original_settings(model.config)
+    if to == "original":
+        tensors = to_original(model)
+        with written_whole(out) as file:
+            torch.save({"model": tensors}, file)
+        return _left_out(model, to)
+
+    processor = _processor_of(checkpoint, model)
+    if to == "timm":
+        exported, description = _to_timm(model, processor)
+        with written_whole(out) as folder:
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+            save_file(exported.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    elif to == "onnx":
+        # Stock MAE masks at random whatever it is used for; the stock ViT computes the unmasked encoder.
+        exported = to_stock(model, "vit") if _is_mae(model) else model
+        with written_whole(out) as folder:
+            folder.mkdir()
+            save_onnx(exported, folder)
+            processor.save_pretrained(folder)
+    else:
+        exported = to_stock(model, to)
+        with written_whole(out) as folder:
+            exported.save_pretrained(folder)
+            processor.save_pretrained(folder)
+    return _left_out(model, to)
+
+
+def add_export_arguments(parser: argparse.ArgumentParser):
+    """The arguments of `python -m hf_mae_robust export`."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder or Hub id: vit_mae_robust, vit_mae, or MAE's beit; to onnx also other classifiers, and segmenters",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to write (original: file); must not exist yet")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=TARGETS,
+        help="beit, vit: stock classes of transformers; timm; original: file of facebookresearch/mae; onnx",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
+
+
+def run_export(args: argparse.Namespace):
+    """Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX."""
+    checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
+    left_out = export(checkpoint, args.out, args.to)
+    print(f"{args.out}: {args.to}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))

@@ -1,0 +1,179 @@
+"""Between this package's encoders and transformers' own classes (ViT-MAE, ViT, MSN, BEiT)."""
+
+from torch import Tensor
+from transformers import (
+    BeitForImageClassification,
+    BeitModel,
+    BeitPreTrainedModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+    ViTModel,
+)
+
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+from .beit import SHARED_SETTINGS, mae_beit_config, with_key_biases, without_key_biases
+from .encoders import load_strictly, load_vit, read_pixels
+
+# Encoders whose tensors have the names and the meaning of a ViT-MAE's.
+STOCK_KINDS = ("vit_mae", ViTMAERobustConfig.model_type, "vit", "vit_msn")
+
+
+def read_stock(
+    source: str, config: PreTrainedConfig, token: str | None, config_overrides: dict
+) -> tuple[PreTrainedModel, dict]:
+    """A checkpoint of one of STOCK_KINDS as a model of this package, with its decoder where it has one, in evaluation
+    mode, and the mean and deviation of its images. Raises ValueError where a tensor is missing."""
+    pixels = read_pixels(source, config, token)
+    statistics = {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
+    known = ViTMAERobustConfig.__dataclass_fields__
+    if config.model_type in STOCK_KINDS[:2]:
+        form = {key: value for key, value in config.to_dict().items() if key in known}
+    else:
+        form = {name: getattr(config, name) for name in (*SHARED_SETTINGS, "image_size", "qkv_bias")}
+    settings = ViTMAERobustConfig(**{**form, **statistics, **config_overrides})
+    has_decoder = any(name.endswith("ForPreTraining") for name in config.architectures or ())
+    if config.model_type in STOCK_KINDS[:2]:
+        model_class = ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel
+        new = ("vit.mid_mask_token", "mid_mask_token", "target_normalizer.")
+        model = load_strictly(model_class, source, new, config=settings, token=token)
+    else:
+        there = load_vit(source, config, None, {"token": token})
+        tensors = getattr(there, "vit", there).state_dict()
+        model = ViTMAERobustModel(settings)
+        model.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_NOT_MAES)})
+    return model.eval(), statistics
+
+
+# Of a ViT's encoder: the pooler of its CLS token, and the mask token of SimMIM.
+_NOT_MAES = ("pooler.", "embeddings.mask_token")
+SOURCES = (
+    ViTMAERobustForPreTraining,
+    ViTMAERobustModel,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+    BeitForImageClassification,
+    BeitModel,
+)
+# Of timm's ViT and of the official code; no argument that a config.json can hold changes it.
+_ORIGINAL_EPS = 1e-6
+_SHARED_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "initializer_range",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+
+
+def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    return getattr(model, "vit", getattr(model, "beit", model))
+
+
+def _is_mae(model: PreTrainedModel) -> bool:
+    return isinstance(model, (ViTMAEForPreTraining, ViTMAEModel))
+
+
+def _is_classifier(model: PreTrainedModel) -> bool:
+    return isinstance(model, BeitForImageClassification)
+
+
+def _check_source(model: PreTrainedModel) -> None:
+    config, name = model.config, type(model).__name__
+    if not isinstance(model, SOURCES):
+        raise ValueError(f"{name} cannot be exported; one of {', '.join(source.__name__ for source in SOURCES)} can.")
+    if not isinstance(model, BeitPreTrainedModel):
+        if not config.qkv_bias:
+            raise ValueError("qkv_bias=False: none of the targets is MAE's ViT without these biases.")
+        return
+    foreign = [
+        field
+        for field, is_foreign in {
+            "use_absolute_position_embeddings=False": not config.use_absolute_position_embeddings,
+            "use_relative_position_bias=True": config.use_relative_position_bias,
+            "use_shared_relative_position_bias=True": config.use_shared_relative_position_bias,
+            f"layer_scale_init_value={config.layer_scale_init_value}": config.layer_scale_init_value > 0,
+            "use_mask_token=True": config.use_mask_token,
+        }.items()
+        if is_foreign
+    ]
+    if foreign:
+        raise ValueError(
+            f"This is a BEiT that is no plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
+        )
+    if config.use_mean_pooling and not _is_classifier(model):
+        raise ValueError(
+            "A BeitModel with use_mean_pooling=True has a LayerNorm after the pooling and none before it: its features "
+            "are not those of an encoder. Export the classifier it was taken from."
+        )
+
+
+def _check_original_settings(config: PreTrainedConfig) -> None:
+    """What no file of timm or of the official code can say, because their ViT has one value of it."""
+    if config.hidden_act != "gelu":
+        raise ValueError(f"hidden_act={config.hidden_act!r}: timm's ViT and the official code have 'gelu'.")
+    # Smaller ones vanish beside the variances of trained features; stock ViT-MAE checkpoints say 1e-12.
+    if config.layer_norm_eps > _ORIGINAL_EPS:
+        raise ValueError(
+            f"layer_norm_eps={config.layer_norm_eps}: timm's ViT and the official code have {_ORIGINAL_EPS}."
+        )
+
+
+def _encoder_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Tensors of the encoder by the names that ViT-MAE, ViT and BEiT share, with all biases. The mid-level token, which
+    only masked images need, is left behind."""
+    tensors = with_key_biases(_encoder_of(model).state_dict())
+    tensors.pop("mid_mask_token", None)
+    return tensors
+
+
+def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
+    """The model as a stock class of transformers, in evaluation mode, with copies of the weights.
+
+    Args:
+        model: `ViTMAERobustForPreTraining` or `ViTMAERobustModel`, their stock counterparts, or a `BeitModel` or
+            `BeitForImageClassification` of the form of `mae_beit_config`. Of pre-training models the encoder is taken.
+        target: `"beit"` -> `BeitModel` (whose `last_hidden_state` `(B, 1 + L, d)` is the unmasked encoder's), or
+            `BeitForImageClassification`; `"vit"` -> `ViTModel` without pooler, or `ViTForImageClassification`.
+            Loading such a `ViTModel` needs `add_pooling_layer=False`; otherwise transformers adds a pooler of random
+            weights, which changes `pooler_output` only.
+
+    What concerns training only (dropout, drop path) is 0 in the result.
+
+    Raises:
+        ValueError: the target cannot compute what the model does; the message says why.
+    """
+    if target not in ("beit", "vit"):
+        raise ValueError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
+    _check_source(model)
+    is_classifier, config = _is_classifier(model), model.config
+    fields = {field: getattr(config, field) for field in _SHARED_FIELDS}
+    if is_classifier:
+        fields |= {field: getattr(config, field) for field in ("id2label", "label2id", "problem_type")}
+    if target == "beit":
+        config = mae_beit_config(**fields, use_mean_pooling=is_classifier and config.use_mean_pooling)
+        stock = (BeitForImageClassification if is_classifier else BeitModel)(config)
+    elif is_classifier and config.use_mean_pooling:
+        raise ValueError(
+            "This classifier takes the mean of the patch tokens, and the stock ViT classifies from the CLS token only. "
+            "Export it to beit or timm, or fine-tune with CLS pooling."
+        )
+    else:
+        config = ViTConfig(**fields, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        stock = ViTForImageClassification(config) if is_classifier else ViTModel(config, add_pooling_layer=False)
+
+    stock.to(model.dtype)
+    tensors = _encoder_tensors(model)
+    _encoder_of(stock).load_state_dict(without_key_biases(tensors) if target == "beit" else tensors)
+    if is_classifier:
+        stock.classifier.load_state_dict(model.classifier.state_dict())
+    return stock.eval()

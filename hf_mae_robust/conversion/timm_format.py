@@ -1,0 +1,162 @@
+"""Between this package's encoders and timm's plain Vision Transformers."""
+
+import json
+import math
+from pathlib import Path
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from ..model.configuration_vit_mae_robust import to_pair
+from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
+from .stock import _encoder_tensors, _is_classifier
+
+TIMM_PREFIXES = ("hf-hub:", "timm/", "local-dir:")
+
+
+def _is_of_timm(source: str) -> bool:
+    if source.startswith(TIMM_PREFIXES):
+        return True
+    config = Path(source) / "config.json"
+    return config.is_file() and "architecture" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def _timm_name(source: str) -> str:
+    if source.startswith(("hf-hub:", "local-dir:")):
+        return source
+    return f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}"
+
+
+def from_timm(model: VisionTransformer, **config_overrides) -> PreTrainedModel:
+    """A plain Vision Transformer of timm as `ViTMAERobustModel`, or, where it has a head, as stock
+    `BeitForImageClassification`; in evaluation mode, with the same features or logits. Its weights are copied.
+
+    Raises ValueError, which names it, for a part that MAE's ViT does not have: register tokens, layer scale, a norm of
+    queries and keys or before the blocks, rotary positions, another activation, no CLS token.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"{type(model).__name__} is no VisionTransformer of timm, so it has no place here.")
+    block = model.blocks[0]
+    foreign = {
+        "no CLS token, or register tokens": model.cls_token is None or model.num_prefix_tokens != 1,
+        "a CLS token without position": model.no_embed_class,
+        "a norm before the blocks": not isinstance(model.norm_pre, nn.Identity),
+        "a norm of queries and keys": not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity),
+        "layer scale": not isinstance(getattr(block, "ls1", nn.Identity()), nn.Identity),
+        f"the activation {type(block.mlp.act).__name__}": not isinstance(block.mlp.act, nn.GELU),
+        f"the pooling '{model.global_pool}'": model.global_pool not in ("token", "avg", ""),
+    }
+    if found := [part for part, is_there in foreign.items() if is_there]:
+        raise ValueError(f"This Vision Transformer of timm is not MAE's: it has {', '.join(found)}.")
+    settings = {"image_size": model.patch_embed.img_size, "layer_norm_eps": block.norm1.eps}
+    settings["image_size"] = _single(settings["image_size"])
+    return from_original(model.state_dict(), block.attn.num_heads, **{**settings, **config_overrides})
+
+
+def _single(size: tuple[int, int]) -> int | tuple[int, int]:
+    return size[0] if size[0] == size[1] else tuple(size)
+
+
+def _read_timm(source: str) -> tuple[PreTrainedModel, dict]:
+    """(model, arguments of `evaluation_processor`)"""
+    try:
+        there = timm.create_model(_timm_name(source), pretrained=True)
+    except Exception as error:  # timm and the Hub raise whatever they like
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{source} cannot be loaded by timm ({type(error).__name__}: {reason}).") from error
+    form = timm.data.resolve_model_data_config(there)
+    mean, std = list(form["mean"]), list(form["std"])
+    labels = there.pretrained_cfg.get("label_names")
+    overrides = {}
+    if not there.num_classes:
+        overrides = {"image_mean": mean, "image_std": std}
+    elif labels and len(labels) == there.num_classes:
+        overrides = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    model = from_timm(there, **overrides)
+    return model, {"crop_pct": form["crop_pct"], "image_mean": mean, "image_std": std}
+
+
+# Any plain ViT would do: the arguments say all that differs.
+_TIMM_ARCHITECTURE = "vit_base_patch16_224"
+
+
+def _timm_preprocessing(processor: BaseImageProcessor, image_size: int | tuple[int, int]) -> dict:
+    """An image processor in timm's terms. Raises ValueError where these cannot say it."""
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"timm cannot do what this image processor does ({reason}). Export to beit or vit.")
+
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not getattr(processor, step, False):
+            raise refuse(f"{step}=False")
+    if not math.isclose(processor.rescale_factor, 1 / 255):
+        raise refuse(f"rescale_factor={processor.rescale_factor}")
+    if getattr(processor, "do_pad", False):
+        raise refuse("do_pad=True")
+    size = {side: pixels for side, pixels in dict(processor.size).items() if pixels is not None}
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else size
+    if "height" not in crop or (crop["height"], crop["width"]) != to_pair(image_size):
+        raise refuse(f"images of {crop}, where the model takes {to_pair(image_size)}")
+    height, width = to_pair(image_size)
+    if size.keys() == {"shortest_edge"} and height == width:
+        resized, mode = (size["shortest_edge"],) * 2, "center"
+    elif size.keys() == {"height", "width"}:
+        resized, mode = (size["height"], size["width"]), "squash"
+    else:
+        raise refuse(f"size={size} with a crop of {height} x {width}")
+    # timm resizes to floor(side / crop_pct): half a pixel more, where the plain ratio is rounded to the pixel below.
+    for crop_pct in (height / resized[0], height / (resized[0] + 0.5)):
+        if (math.floor(height / crop_pct), math.floor(width / crop_pct)) == resized:
+            return {
+                "crop_pct": crop_pct,
+                "crop_mode": mode,
+                "interpolation": PILImageResampling(processor.resample).name.lower(),
+                "mean": list(processor.image_mean),
+                "std": list(processor.image_std),
+            }
+    raise refuse(f"size={size} and a crop of {height} x {width} do not have one ratio")
+
+
+def _to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict]:
+    """timm's VisionTransformer with these weights, in evaluation mode, and its config.json."""
+    config, is_classifier = model.config, _is_classifier(model)
+    mlp_ratio = config.intermediate_size / config.hidden_size
+    if int(config.hidden_size * mlp_ratio) != config.intermediate_size:  # timm's formula; the quotient was rounded
+        mlp_ratio = (config.intermediate_size + 0.5) / config.hidden_size
+    arguments = {
+        "img_size": to_pair(config.image_size),
+        "patch_size": config.patch_size if isinstance(config.patch_size, int) else to_pair(config.patch_size),
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": mlp_ratio,
+        "global_pool": "avg" if is_classifier and config.use_mean_pooling else "token",
+    }
+    num_classes = config.num_labels if is_classifier else 0
+    # Not timm's save_for_hf: that of 1.0.31 puts num_classes into model_args, where transformers 5.23 stumbles over it.
+    description = {
+        "architecture": _TIMM_ARCHITECTURE,
+        "num_classes": num_classes,
+        "num_features": config.hidden_size,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": (config.num_channels, *to_pair(config.image_size)),
+            "fixed_input_size": True,
+            "num_classes": num_classes,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            **_timm_preprocessing(processor, config.image_size),
+        },
+    }
+    if is_classifier:  # without them transformers takes any model of 1000 classes for ImageNet's
+        description["label_names"] = [config.id2label[number] for number in range(num_classes)]
+    exported = timm.create_model(_TIMM_ARCHITECTURE, num_classes=num_classes, **arguments).to(model.dtype)
+    tensors = to_original(model) if is_classifier else rename_to_original(_encoder_tensors(model), ENCODER_KEY_MAP)
+    exported.load_state_dict(tensors)
+    return exported.eval(), description
