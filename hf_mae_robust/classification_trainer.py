@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .augmentation import seeded
-from .data.opening import DataError
+from .errors import DataError
 from .finetuning_trainer import FinetuningTrainer
 from .metrics import classification_metrics
 from .resume import CheckpointError

@@ -8,8 +8,8 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from .data.opening import DataError
 from .detection_metrics import Detections, coco_metrics
+from .errors import DataError
 from .finetuning_trainer import FinetuningTrainer, with_shared_batch_norm
 
 LOSS_PARTS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")

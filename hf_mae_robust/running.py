@@ -16,10 +16,10 @@ from transformers import PreTrainedConfig, set_seed
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, RecipeParser
 from .data.bad_images import describe
 from .data.loaders import end_workers, images_in_batch
-from .data.opening import DataError, open_splits
+from .data.opening import open_splits
 from .data.source import DataLocation, ImageSource, load_head_of_stream
 from .diagnostics import save_examples
-from .errors import HubError
+from .errors import DataError, HubError
 from .guards import NonFiniteError
 from .hub.model_card import EXAMPLES
 from .hub.models import local_model

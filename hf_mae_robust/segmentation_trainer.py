@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from .data.opening import DataError
+from .errors import DataError
 from .finetuning_trainer import FinetuningTrainer, shares_batch_norm, with_shared_batch_norm
 from .segmentation_metrics import confusion_of, segmentation_metrics
 from .semantic_maps import IGNORED

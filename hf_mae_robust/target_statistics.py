@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from .data.bad_images import SkippedImages, describe
 from .data.loaders import sequential_loader
-from .data.opening import DataError
 from .data.preprocessing import EvaluationTransform, evaluation_processor
 from .data.source import ImageSource
+from .errors import DataError
 from .model import ViTMAERobustConfig
 from .model.configuration_vit_mae_robust import to_pair
 from .statistics import PatchStatistics, compute_patch_statistics, merge_across_processes

@@ -3,8 +3,8 @@
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
-from .data.opening import DataError
 from .data.preprocessing import training_transform
+from .errors import DataError
 from .image_trainer import ImageTrainer
 from .optimization import decayed_parameter_names
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .opening import DataError
+from ..errors import DataError
 
 FILE_NAME = "skipped_images.jsonl"
 

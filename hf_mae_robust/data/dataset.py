@@ -9,11 +9,10 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import default_collate, get_worker_info
 
-from ..errors import ImageDecodingError
+from ..errors import DataError, ImageDecodingError
 from .bad_images import SkippedImage
 from .decoding import decode_regions
 from .labels import Labels
-from .opening import DataError
 from .source import ImageSource
 
 # More bad images than this one after another are no accident: a wrong column, or files that are gone.

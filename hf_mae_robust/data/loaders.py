@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from torch.utils.data import DataLoader
 
+from ..errors import DataError
 from .dataset import ImageDataset, ImageStream, collate
-from .opening import DataError
 from .order import EpochBatchSampler, SequentialBatchSampler
 from .source import ImageSource
 
