@@ -21,7 +21,7 @@ import transformers
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from hf_mae_robust.pretrain import make_parser, prepare
-from hf_mae_robust.running import say
+from hf_mae_robust.training.setup import say
 
 VARIANTS = ("ours", "zero_positions", "stock")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from soak import MODEL, write_images
 
-from hf_mae_robust.saving import seal
+from hf_mae_robust.files import seal
 
 ROOT = Path(__file__).parents[1]
 STEPS = (10, 10_000)

@@ -27,7 +27,8 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_mae_robust.saving import STAGING, broken_file_of, checkpoints_in
+from hf_mae_robust.files import broken_file_of
+from hf_mae_robust.training.checkpoints import STAGING, checkpoints_in
 
 ROOT = Path(__file__).parents[1]
 MODEL = (

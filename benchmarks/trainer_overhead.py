@@ -28,9 +28,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, get_cosine
 from transformers.trainer_callback import PrinterCallback
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.arguments import MAETrainingArguments
-from hf_mae_robust.optimization import decayed_parameter_names
+from hf_mae_robust.pretraining.arguments import MAETrainingArguments
 from hf_mae_robust.trainer import MAETrainer
+from hf_mae_robust.training.optimization import decayed_parameter_names
 
 # Steps at the beginning of each round that do not count.
 WARM_UP = 3

@@ -11,7 +11,6 @@ import transformers
 from accelerate import PartialState
 
 from .analyze import COMMANDS as ANALYSES
-from .arguments import add_data_arguments
 from .conversion.convert import add_convert_arguments, run_convert
 from .conversion.export import add_export_arguments, run_export
 from .data.opening import open_splits
@@ -22,6 +21,7 @@ from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
 from .reproduce import add_reproduce_arguments, run_reproduce
 from .target_statistics import statistics_of_source
+from .training.arguments import add_data_arguments
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .augmentation import seeded
-from .errors import DataError
+from .errors import CheckpointError, DataError
 from .finetuning_trainer import FinetuningTrainer
 from .metrics import classification_metrics
-from .resume import CheckpointError
 
 EMA_FILE = "ema.safetensors"
 

@@ -10,9 +10,9 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 
+from .files import check_is_free, written_whole
 from .hub.models import local_model
 from .inspection import Inspector, load_inspector
-from .saving import check_is_free, written_whole
 
 PACKAGE = Path(__file__).parent
 APP = '''"""The demo of {title}. Run it with `python app.py`."""

@@ -1,5 +1,7 @@
 """Every error that a user can meet, and the exit code of the scripts for it."""
 
+import signal
+
 
 class DataError(ValueError):
     """The data set cannot be used as asked; the message says what was found and what to change."""
@@ -21,3 +23,38 @@ class ImageDecodingError(ValueError):
         # Between processes an exception travels as its class, `args` and `__dict__`; `args` has to be the message.
         super().__init__(message)
         self.kind, self.detail = kind, detail
+
+
+class InputError(Exception):
+    """Something the user can mend; the message says how."""
+
+
+class SavingError(OSError):
+    """A checkpoint could not be written; the message says why and which one is the newest complete one."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be resumed from; the message says which and why."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient became NaN or infinite; the message says in which step, and what was saved."""
+
+
+# What a run ends with that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
+EXIT_STOPPED = 75
+
+
+class StopRequested(Exception):
+    """Training ended because of a signal, after a checkpoint was written."""
+
+    def __init__(self, signal_number: int, step: int, checkpoint: str):
+        super().__init__(signal_number, step, checkpoint)
+        self.signal_name = signal.Signals(signal_number).name
+        self.step, self.checkpoint = step, checkpoint
+
+    def __str__(self) -> str:
+        return f"Stopped by {self.signal_name} after step {self.step}; {self.checkpoint} holds everything up to there"
+
+
+EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4, HubError: 5}

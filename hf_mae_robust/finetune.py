@@ -7,9 +7,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-from .arguments import RecipeParser
 from .data.opening import EMBEDDED
-from .diagnostics import save_loss_plot
 from .finetune_arguments import (
     AugmentationArguments,
     DetectionArguments,
@@ -22,30 +20,34 @@ from .finetune_arguments import (
 )
 from .finetuning_trainer import FinetuningTrainer
 from .hub.run_record import about_run
-from .image_trainer import ImageTrainer
-from .resume import check_config
-from .running import (
+from .tasks import classification, detection, segmentation
+from .training.checkpoints import check_config
+from .training.parser import RecipeParser
+from .training.pictures import save_loss_plot
+from .training.run import (
+    evaluate_and_save,
+    push_if_asked,
+    report_skipped_images,
+    run_command,
+    save_examples_and_card,
+    train_and_save,
+)
+from .training.setup import (
     accept,
     agree_on_checkpoint,
     begin,
     check_can_evaluate,
     describe_length,
-    evaluate_and_save,
     fetch_model,
     open_sources,
     pin_revision,
-    push_if_asked,
     record_of,
-    report_skipped_images,
-    run_command,
-    save_examples_and_card,
     say,
     set_schedule,
     start_anew_if_asked,
-    train_and_save,
     warn_of_stream,
 )
-from .tasks import classification, detection, segmentation
+from .training.trainer import ImageTrainer
 
 TASKS = {"classification": classification, "segmentation": segmentation, "detection": detection}
 DEFAULT_RECIPE = "finetune_digits"

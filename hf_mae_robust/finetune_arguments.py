@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.utils import is_peft_available
 
-from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
+from .training.arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
 
 
 @dataclass

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from .conversion.encoders import load_strictly
-from .image_trainer import ImageTrainer
-from .layer_decay import param_groups_layer_decay
-from .resume import CheckpointError
+from .errors import CheckpointError
+from .training.optimization import param_groups_layer_decay
+from .training.trainer import ImageTrainer
 
 
 def shares_batch_norm(args: TrainingArguments) -> bool:

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .classification_trainer import ClassificationTrainer
-from .resume import CheckpointError
-from .saving import allow_group, replace_files
+from .errors import CheckpointError
+from .files import allow_group, replace_files
 
 ALL_LINEAR = "all-linear"
 # In the output folder: the adapter, and the classifier it belongs on.

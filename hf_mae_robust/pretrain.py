@@ -8,51 +8,47 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, set_seed
 from transformers.utils import is_flash_attn_2_available
 
-from .arguments import (
-    DEFAULT_RECIPE,
-    DataArguments,
-    MAETrainingArguments,
-    ModelArguments,
-    RecipeArguments,
-    RecipeParser,
-    parse_config_overrides,
-)
 from .conversion.encoders import unreadable
 from .data.loaders import sequential_loader
 from .data.opening import EMBEDDED
 from .data.preprocessing import evaluation_processor
 from .data.source import ImageSource, load_head_of_stream
-from .diagnostics import save_loss_plot, save_reconstructions
 from .hub.model_card import PRETRAINING
 from .hub.run_record import about_run
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .online_diagnostics import add_online_diagnostics
 from .planner import describe_plan
-from .running import (
+from .pretraining.arguments import DEFAULT_RECIPE, MAETrainingArguments, ModelArguments
+from .statistics import PatchStatistics
+from .target_statistics import cached_statistics_of_source
+from .trainer import MAETrainer
+from .training.arguments import DataArguments, RecipeArguments
+from .training.parser import RecipeParser, parse_config_overrides
+from .training.pictures import save_loss_plot, save_reconstructions
+from .training.run import (
+    evaluate_and_save,
+    push_if_asked,
+    report_skipped_images,
+    run_command,
+    save_examples_and_card,
+    train_and_save,
+)
+from .training.setup import (
     accept,
     agree_on_checkpoint,
     begin,
     check_can_evaluate,
     describe_length,
-    evaluate_and_save,
     fetch_model,
     open_sources,
     pin_revision,
-    push_if_asked,
     record_of,
-    report_skipped_images,
-    run_command,
-    save_examples_and_card,
     say,
     set_schedule,
     start_anew_if_asked,
-    train_and_save,
     warn_of_stream,
 )
-from .statistics import PatchStatistics
-from .target_statistics import cached_statistics_of_source
-from .trainer import MAETrainer
 
 STATISTICS_FILE = "target_statistics.safetensors"
 NUM_PICTURES = 8

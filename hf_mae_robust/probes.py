@@ -19,8 +19,8 @@ from .classification_trainer import ClassificationTrainer
 from .data.features import extract_features
 from .data.loaders import EpochDataLoader
 from .data.order import EpochBatchSampler
-from .layer_decay import lars_groups
-from .resume import CheckpointError
+from .errors import CheckpointError
+from .training.optimization import lars_groups
 
 PROBE_FILE = "linear_probe.safetensors"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .stopping import EXIT_STOPPED
+from .errors import EXIT_STOPPED
 from .studies import (
     ANALYSIS,
     FINETUNE,

@@ -5,8 +5,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .data.preprocessing import training_transform
 from .errors import DataError
-from .image_trainer import ImageTrainer
-from .optimization import decayed_parameter_names
+from .training.optimization import decayed_parameter_names
+from .training.trainer import ImageTrainer
 
 
 class MAETrainer(ImageTrainer):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # A script with a fault: FAULT is a Python expression of (trainer, rank), evaluated as each step begins.
 DRIVER = """
 import importlib, os, signal, sys, time
-from hf_mae_robust.image_trainer import ImageTrainer
+from hf_mae_robust.training.trainer import ImageTrainer
 main = importlib.import_module("hf_mae_robust." + os.environ["SCRIPT"]).main
 
 fault = eval("lambda trainer, rank: " + os.environ["FAULT"])

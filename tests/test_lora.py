@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from hf_mae_robust import ViTMAERobustModel
+from hf_mae_robust.errors import CheckpointError
+from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
-from hf_mae_robust.resume import CheckpointError
-from hf_mae_robust.saving import seal
 from tests.helpers import as_flags, finetuning_settings, losses, photos
 
 LORA = ["--lora_r", 3, "--lora_alpha", 6]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mae_robust.diagnostics import MASK_GRAY
 from hf_mae_robust.pictures import (
     as_rgb,
     attention_picture,
@@ -14,6 +13,7 @@ from hf_mae_robust.pictures import (
     shown_scale,
     to_shown,
 )
+from hf_mae_robust.training.pictures import MASK_GRAY
 
 
 def test_each_value_covers_the_pixels_of_its_patch():

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from hf_mae_robust.errors import CheckpointError
+from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, make_parser, prepare
 from hf_mae_robust.finetuning.classification.models import PROBE_HEAD_STD, build_classifier
 from hf_mae_robust.probes import LinearProbe
-from hf_mae_robust.resume import CheckpointError
-from hf_mae_robust.saving import seal
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from hf_mae_robust.conversion.original import to_original
-from hf_mae_robust.layer_decay import param_groups_layer_decay
 from hf_mae_robust.model import ViTMAERobustModel
 from hf_mae_robust.segmenters import build_segmenter, tap_indices
 from hf_mae_robust.semantic_maps import IGNORED
+from hf_mae_robust.training.optimization import param_groups_layer_decay
 from tests.model_helpers import ALL_ON, build, images
 
 EXACT = {"rtol": 1e-5, "atol": 3e-5}

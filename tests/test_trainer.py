@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from hf_mae_robust import ViTMAERobustForPreTraining
+from hf_mae_robust.errors import CheckpointError
+from hf_mae_robust.files import seal
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
-from hf_mae_robust.resume import CheckpointError
-from hf_mae_robust.saving import seal
 from tests.helpers import TINY_OVERRIDES
 
 ALL_ON = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]

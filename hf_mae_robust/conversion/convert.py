@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import BeitForImageClassification, PreTrainedModel
 
 from ..data.preprocessing import default_processor, evaluation_processor
+from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
-from ..saving import check_is_free, written_whole
 from .encoders import read_config
 from .original import from_original, read_original
 from .stock import STOCK_KINDS, read_stock

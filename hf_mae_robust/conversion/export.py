@@ -27,8 +27,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ..data.preprocessing import default_processor
+from ..files import check_is_free, written_whole
 from ..hub.models import local_model
-from ..saving import check_is_free, written_whole
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
 from .stock import (

@@ -16,8 +16,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from ..arguments import recipe_path
 from ..paper import PAPER_RESULTS
+from ..recipes import recipe_path
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"

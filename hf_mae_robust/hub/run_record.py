@@ -1,5 +1,6 @@
 """What a run was, for the model card: written beside the weights, and no condition for going on from them."""
 
+import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -65,3 +66,15 @@ def about_run(
             "python": platform.python_version(),
         },
     }
+
+
+# The settings of the run, beside the model's own in config.json.
+RECORD = "run.json"
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / RECORD).read_text())

@@ -13,10 +13,10 @@ from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
 from ..errors import HubError
-from ..resume import RECORD
-from ..saving import MANIFEST
+from ..files import MANIFEST
 from .model_card import EXAMPLES, PICTURES
 from .network import patient, reason_of
+from .run_record import RECORD
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any
 from timm.data import Mixup
 from transformers import PreTrainedModel
 
-from ..arguments import parse_config_overrides
 from ..augmentation import FinetuningTransform
 from ..classification_trainer import ClassificationTrainer
 from ..conversion.encoders import Pixels, read_processor
@@ -19,6 +18,7 @@ from ..finetuning.classification.models import HEAD_STD, PROBE_HEAD_STD, build_c
 from ..metrics import save_confusion
 from ..model.configuration_vit_mae_robust import to_pair
 from ..probes import LinearProbe, ProbeTrainer
+from ..training.parser import parse_config_overrides
 
 LOSS = "cross-entropy"
 

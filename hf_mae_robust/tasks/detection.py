@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..arguments import parse_config_overrides
 from ..coco import coco_splits
 from ..conversion.encoders import Pixels
 from ..data.labels import read_id2label
@@ -18,6 +17,7 @@ from ..detectors import build_detector
 from ..finetune_arguments import FinetuneArguments
 from ..model import ViTMAERobustDetectionImageProcessor
 from ..objects import find_objects
+from ..training.parser import parse_config_overrides
 
 DEFAULT_SCALE_RANGE = (0.1, 2.0)
 SETTINGS = ("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image")

@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, SegformerImageProcessor
 
-from ..arguments import parse_config_overrides
 from ..conversion.encoders import Pixels
 from ..finetune_arguments import FinetuneArguments
 from ..segmentation_metrics import save_classes, save_overlays, segmentation_metrics
@@ -15,6 +14,7 @@ from ..segmentation_trainer import SegmentationTrainer
 from ..segmentation_transforms import SegmentationEvaluationTransform, SegmentationTransform
 from ..segmenters import build_segmenter
 from ..semantic_maps import find_maps
+from ..training.parser import parse_config_overrides
 
 DEFAULT_SCALE_RANGE = (0.5, 2.0)
 LOSS = "cross-entropy a pixel, of both heads"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_mae_robust.resume import fault_of
+from hf_mae_robust.training.checkpoints import fault_of
 from tests.fresh import code_of_card, run_without_the_package
 from tests.helpers import TINY_OVERRIDES, as_flags
 from tests.loopback_hub import Fault
@@ -310,7 +310,7 @@ def test_a_push_that_fails_in_between_is_a_warning(run, words, hub):
 
 STOPPED = """
 import os, signal
-from hf_mae_robust.image_trainer import ImageTrainer
+from hf_mae_robust.training.trainer import ImageTrainer
 from hf_mae_robust.pretrain import main
 training_step = ImageTrainer.training_step
 

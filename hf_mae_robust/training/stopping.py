@@ -9,24 +9,10 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-# What a run ends with that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
-EXIT_STOPPED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # torchrun and `accelerate launch` pass a signal on that a terminal or a scheduler has sent to the whole group already:
 # what comes twice within this time came once.
 ECHO_SECONDS = 2.0
-
-
-class StopRequested(Exception):
-    """Training ended because of a signal, after a checkpoint was written."""
-
-    def __init__(self, signal_number: int, step: int, checkpoint: str):
-        super().__init__(signal_number, step, checkpoint)
-        self.signal_name = signal.Signals(signal_number).name
-        self.step, self.checkpoint = step, checkpoint
-
-    def __str__(self) -> str:
-        return f"Stopped by {self.signal_name} after step {self.step}; {self.checkpoint} holds everything up to there"
 
 
 class StopSignals:

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from hf_mae_robust import profiling
 from hf_mae_robust.pretrain import make_parser, pretrain
+from hf_mae_robust.training import profiling
 from tests.helpers import TINY_OVERRIDES, as_flags, losses
 
 

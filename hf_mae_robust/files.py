@@ -1,37 +1,15 @@
-"""Writing a checkpoint so that it is there whole, or not at all.
-
-All processes write into `_staging/`; then one of them lists every file with its size and checksum, flushes all of it to
-the disk and renames the folder. The rename is the instant at which the checkpoint exists. Only then are older ones
-deleted. Whatever a killed process leaves behind lies in `_staging/`, where nobody looks for a checkpoint.
-"""
+"""Writing files so that they are there whole, or not at all."""
 
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-# The Trainer's upload to the Hub leaves out "_*".
-STAGING = "_staging"
 MANIFEST = "manifest.json"
-
-
-class SavingError(OSError):
-    """A checkpoint could not be written; the message says why and which one is the newest complete one."""
-
-
-def checkpoints_in(output_dir: str | Path) -> list[Path]:
-    """The `checkpoint-N` folders, newest (highest N) first."""
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    folders = Path(output_dir).iterdir() if Path(output_dir).is_dir() else ()
-    found = [(int(match[1]), path) for path in folders if path.is_dir() and (match := pattern.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -89,54 +67,6 @@ def broken_file_of(folder: Path) -> str | None:
         if _sha256(path) != expected["sha256"]:
             return f"{name} has changed since it was written (SHA-256)"
     return None
-
-
-def publish(staged: Path, final: Path) -> None:
-    """Give a sealed folder its name. One that has the name already is kept until the new one stands."""
-    replaced = staged.with_name(f"replaced-{final.name}")
-    if final.exists():
-        final.rename(replaced)
-    staged.rename(final)
-    _flush(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def recover(output_dir: str | Path) -> None:
-    """Undo what a killed process left half done: a sealed checkpoint that was about to get its name gets it; the rest
-    of the staging folder is deleted."""
-    staging = Path(output_dir) / STAGING
-    if not staging.is_dir():
-        return
-    for staged in checkpoints_in(staging) + [
-        path for path in staging.iterdir() if path.name.startswith(f"replaced-{PREFIX_CHECKPOINT_DIR}-")
-    ]:
-        final = Path(output_dir) / staged.name.removeprefix("replaced-")
-        if not final.exists() and broken_file_of(staged) is None:
-            staged.rename(final)
-            _flush(final.parent)
-    shutil.rmtree(staging)
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; a kill in the middle leaves no part of it under its name."""
-    staging = checkpoint.parent / STAGING
-    staging.mkdir(exist_ok=True)
-    doomed = staging / f"deleted-{checkpoint.name}"
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = ()) -> None:
-    """Delete all but `limit` checkpoints (none where None or 0): `newest`, which was just written, and those before
-    it. Those with higher numbers are left from an abandoned run and go first. Those named in `keep` stay."""
-    step = int(newest.name.rpartition("-")[2])
-    others = [path for path in checkpoints_in(newest.parent) if path.name != newest.name]
-    others.sort(key=lambda path: int(path.name.rpartition("-")[2]) > step)
-    kept = {Path(path).name for path in keep if path is not None}
-    for checkpoint in others[limit - 1 :] if limit else ():
-        if checkpoint.name not in kept:
-            remove(checkpoint)
 
 
 def replace_files(staged: Path, folder: Path) -> None:

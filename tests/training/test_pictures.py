@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.diagnostics import MASK_GRAY, reconstruction_grid, save_loss_plot, save_reconstructions
+from hf_mae_robust.training.pictures import MASK_GRAY, reconstruction_grid, save_loss_plot, save_reconstructions
 from tests.helpers import TINY
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-
-class NonFiniteError(ArithmeticError):
-    """The loss or the gradient became NaN or infinite; the message says in which step, and what was saved."""
+from ..errors import NonFiniteError
 
 
 @dataclass

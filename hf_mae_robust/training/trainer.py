@@ -19,19 +19,20 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .data.bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
-from .data.loaders import sequential_loader, training_loader
-from .data.preprocessing import EvaluationTransform, Normalization
-from .data.source import ImageSource
+from ..data.bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
+from ..data.loaders import sequential_loader, training_loader
+from ..data.preprocessing import EvaluationTransform, Normalization
+from ..data.source import ImageSource
+from ..errors import CheckpointError, SavingError, StopRequested
+from ..files import allow_group, replace_files, seal
+from ..hub.model_card import save_card
+from ..hub.run_record import write_record
+from ..hub.uploads import Pushes, open_repository
+from .checkpoints import STAGING, check_all_have_written, checkpoints_in, newest_checkpoint, publish, rotate
 from .guards import NonFiniteGuard
-from .hub.model_card import save_card
-from .hub.uploads import Pushes, open_repository
-from .resume import CheckpointError, check_all_have_written, newest_checkpoint, write_record
-from .saving import STAGING, SavingError, allow_group, checkpoints_in, publish, replace_files, rotate, seal
-from .stopping import StopRequested, StopSignals
+from .stopping import StopSignals
 
 logger = logging.getLogger(__name__)
-
 
 # Where `parameter.grad` is the gradient, averaged over all processes.
 _PLAIN_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

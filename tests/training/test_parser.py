@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from hf_mae_robust.arguments import parse_config_overrides, recipe_path
 from hf_mae_robust.pretrain import make_parser
+from hf_mae_robust.recipes import recipe_path
+from hf_mae_robust.training.parser import parse_config_overrides
 
 
 def parse(*words):

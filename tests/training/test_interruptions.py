@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 from hf_mae_robust.data.loaders import loaders as data
+from hf_mae_robust.errors import EXIT_STOPPED, SavingError, StopRequested
 from hf_mae_robust.pretrain import main, make_parser, prepare
-from hf_mae_robust.resume import fault_of, newest_checkpoint
-from hf_mae_robust.saving import SavingError
-from hf_mae_robust.stopping import EXIT_STOPPED, StopRequested
+from hf_mae_robust.training.checkpoints import fault_of, newest_checkpoint
 from tests.helpers import photos, write_parquet_set
 from tests.runs import DRIVER, ROOT, environment, run, send, start, tiny_run
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from hf_mae_robust.stopping import StopRequested, StopSignals
+from hf_mae_robust.errors import StopRequested
+from hf_mae_robust.training.stopping import StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -21,7 +22,7 @@ def test_the_first_signal_is_remembered_and_handlers_are_restored(number):
 
 PROGRAM = """
 import os, signal, time
-from hf_mae_robust.stopping import StopSignals
+from hf_mae_robust.training.stopping import StopSignals
 with StopSignals():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep({pause})

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_mae_robust.conversion.beit import mae_beit_config
-from hf_mae_robust.layer_decay import lars_groups, param_groups_layer_decay
+from hf_mae_robust.training.optimization import lars_groups, param_groups_layer_decay
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 TOKENS = ("cls_token", "position_embeddings", "mask_token", "distillation_token", "register_tokens")

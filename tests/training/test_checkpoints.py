@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.resume import (
-    CheckpointError,
+from hf_mae_robust.errors import CheckpointError
+from hf_mae_robust.files import seal
+from hf_mae_robust.hub.run_record import write_record
+from hf_mae_robust.training.checkpoints import (
     check_all_have_written,
     check_config,
     differences_from_record,
@@ -15,9 +17,7 @@ from hf_mae_robust.resume import (
     fault_of,
     newest_checkpoint,
     remove_checkpoints,
-    write_record,
 )
-from hf_mae_robust.saving import seal
 from tests.helpers import TINY
 
 RECORD = {"world_size": 1, "seed": 42, "dataset_revision": None, "crop_scale": [0.2, 1.0]}

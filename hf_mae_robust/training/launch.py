@@ -5,7 +5,7 @@ import os
 
 import psutil
 
-from .arguments import MAETrainingArguments
+from ..pretraining.arguments import MAETrainingArguments
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from hf_mae_robust.stopping import EXIT_STOPPED
+from hf_mae_robust.errors import EXIT_STOPPED
 from tests.helpers import write_parquet_set
 from tests.runs import Run, run, send, tiny_run
 

@@ -6,9 +6,9 @@ import torch
 from hf_mae_robust.data.loaders.order import epoch_batches
 from safetensors.torch import load_file
 
-from hf_mae_robust.guards import NonFiniteError
+from hf_mae_robust.errors import NonFiniteError
 from hf_mae_robust.pretrain import main, make_parser, prepare
-from hf_mae_robust.resume import newest_checkpoint
+from hf_mae_robust.training.checkpoints import newest_checkpoint
 from tests.helpers import write_parquet_set
 from tests.runs import tiny_run
 

@@ -9,10 +9,10 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 
-from .data.decoding import decode_image
-from .data.source import ImageSource, load_head_of_stream
-from .errors import ImageDecodingError
-from .model import ViTMAERobustForPreTraining
+from ..data.decoding import decode_image
+from ..data.source import ImageSource, load_head_of_stream
+from ..errors import ImageDecodingError
+from ..model import ViTMAERobustForPreTraining
 
 MASK_GRAY = 0.5
 

@@ -1,28 +1,82 @@
-"""Finding the checkpoint to go on from, and refusing one that does not fit."""
+"""Checkpoint folders: publishing one at once, finding the one to resume from, refusing one that does not fit."""
 
 import json
 import logging
+import re
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .saving import broken_file_of, checkpoints_in, remove
+from ..errors import CheckpointError
+from ..files import _flush, broken_file_of
+from ..hub.run_record import RECORD, read_record
+
+# The Trainer's upload to the Hub leaves out "_*".
+STAGING = "_staging"
+
+
+def checkpoints_in(output_dir: str | Path) -> list[Path]:
+    """The `checkpoint-N` folders, newest (highest N) first."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    folders = Path(output_dir).iterdir() if Path(output_dir).is_dir() else ()
+    found = [(int(match[1]), path) for path in folders if path.is_dir() and (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Give a sealed folder its name. One that has the name already is kept until the new one stands."""
+    replaced = staged.with_name(f"replaced-{final.name}")
+    if final.exists():
+        final.rename(replaced)
+    staged.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(output_dir: str | Path) -> None:
+    """Undo what a killed process left half done: a sealed checkpoint that was about to get its name gets it; the rest
+    of the staging folder is deleted."""
+    staging = Path(output_dir) / STAGING
+    if not staging.is_dir():
+        return
+    for staged in checkpoints_in(staging) + [
+        path for path in staging.iterdir() if path.name.startswith(f"replaced-{PREFIX_CHECKPOINT_DIR}-")
+    ]:
+        final = Path(output_dir) / staged.name.removeprefix("replaced-")
+        if not final.exists() and broken_file_of(staged) is None:
+            staged.rename(final)
+            _flush(final.parent)
+    shutil.rmtree(staging)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; a kill in the middle leaves no part of it under its name."""
+    staging = checkpoint.parent / STAGING
+    staging.mkdir(exist_ok=True)
+    doomed = staging / f"deleted-{checkpoint.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = ()) -> None:
+    """Delete all but `limit` checkpoints (none where None or 0): `newest`, which was just written, and those before
+    it. Those with higher numbers are left from an abandoned run and go first. Those named in `keep` stay."""
+    step = int(newest.name.rpartition("-")[2])
+    others = [path for path in checkpoints_in(newest.parent) if path.name != newest.name]
+    others.sort(key=lambda path: int(path.name.rpartition("-")[2]) > step)
+    kept = {Path(path).name for path in keep if path is not None}
+    for checkpoint in others[limit - 1 :] if limit else ():
+        if checkpoint.name not in kept:
+            remove(checkpoint)
+
 
 logger = logging.getLogger(__name__)
-
-
-# The settings of the run, beside the model's own in config.json.
-RECORD = "run.json"
 NO_CONDITION = ("dataset_name", "about")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be resumed from; the message says which and why."""
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def check_all_have_written(checkpoint: Path, num_processes: int) -> None:
@@ -33,10 +87,6 @@ def check_all_have_written(checkpoint: Path, num_processes: int) -> None:
             f"the random-number states of {num_processes - present} of {num_processes} processes did not arrive: all "
             "machines must share --output_dir, or each must keep its own (--save_on_each_node)"
         )
-
-
-def read_record(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / RECORD).read_text())
 
 
 def fault_of(checkpoint: Path) -> str | None:

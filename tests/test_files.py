@@ -3,17 +3,8 @@ import stat
 
 import pytest
 
-from hf_mae_robust.saving import (
-    STAGING,
-    allow_group,
-    broken_file_of,
-    checkpoints_in,
-    publish,
-    recover,
-    replace_files,
-    rotate,
-    seal,
-)
+from hf_mae_robust.files import allow_group, broken_file_of, replace_files, seal
+from hf_mae_robust.training.checkpoints import STAGING, checkpoints_in, publish, recover, rotate
 
 
 def staged(folder, step, content="weights"):
@@ -60,9 +51,9 @@ def test_a_kill_at_any_instant_of_publishing_leaves_a_whole_checkpoint(tmp_path,
         return rename(self, target)
 
     if killed_in == "seal":
-        monkeypatch.setattr("hf_mae_robust.saving._sha256", kill)
+        monkeypatch.setattr("hf_mae_robust.files._sha256", kill)
     elif killed_in == "rmtree":
-        monkeypatch.setattr("hf_mae_robust.saving.shutil.rmtree", kill)
+        monkeypatch.setattr("hf_mae_robust.files.shutil.rmtree", kill)
     else:
         monkeypatch.setattr(type(path), "rename", rename_once)
     with pytest.raises(Killed):

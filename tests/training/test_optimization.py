@@ -5,7 +5,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.optimization import decayed_parameter_names, scale_learning_rate, warmup_steps
+from hf_mae_robust.training.optimization import decayed_parameter_names, scale_learning_rate, warmup_steps
 from tests.helpers import TINY
 
 

@@ -1,0 +1,109 @@
+"""Flags of run_pretrain.py."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..training.arguments import ImageTrainingArguments, option
+
+DEFAULT_RECIPE = "digits"
+# Of --diagnostics; also sub-commands of `python -m hf_mae_robust analyze`.
+DIAGNOSTICS = ("features", "attention", "loss_map")
+
+
+@dataclass
+class ModelArguments:
+    """The model and the paper's three ingredients. None leaves a setting as the checkpoint or the default has it."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        None, "Start from this checkpoint (ours or a stock ViTMAE one: Hub id or folder) instead of from scratch."
+    )
+    config_overrides: str | None = option(
+        None, "Settings of ViTMAERobustConfig, such as 'image_size=32,patch_size=4,hidden_size=192'."
+    )
+    mask_ratio: float | None = option(None, "Share of the patches that are masked (0.75).")
+    target_normalization: Literal["none", "global_rgb", "global_patch"] | None = option(
+        None, "Population statistics of the target, applied before the per-patch step (global_rgb)."
+    )
+    target_statistics: str | None = option(
+        None,
+        "With --target_normalization global_patch: 'auto' computes the statistics of the training images (and caches "
+        "them); a path takes a file written by `python -m hf_mae_robust statistics`; 'none' undoes a recipe's.",
+    )
+    norm_pix_loss: bool | None = option(
+        None, "Normalise each patch of the target with its own mean and variance (true).", nargs="?", const=True
+    )
+    decoder_attention_probs_dropout_prob: float | None = option(
+        None, "Drop edge: dropout of the decoder's attention probabilities (0.3)."
+    )
+    mid_mask_ratio: float | None = option(
+        None, "Share of all patches that join inside the encoder as mid-level mask tokens (0; the paper's study: 0.25)."
+    )
+    mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = option("sdpa", "Attention kernel.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
+    trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
+    token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
+
+    def __post_init__(self):
+        if self.target_statistics == "none":
+            self.target_statistics = None
+
+
+@dataclass
+class MAETrainingArguments(ImageTrainingArguments):
+    """`ImageTrainingArguments` with MAE's settings for pre-training (PRETRAIN.md of facebookresearch/mae).
+
+    Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800, `adam_beta2` 0.95.
+    """
+
+    output_dir: str | None = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
+    num_train_epochs: float = option(800, "Passes over the training images.")
+    adam_beta2: float = option(0.95, "AdamW's second beta.")
+    repeated_augmentation: int = option(
+        1,
+        "Put so many crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
+        "still passes over all images, and so has so many times the steps.",
+    )
+    diagnostics_steps: float = option(
+        0,
+        "Before the first step, every so many (below 1: a share of all steps) and after the last: what happens between "
+        "the tokens (similarity, rank, attention, ...). 0: never.",
+    )
+    diagnostics: list[str] = field(
+        default_factory=lambda: [*DIAGNOSTICS],
+        metadata={
+            "help": "With --diagnostics_steps: what to look at, of features (and tokens by block), attention, loss_map "
+            "(the loss by place); none: only what --label_column_name adds.",
+            "choices": (*DIAGNOSTICS, "none"),
+        },
+    )
+    diagnostics_samples: int = option(512, "With --diagnostics_steps: look at so many images.")
+    label_column_name: str | None = option(
+        None,
+        "With --diagnostics_steps: also nearest neighbours and a linear probe, by this column (or auto).",
+    )
+    probe_samples: int = option(
+        2000, "With --label_column_name: so many images to learn from, and so many others to classify."
+    )
+    dry_run: bool = option(
+        False,
+        "Print what the run would cost (parameters, tokens, operations, memory, steps, hours), and train nothing.",
+    )
+    images_per_second: float | None = option(None, "With --dry_run: the speed to count the hours with.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.images_per_second is not None and not self.images_per_second > 0:
+            raise ValueError(f"--images_per_second {self.images_per_second}: must be above 0.")
+        if self.diagnostics_steps < 0 or self.diagnostics_samples < 2 or self.probe_samples < 2:
+            raise ValueError(
+                f"--diagnostics_steps {self.diagnostics_steps:g} --diagnostics_samples {self.diagnostics_samples} "
+                f"--probe_samples {self.probe_samples}: at least 0, 2 and 2."
+            )
+        if self.diagnostics_steps > 1 and self.diagnostics_steps != int(self.diagnostics_steps):
+            raise ValueError(f"--diagnostics_steps {self.diagnostics_steps:g}: above 1, a whole number of steps.")
+        self.diagnostics = [name for name in self.diagnostics if name != "none"]
+        if self.label_column_name is not None and not self.diagnostics_steps:
+            raise ValueError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")

@@ -1,0 +1,13 @@
+"""Recipes: YAML files of flags, one a row of the paper's tables and a few for a laptop; cost and result on top of each."""
+
+from pathlib import Path
+
+
+def recipe_path(name: str) -> Path:
+    """A file, or one of the recipes that the package brings along (`--config digits`). Raises FileNotFoundError."""
+    shipped = Path(__file__).parent
+    for candidate in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    raise FileNotFoundError(f"--config {name}: no such file, and no recipe of that name. Recipes: {names}.")

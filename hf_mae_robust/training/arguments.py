@@ -1,0 +1,170 @@
+"""Flags that every training run has, as dataclasses for `HfArgumentParser`."""
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import SaveStrategy, SchedulerType
+
+
+def option(default: Any, help: str, **metadata) -> Any:
+    """A field of a dataclass of arguments."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class DataArguments:
+    """The images. Without --dataset_name and --config: scikit-learn's digits and the recipe made for them."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = option(None, "Hub id, or a folder: images, Parquet files, or what `save_to_disk` wrote.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the data set on the Hub.")
+    image_column_name: str | None = option(
+        None, "Column with the images; default: 'image', or the only one of type Image."
+    )
+    dataset_streaming: bool = option(
+        False, "Read while training instead of downloading and preparing first. Parquet keeps epochs and exact order."
+    )
+    train_split_name: str = option("train", "Split to train on.")
+    eval_split_name: str = option(
+        "auto",
+        "Split to evaluate on; auto: validation, valid, val or test, whichever comes first; none: no evaluation.",
+    )
+    train_val_split: float | None = option(
+        None, "Share of the training images to hold out for evaluation where the data set has no split for it."
+    )
+    max_train_samples: int | None = option(None, "Train on the first so many images.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many images.")
+    shuffle_buffer_size: int = option(
+        8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
+    )
+    dataset_retry_seconds: float = option(
+        300.0, "When data on the network cannot be read: keep trying for so long, then stop."
+    )
+    max_bad_images: float = option(
+        0.01, "Share of the images that may be undecodable; those are replaced and listed in skipped_images.jsonl."
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0],
+        metadata={
+            "help": "Random crops cover LO to HI of the image's area (paper: 0.5 1.0 for ViT-B, 0.2 1.0 for ViT-L).",
+            "nargs": 2,
+        },
+    )
+    horizontal_flip: bool = option(True, "Flip half of the images.")
+    crop_pct: float = option(
+        0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
+    )
+
+    def __post_init__(self):
+        if len(self.crop_scale) != 2:
+            raise ValueError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
+        if not 0 <= self.max_bad_images <= 1:
+            raise ValueError(f"--max_bad_images {self.max_bad_images}: a fraction, from 0 to 1.")
+        if self.dataset_retry_seconds < 0:
+            raise ValueError(f"--dataset_retry_seconds {self.dataset_retry_seconds}: must not be negative.")
+
+
+@dataclass
+class RecipeArguments:
+    """MAE's rules for learning rate and warm-up; going on from checkpoints; what to do when a step goes wrong."""
+
+    _argument_group_name = "recipe"
+
+    config: str | None = option(
+        None, "YAML file of flags, or the name of a shipped recipe. Flags on the command line win.", metavar="FILE"
+    )
+    base_learning_rate: float = option(
+        1.5e-4, "Learning rate of 256 images a step; the rate used is this x effective batch / 256."
+    )
+    warmup_epochs: float | None = option(
+        None, "Linear warm-up, in epochs; default: 5%% of the training (MAE: 40 of 800). --warmup_steps wins."
+    )
+    overwrite_output_dir: bool = option(
+        False, "Start anew: delete the checkpoints in --output_dir. Default: go on from the newest."
+    )
+    allow_elastic_resume: bool = option(
+        False,
+        "Go on from a checkpoint of another number of processes, batch, data or schedule. Gives up equality with an "
+        "uninterrupted run, and in the epoch of the resume some images come twice and others not at all.",
+    )
+    skip_nonfinite_steps: int = option(
+        0,
+        "Pass over so many steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
+        "wait for the CPU once a step.",
+    )
+    model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
+
+    def __post_init__(self):
+        if self.skip_nonfinite_steps < 0:
+            raise ValueError(f"--skip_nonfinite_steps {self.skip_nonfinite_steps}: must not be negative.")
+
+
+@dataclass
+class ImageTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what all of MAE's training settings share.
+
+    Defaults that differ from the parent's: `per_device_train_batch_size` and `per_device_eval_batch_size` 64,
+    `learning_rate` None (--base_learning_rate x batch / 256), `weight_decay` 0.05, `max_grad_norm` 0 (no clipping),
+    `lr_scheduler_type` "cosine", `save_strategy` "epoch", `save_total_limit` 2, `logging_steps` 20,
+    `logging_nan_inf_filter` False (it hides NaNs and makes the GPU wait), `dataloader_num_workers` 4,
+    `ddp_find_unused_parameters` False, `remove_unused_columns` False, `report_to` "tensorboard" where that is
+    installed, `seed` stays 42.
+    """
+
+    _argument_group_name = "training (transformers.TrainingArguments)"
+
+    per_device_train_batch_size: int = option(64, "Images per step, device and accumulation step.")
+    per_device_eval_batch_size: int = option(64, "Images per evaluation step and device.")
+    learning_rate: float | None = option(
+        None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
+    )
+    weight_decay: float = option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
+    max_grad_norm: float = option(0.0, "Clip gradients to this norm; 0: do not.")
+    lr_scheduler_type: SchedulerType | str = option("cosine", "Schedule after the warm-up, set per step.")
+    save_strategy: SaveStrategy | str = option("epoch", "When to write checkpoints: no, steps, epoch.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep.")
+    logging_steps: float = option(20, "Log every so many steps; below 1: a share of all steps.")
+    logging_nan_inf_filter: bool = option(False, "Leave NaN and infinite losses out of the log.")
+    dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
+    ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
+    remove_unused_columns: bool | None = option(False, "Has no effect here: only the image column is read.")
+    profile: int = option(
+        0, "Measure where the time of so many steps goes, print it, write profile.json, and train on. 0: do not."
+    )
+    report_to: None | str | list[str] = field(
+        default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
+        metadata={"help": "Where to log: tensorboard, wandb, trackio, ... (several too), or none.", "nargs": "+"},
+    )
+
+    def __post_init__(self):
+        # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
+        # and each trains the whole model.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+        if self.profile < 0:
+            raise ValueError(f"--profile {self.profile}: a number of steps, or 0 for none.")
+        if self.enable_jit_checkpoint:
+            raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
+        if self.ignore_data_skip:
+            raise ValueError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which data set, for the commands of `python -m hf_mae_robust`; `DataLocation.of` reads them. More can be added to
+    the group."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
+    data.add_argument("--dataset_config_name", help="Configuration of the data set.")
+    data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
+    data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
+    data.add_argument(
+        "--image_column_name", help="Column with the images; default: 'image', or the only one of type Image."
+    )
+    data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
+    return data
