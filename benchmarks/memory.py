@@ -18,7 +18,7 @@ from paired import current_device, machine
 from training_step import SIZES, resident_peak
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.cost import memory
+from hf_mae_robust.pretraining.cost import memory
 
 GIB = 2**30
 

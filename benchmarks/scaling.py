@@ -16,7 +16,7 @@ from paired import add_common_arguments, current_device, measure, ratios, report
 from training_step import SIZES
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.cost import training_flops
+from hf_mae_robust.pretraining.cost import training_flops
 
 BASE = "unchanged"
 

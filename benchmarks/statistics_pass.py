@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision import transforms
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.target_statistics import statistics_of_source
+from hf_mae_robust.pretraining.statistics_pass import statistics_of_source
 
 TOLERANCE = 1e-3
 

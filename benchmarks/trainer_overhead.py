@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.pretraining.arguments import MAETrainingArguments
-from hf_mae_robust.trainer import MAETrainer
+from hf_mae_robust.pretraining.trainer import MAETrainer
 from hf_mae_robust.training.optimization import decayed_parameter_names
 
 # Steps at the beginning of each round that do not count.

@@ -19,8 +19,8 @@ from .demo import add_demo_arguments, run_demo
 from .hub.model_card import add_card_arguments, run_card
 from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
+from .pretraining.statistics_pass import statistics_of_source
 from .reproduce import add_reproduce_arguments, run_reproduce
-from .target_statistics import statistics_of_source
 from .training.arguments import add_data_arguments
 
 

@@ -18,11 +18,11 @@ from .hub.run_record import about_run
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
 from .online_diagnostics import add_online_diagnostics
-from .planner import describe_plan
 from .pretraining.arguments import DEFAULT_RECIPE, MAETrainingArguments, ModelArguments
-from .statistics import PatchStatistics
-from .target_statistics import cached_statistics_of_source
-from .trainer import MAETrainer
+from .pretraining.dry_run import describe_plan
+from .pretraining.patch_statistics import PatchStatistics
+from .pretraining.statistics_pass import cached_statistics_of_source
+from .pretraining.trainer import MAETrainer
 from .training.arguments import DataArguments, RecipeArguments
 from .training.parser import RecipeParser, parse_config_overrides
 from .training.pictures import save_loss_plot, save_reconstructions

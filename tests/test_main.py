@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.statistics import PatchStatistics
+from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
 from tests.helpers import write_parquet_set
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from hf_mae_robust.data.loaders.preprocessing import EvaluationTransform, evalua
 from hf_mae_robust.data.loaders.source import DataLocation, ImageSource
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.target_statistics import statistics_of_source
+from hf_mae_robust.pretraining.statistics_pass import statistics_of_source
 from tests.data.test_decoding import BAD
 from tests.helpers import photos
 

@@ -51,7 +51,7 @@ def read_until_reached(process):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_with_its_own_code(words, tmp_path, capsys, monkeypatch, number):
-    from hf_mae_robust.trainer import MAETrainer
+    from hf_mae_robust.pretraining.trainer import MAETrainer
 
     step = MAETrainer.training_step
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 
 # Backward: one product for the gradient of the input, one for that of the weights.
 BACKWARD_TO_FORWARD = 2

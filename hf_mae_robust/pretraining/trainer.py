@@ -3,10 +3,10 @@
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
-from .data.preprocessing import training_transform
-from .errors import DataError
-from .training.optimization import decayed_parameter_names
-from .training.trainer import ImageTrainer
+from ..data.preprocessing import training_transform
+from ..errors import DataError
+from ..training.optimization import decayed_parameter_names
+from ..training.trainer import ImageTrainer
 
 
 class MAETrainer(ImageTrainer):

@@ -11,15 +11,15 @@ from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
-from .data.bad_images import SkippedImages, describe
-from .data.loaders import sequential_loader
-from .data.preprocessing import EvaluationTransform, evaluation_processor
-from .data.source import ImageSource
-from .errors import DataError
-from .model import ViTMAERobustConfig
-from .model.configuration_vit_mae_robust import to_pair
-from .statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
-from .version import __version__
+from ..data.bad_images import SkippedImages, describe
+from ..data.loaders import sequential_loader
+from ..data.preprocessing import EvaluationTransform, evaluation_processor
+from ..data.source import ImageSource
+from ..errors import DataError
+from ..model import ViTMAERobustConfig
+from ..model.configuration_vit_mae_robust import to_pair
+from ..version import __version__
+from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 
 logger = logging.getLogger(__name__)
 

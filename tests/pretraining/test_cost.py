@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.cost import blocks, forward_flops, memory, training_flops
+from hf_mae_robust.pretraining.cost import blocks, forward_flops, memory, training_flops
 from tests.helpers import TINY
 
 SETTINGS = [

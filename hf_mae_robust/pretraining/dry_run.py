@@ -3,10 +3,10 @@
 import math
 from itertools import groupby
 
+from ..data.source import ImageSource
+from ..model import ViTMAERobustConfig
+from .arguments import MAETrainingArguments
 from .cost import Block, blocks, forward_flops, memory, num_parameters, training_flops
-from .data.source import ImageSource
-from .model import ViTMAERobustConfig
-from .pretraining.arguments import MAETrainingArguments
 
 GIB = 2**30
 # Where --images_per_second does not say: a CPU, a GPU, a machine of GPUs.
