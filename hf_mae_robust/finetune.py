@@ -8,7 +8,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from .data.opening import EMBEDDED
-from .finetune_arguments import (
+from .finetuning.arguments import (
     AugmentationArguments,
     DetectionArguments,
     FinetuneArguments,
@@ -18,9 +18,11 @@ from .finetune_arguments import (
     FinetuneTrainingArguments,
     SegmentationArguments,
 )
-from .finetuning_trainer import FinetuningTrainer
+from .finetuning.classification import task as classification
+from .finetuning.detection import task as detection
+from .finetuning.segmentation import task as segmentation
+from .finetuning.trainer import FinetuningTrainer
 from .hub.run_record import about_run
-from .tasks import classification, detection, segmentation
 from .training.checkpoints import check_config
 from .training.parser import RecipeParser
 from .training.pictures import save_loss_plot
@@ -86,7 +88,7 @@ def set_minimum_rate(recipe: FinetuneRecipeArguments, training: FinetuneTraining
 def record_of_lora(arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any] | None:
     if arguments.model.lora_r is None:
         return None
-    from .lora import record_of_adapter  # peft is optional
+    from .finetuning.classification.lora import record_of_adapter  # peft is optional
 
     return record_of_adapter(model)
 

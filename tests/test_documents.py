@@ -13,9 +13,9 @@ from hf_mae_robust.data.loaders.preprocessing import training_transform
 
 from hf_mae_robust import ViTMAERobustForPreTraining, __version__
 from hf_mae_robust.__main__ import make_parser as make_command_parser
-from hf_mae_robust.augmentation import FinetuningTransform
 from hf_mae_robust.errors import EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
+from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
 from hf_mae_robust.pretrain import build_config, make_parser
 from hf_mae_robust.recipes import recipe_path
 

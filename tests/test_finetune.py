@@ -14,10 +14,10 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
 
-from hf_mae_robust.augmentation import seeded
 from hf_mae_robust.errors import EXIT_STOPPED, CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
+from hf_mae_robust.finetuning.classification.augmentation import seeded
 from tests.helpers import as_flags, finetuning_settings, losses, photos
 from tests.runs import run, send
 

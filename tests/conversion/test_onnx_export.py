@@ -21,9 +21,9 @@ from transformers import (
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.export import export
-from hf_mae_robust.detectors import build_detector
+from hf_mae_robust.finetuning.detection.models import build_detector
+from hf_mae_robust.finetuning.segmentation.models import backbone_config
 from hf_mae_robust.model.configuration_vit_mae_robust import to_pair
-from hf_mae_robust.segmenters import backbone_config
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, stock_of
 

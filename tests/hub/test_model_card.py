@@ -16,13 +16,13 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining, SegformerI
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustDetectionImageProcessor, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.detectors import build_detector
 from hf_mae_robust.finetune import main as finetune
 from hf_mae_robust.finetuning.classification.models import build_classifier
+from hf_mae_robust.finetuning.detection.models import build_detector
+from hf_mae_robust.finetuning.segmentation.models import build_segmenter
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.recipes import recipe_path
-from hf_mae_robust.segmenters import build_segmenter
 from tests.fresh import code_of_card, run_without_the_package
 from tests.helpers import TINY, TINY_OVERRIDES, as_flags, photos
 

@@ -1,0 +1,145 @@
+"""COCO's JSON files beside folders of images, as tables like those of Parquet data sets with an `objects` column."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Features, Value
+from faster_coco_eval import mask_api_new_cpp
+
+from ...errors import DataError
+
+PREFIX = "instances_"
+
+# So many images at a time become a table, for memory.
+CHUNK = 1024
+
+
+def coco_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | None:
+    """Split name -> function that loads it, for a folder laid out as COCO's: `annotations/instances_SPLIT.json` and the
+    images in `SPLIT/` or `images/SPLIT/`; None for other folders. The year is left out of a name where that is
+    unambiguous, so that train2017 is "train" and val2017 "val"."""
+    found = {}
+    for file in sorted((folder / "annotations").glob(f"{PREFIX}*.json")):
+        split = file.stem.removeprefix(PREFIX)
+        images = next((path for path in (folder / split, folder / "images" / split) if path.is_dir()), None)
+        if images is not None:
+            found[split] = partial(load_coco, file, images)
+    short = defaultdict(list)
+    for split in found:
+        short[split.rstrip("0123456789") or split].append(split)
+    names = {split: name for name, splits in short.items() for split in splits if len(splits) == 1}
+    return {names.get(split, split): load for split, load in found.items()} or None
+
+
+def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets.Dataset:
+    """One row an image, in the order of the file: `image` (encoded bytes are read when they are needed), `image_id`,
+    `width`, `height`, and `objects`, a struct of lists with `id`, `bbox`, `category` (ClassLabel, in the order of
+    COCO's ids), `category_id` (COCO's), `area`, `iscrowd`, `segmentation` (polygons) and `rle` ({size, counts}).
+
+    Raises DataError: a file that cannot be read or is no COCO annotation, no image, an image that is not in the folder,
+    an object of an unknown image or category, an id or a name that comes twice.
+    """
+    annotation_file = Path(annotation_file)
+    try:
+        content = json.loads(annotation_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{annotation_file} cannot be read: {error}.") from error
+    try:
+        return _table(content, annotation_file, Path(image_folder))
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # pyarrow's are ValueErrors
+        raise DataError(
+            f"{annotation_file} is no COCO annotation: 'images' with 'id' and 'file_name', 'categories' with 'id' and "
+            f"'name', and 'annotations' with 'image_id', 'category_id' and 'bbox' are needed, ids being numbers "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -> datasets.Dataset:
+    images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
+    names = {int(category["id"]): str(category["name"]) for category in categories}
+    if not images:
+        raise DataError(f"{annotation_file} lists no image.")
+    if len(names) < len(categories):
+        raise DataError(f"{annotation_file}: two categories have the same id.")
+    if len(set(names.values())) < len(names):
+        raise DataError(f"{annotation_file}: two categories have the same name.")
+    numbers = {category: i for i, category in enumerate(sorted(names))}
+    by_image: dict[int, list[dict]] = {image["id"]: [] for image in images}
+    if len(by_image) < len(images):
+        raise DataError(f"{annotation_file}: two images have the same id.")
+    for annotation in annotations:
+        for key, known in (("image_id", by_image), ("category_id", numbers)):
+            if annotation.get(key) not in known:
+                raise DataError(
+                    f"{annotation_file}: the annotation {annotation.get('id')} has the {key} {annotation.get(key)!r}, "
+                    "which the file does not list."
+                )
+        by_image[annotation["image_id"]].append(annotation)
+    missing = [image["file_name"] for image in images if not (image_folder / image["file_name"]).is_file()]
+    if missing:
+        raise DataError(
+            f"{annotation_file} lists {len(missing):,} images that are not in {image_folder}, first {missing[0]}."
+        )
+    features = Features(
+        {
+            "image": datasets.Image(),
+            "image_id": Value("int64"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "objects": {
+                "id": datasets.List(Value("int64")),
+                "bbox": datasets.List(datasets.List(Value("float64"))),
+                "category": datasets.List(ClassLabel(names=[names[category] for category in sorted(names)])),
+                "category_id": datasets.List(Value("int32")),
+                "area": datasets.List(Value("float64")),
+                "iscrowd": datasets.List(Value("int8")),
+                "segmentation": datasets.List(datasets.List(datasets.List(Value("float64")))),
+                "rle": datasets.List({"size": datasets.List(Value("int32")), "counts": datasets.List(Value("int64"))}),
+            },
+        }
+    )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for image in images:
+            yield {
+                "image": str(image_folder / image["file_name"]),
+                "image_id": image["id"],
+                "width": image.get("width"),
+                "height": image.get("height"),
+                "objects": _columns(by_image[image["id"]], numbers),
+            }
+
+    chunks, left = [], rows()
+    while chunk := list(islice(left, CHUNK)):
+        chunks.append(datasets.Dataset.from_list(chunk, features=features))
+    return datasets.concatenate_datasets(chunks)
+
+
+def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[str, list]:
+    masks = [annotation.get("segmentation") for annotation in annotations]
+    encoded = [_uncompressed(mask) if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks]
+    return {
+        "id": [annotation.get("id") for annotation in annotations],
+        "bbox": [annotation["bbox"] for annotation in annotations],
+        "category": [numbers[annotation["category_id"]] for annotation in annotations],
+        "category_id": [annotation["category_id"] for annotation in annotations],
+        "area": [annotation.get("area") for annotation in annotations],
+        "iscrowd": [annotation.get("iscrowd", 0) for annotation in annotations],
+        "segmentation": [mask if isinstance(mask, list) else [] for mask in masks],
+        "rle": encoded,
+    }
+
+
+def _uncompressed(mask: dict[str, Any]) -> dict[str, list[int]]:
+    size, counts = mask["size"], mask["counts"]
+    if isinstance(counts, str):
+        counts = mask_api_new_cpp.toUncompressedRLE([{"size": size, "counts": counts.encode()}])[0]["counts"]
+    return {"size": size, "counts": counts}

@@ -1,0 +1,91 @@
+"""The Trainer for Mask R-CNN: its losses, and COCO's average precision over all processes."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torchvision.transforms.v2.functional import resize
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from ...errors import DataError
+from ..trainer import FinetuningTrainer, with_shared_batch_norm
+from .metrics import Detections, coco_metrics
+
+LOSS_PARTS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+
+
+class DetectionTrainer(FinetuningTrainer):
+    """Fine-tunes a detector of objects and their masks.
+
+    Args (beside `FinetuningTrainer`'s):
+        num_pictures: so many images of the evaluation, the first, are kept with their detections in `pictures`.
+
+    AP counts the surest `detections_per_image` (of the model's config) of each image; COCO's counts 100.
+    """
+
+    def __init__(self, *, model: PreTrainedModel, args: TrainingArguments, num_pictures: int = 8, **kwargs):
+        super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
+        self.num_pictures = num_pictures
+        self._loss_parts: list[torch.Tensor] = []
+        # Of the last evaluation.
+        self.pictures: list[tuple] = []
+        self.results_of_classes: list[dict[str, Any]] = []
+
+    # ---- training ----
+
+    def compute_loss(self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        rows = inputs.pop("row")
+        outputs = model(**inputs)
+        self._loss_parts.append(torch.stack([outputs[name].detach() for name in LOSS_PARTS]))
+        self.guard.add_loss(outputs.loss, rows)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._loss_parts:
+            # Those of the first process: to watch, not to steer by.
+            means = torch.stack(self._loss_parts).mean(dim=0).tolist()
+            self._loss_parts.clear()
+            logs.update(dict(zip(LOSS_PARTS, means)))
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """COCO's AP of boxes and masks over every image once, at its own size, exact with any number of processes: the
+        first one computes it from what all have found."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        mine, self.pictures = [], []
+        for inputs, valid in self.evaluation_batches(dataloader):
+            found = [label["objects"] for label in inputs.pop("labels")]
+            with self.compute_loss_context_manager():
+                outputs = model(**inputs)
+            results = self.processing_class.post_process_instance_segmentation(
+                outputs, threshold=0.0, target_sizes=[objects.size for objects in found]
+            )
+            for i, (objects, result, is_valid) in enumerate(zip(found, results, valid.tolist())):
+                if not is_valid:
+                    continue
+                # Each image comes once over all processes: any numbers will do that are all different.
+                number = len(mine) * self.args.world_size + self.args.process_index
+                mine.append((number, objects, Detections.of(result)))
+                if len(self.pictures) < self.num_pictures and self.is_world_process_zero():
+                    height, width = outputs.image_sizes[i].tolist()
+                    shown = self.normalization.undo(inputs["pixel_values"][i])[:, :height, :width]
+                    self.pictures.append((resize(shown, list(objects.size)).cpu(), *mine[-1][1:]))
+        everything = gather_object(mine) if self.args.world_size > 1 else mine
+        if not everything:
+            raise DataError(f"None of the images of {self.eval_dataset.description} can be used.")
+        outcome = [None, None]
+        if self.is_world_process_zero():
+            objects = {number: of_image for number, of_image, _ in everything}
+            detections = {number: of_image for number, _, of_image in everything}
+            count = model.config.detections_per_image
+            outcome = list(coco_metrics(objects, detections, self.class_names, count))
+        metrics, self.results_of_classes = broadcast_object_list(outcome) if self.args.world_size > 1 else outcome
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(everything))

@@ -1,0 +1,177 @@
+"""Semantic maps of a data set: which column, which values are which class, and that map and image fit together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Features
+
+from ...data.decoding import decode_map
+from ...data.labels import MAX_VALUE, read_id2label
+from ...errors import DataError, ImageDecodingError
+
+# In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
+IGNORED = -1
+NAMES_OF_COLUMNS = ("annotation", "label", "mask", "segmentation_map", "segmentation")
+# What 0 is called where it is no class.
+NAMES_OF_NOTHING = (
+    "other",
+    "others",
+    "unlabeled",
+    "unlabelled",
+    "background",
+    "void",
+    "ignore",
+    "none",
+    "other/unlabelled",
+)
+_NO_CLASS = -2
+
+
+@dataclass(frozen=True)
+class SemanticMaps:
+    """A column of maps of the interface of `Labels`, joint with the image.
+
+    Attributes:
+        column: its name. class_names: of the classes 0, 1, ... description: of the data set, for errors.
+        values: of a map, of each class.
+        ignored_values: of a map, that are no class and are not counted.
+    """
+
+    column: str
+    class_names: tuple[str, ...]
+    values: tuple[int, ...]
+    ignored_values: tuple[int, ...]
+    description: str
+    _classes: torch.Tensor = field(init=False, repr=False, compare=False)
+    is_joint = True
+
+    def __post_init__(self):
+        classes = torch.full((MAX_VALUE + 1,), _NO_CLASS, dtype=torch.int32)
+        classes[list(self.values)] = torch.arange(len(self.values), dtype=torch.int32)
+        classes[list(self.ignored_values)] = IGNORED
+        object.__setattr__(self, "_classes", classes)
+
+    def check(self, values: Sequence[Any], first_row: int | None = 0) -> Sequence[Any]:
+        """Raises DataError, naming the first row, where there is no map. They are not decoded yet."""
+        if None in values:
+            where = "an image" if first_row is None else f"row {first_row + list(values).index(None):,}"
+            raise DataError(f"{self.description}: {where} has no map in column '{self.column}'. Leave out such rows.")
+        return values
+
+    def of_split(self, features: Features | None, description: str) -> "SemanticMaps":
+        """The same classes for another split. Raises DataError where that one has no such column."""
+        if features is not None and self.column not in features:
+            raise DataError(f"{description} has no column '{self.column}', the maps of {self.description}.")
+        return replace(self, description=description)
+
+    def decode(self, value: Any, image: torch.Tensor, row: int) -> torch.Tensor:
+        """An encoded map -> classes `(h, w)` int32, IGNORED where there is none. image: `(C, h, w)`, of the same row.
+
+        Raises:
+            ImageDecodingError: it cannot be decoded, holds colours, or is of another size than the image.
+            DataError: a value that is no class.
+        """
+        numbers = decode_map(value, row)
+        if numbers.shape != image.shape[1:]:
+            sizes = "{1} x {0}".format(*numbers.shape), "{1} x {0}".format(*image.shape[1:])
+            detail = f"the map has {sizes[0]} pixels, the image {sizes[1]}"
+            if numbers.shape == image.shape[:0:-1]:
+                detail += " (one of them may lack the other's EXIF orientation)"
+            raise ImageDecodingError(f"Row {row}: {detail}.", "mismatch", detail)
+        classes = self._classes[numbers.clamp(0, MAX_VALUE).long()]
+        unknown = (classes == _NO_CLASS) | (numbers < 0) | (numbers > MAX_VALUE)
+        if unknown.any():
+            value = int(numbers[unknown][0])
+            raise DataError(
+                f"{self.description}: the map of row {row:,} has the value {value}, which is none of the "
+                f"{len(self.values)} classes ({self._range()}). --id2label names the values in the maps; leave a value "
+                f"out with --ignore_index {value}; --do_reduce_labels is for maps in which 0 is no class."
+            )
+        return classes
+
+    def _range(self) -> str:
+        first, last = self.values[0], self.values[-1]
+        return f"values {first} to {last}" if len(self.values) == last - first + 1 else f"{first} to {last}, with gaps"
+
+    def filler(self) -> torch.Tensor:
+        return torch.full((16, 16), IGNORED, dtype=torch.int32)
+
+
+def name_classes(
+    names: dict[int, str], do_reduce_labels: bool, ignore_index: int
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """Class names, the value of each in the maps, and the ignored values.
+
+    names: of the values in the maps. Classes are numbered in the order of their values, without gaps. `ignore_index`
+    is no class, wherever it stands among them; nor is 255, unless it has a name. With `do_reduce_labels` 0 is no class;
+    there the names may also be those of the reduced classes (0 is the first one, as in the files on the Hub for
+    ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
+
+    Raises ValueError where fewer than two classes are left, or two have the same name.
+    """
+    if do_reduce_labels and 0 in names and names[0].strip().lower() not in NAMES_OF_NOTHING:
+        names = {value + 1: name for value, name in names.items()}
+    ignored = {ignore_index, 255} if 255 not in names else {ignore_index}
+    ignored |= {0} if do_reduce_labels else set()
+    values = tuple(sorted(names.keys() - ignored))
+    class_names = tuple(names[value] for value in values)
+    if len(values) < 2:
+        raise ValueError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.")
+    if len(set(class_names)) < len(class_names):
+        twice = next(name for name in class_names if class_names.count(name) > 1)
+        raise ValueError(f"--id2label has two classes of the name '{twice}'.")
+    return class_names, values, tuple(sorted(value for value in ignored if 0 <= value <= MAX_VALUE))
+
+
+def find_maps(
+    features: Features | None,
+    wanted: str,
+    description: str,
+    *,
+    id2label: str | None,
+    folder: str | None = None,
+    do_reduce_labels: bool = False,
+    ignore_index: int = 255,
+) -> SemanticMaps:
+    """Choose the column of semantic maps, and name its classes.
+
+    Args:
+        wanted: a column, or "auto": the first of NAMES_OF_COLUMNS of type Image, or the only image column beside
+            'image'.
+        id2label: see `read_id2label`; None: `id2label.json` in `folder`, where the data are.
+        do_reduce_labels, ignore_index: see `name_classes`.
+
+    Raises DataError: no such column, none to choose, or no names for the classes; ValueError as `read_id2label`.
+    """
+    if features is None:
+        raise DataError(f"{description} does not say which columns it has; its maps cannot be used.")
+    columns = ", ".join(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in features.items())
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image) and name != "image"]
+    if wanted == "auto":
+        known = [name for name in NAMES_OF_COLUMNS if name in images]
+        if not known and len(images) != 1:
+            raise DataError(
+                f"{description} has {len(images)} columns that may be semantic maps: name the one with "
+                f"--label_column_name. It has: {columns}."
+            )
+        wanted = known[0] if known else images[0]
+    if wanted not in features:
+        raise DataError(f"{description} has no column '{wanted}' (--label_column_name). It has: {columns}.")
+    if not isinstance(features[wanted], datasets.Image):
+        raise DataError(
+            f"{description}: column '{wanted}' is no column of images, as semantic maps are. Choose another one with "
+            f"--label_column_name. It has: {columns}."
+        )
+    beside = Path(folder) / "id2label.json" if folder else None
+    if id2label is None and beside is not None and beside.is_file():
+        id2label = str(beside)
+    if id2label is None:
+        raise DataError(
+            f'{description} does not name its classes: give --id2label FILE with {{"0": "name", ...}} for the values '
+            "in the maps, or --id2label 150 for that many classes without names."
+        )
+    return SemanticMaps(wanted, *name_classes(read_id2label(id2label), do_reduce_labels, ignore_index), description)

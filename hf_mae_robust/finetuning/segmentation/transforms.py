@@ -1,0 +1,96 @@
+"""Augmentation and evaluation of images with semantic maps, by torchvision."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN
+
+from .maps import IGNORED
+
+MAX_SHARE_OF_A_CLASS = 0.75
+CROPS_TO_TRY = 10
+# mmsegmentation scales into 2048 x 512. Without a limit, 20,000 x 10 pixels would become a million wide.
+MAX_ASPECT_RATIO = 4
+
+
+class PhotometricDistortion(v2.RandomPhotometricDistort):
+    """Brightness, contrast, saturation and hue, each with probability 1/2, as mmsegmentation does. torchvision's also
+    exchanges colours, so that grass may be blue and the sky green."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
+class SegmentationTransform:
+    """mmsegmentation's augmentation for ADE20K: image `(C, h, w)` uint8 and classes `(h, w)` ->
+    `{"pixel_values": (C, S, S) uint8, "labels": (S, S) int64}`.
+
+    The image is scaled (`scaled_size`) to S x a random factor, a square of S x S is cropped (anew, up to ten times,
+    where one class fills more than 3/4 of it or all of it is ignored), flipped, and its colours distorted. What lies
+    outside of the image is filled with the mean, and ignored.
+
+    Args:
+        crop_size: S. scale_range: of the factor. image_mean: of values in [0, 1].
+        photometric_distortion: `PhotometricDistortion`, for images of three channels.
+
+    Raises ValueError for photometric distortion of other images.
+    """
+
+    def __init__(
+        self,
+        crop_size: int,
+        scale_range: tuple[float, float] = (0.5, 2.0),
+        horizontal_flip: bool = True,
+        photometric_distortion: bool = True,
+        image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    ):
+        if photometric_distortion and len(image_mean) != 3:
+            raise ValueError(
+                f"--photometric_distortion is for images of 3 channels, not {len(image_mean)}: set it to false."
+            )
+        self.crop_size, self.scale_range = crop_size, scale_range
+        fill = {tv_tensors.Image: [round(255 * mean) for mean in image_mean], "others": IGNORED}
+        self.crop = v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill)
+        steps = [v2.RandomHorizontalFlip()] if horizontal_flip else []
+        steps += [PhotometricDistortion()] if photometric_distortion else []
+        self.steps = v2.Compose(steps) if steps else v2.Identity()
+
+    def __call__(self, image: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
+        low, high = self.scale_range
+        size = scaled_size(image.shape[-2:], self.crop_size * float(torch.empty(()).uniform_(low, high)))
+        image, classes = tv_tensors.Image(image), tv_tensors.Mask(classes)
+        image, classes = F.resize(image, size, antialias=True), F.resize(classes, size)
+        for _ in range(CROPS_TO_TRY):
+            crop, labels = self.crop(image, classes)
+            counts = labels[labels != IGNORED].bincount()
+            # One class alone, or none, has no smaller share than all that is counted.
+            if len(counts) and counts.max() < MAX_SHARE_OF_A_CLASS * counts.sum():
+                break
+        crop, labels = self.steps(crop, labels)
+        return {"pixel_values": crop.as_subclass(torch.Tensor), "labels": labels.as_subclass(torch.Tensor).long()}
+
+
+def scaled_size(size: Sequence[int], short: float) -> list[int]:
+    """(height, width), the aspect ratio kept, with the short side so long, or the long one MAX_ASPECT_RATIO times that
+    where it would be longer."""
+    factor = min(short / min(size), MAX_ASPECT_RATIO * short / max(size))
+    return [max(1, round(side * factor)) for side in size]
+
+
+class SegmentationEvaluationTransform:
+    """Image `(C, h, w)` uint8 and classes `(h, w)` -> the image scaled to the size of crops (`scaled_size`), and the
+    classes as they are: predictions are scaled back to them."""
+
+    def __init__(self, crop_size: int):
+        self.crop_size = crop_size
+
+    def __call__(self, image: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
+        size = scaled_size(image.shape[-2:], self.crop_size)
+        return {"pixel_values": F.resize(image, size, antialias=True), "labels": classes.long()}
+
+    def __repr__(self) -> str:
+        return f"short side {self.crop_size}, windows of {self.crop_size} x {self.crop_size}"

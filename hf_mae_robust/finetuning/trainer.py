@@ -1,0 +1,75 @@
+"""What the trainers of all downstream tasks share: layer-wise learning rates, checkpoints that are loaded strictly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from ..conversion.encoders import load_strictly
+from ..errors import CheckpointError
+from ..training.optimization import param_groups_layer_decay
+from ..training.trainer import ImageTrainer
+
+
+def shares_batch_norm(args: TrainingArguments) -> bool:
+    """Whether BatchNorm takes its statistics over several GPUs."""
+    return args.world_size > 1 and args.device.type == "cuda"
+
+
+def with_shared_batch_norm(model: PreTrainedModel, args: TrainingArguments) -> PreTrainedModel:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if shares_batch_norm(args) else model
+
+
+class FinetuningTrainer(ImageTrainer):
+    """Trains a model on top of a pre-trained encoder.
+
+    Args (beside `ImageTrainer`'s):
+        class_names: of the classes 0, 1, ... layer_decay: see `param_groups_layer_decay`.
+
+    A subclass computes losses that are means over the images of a batch, so that accumulated batches and several
+    processes equal one large batch.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *, class_names: Sequence[str], layer_decay: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        # They would take the loss for one that is summed over the accumulated batches.
+        self.model_accepts_loss_kwargs = False
+        self.class_names, self.layer_decay = tuple(class_names), layer_decay
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            groups = param_groups_layer_decay(
+                trained, self.args.learning_rate, self.layer_decay, self.args.weight_decay
+            )
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
+        return super().create_optimizer(model)
+
+    def _get_learning_rate(self) -> float:
+        """For the log: that of the head. The Trainer's would be that of the first group, the slowest layer."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def loaded_weights(self, checkpoint: str) -> dict[str, Any]:
+        """The tensors of a checkpoint, by the names of the model. The Trainer would load nothing of the blocks:
+        checkpoints have other names for them than the model. Raises CheckpointError where one is missing."""
+        try:
+            return load_strictly(type(self.model), checkpoint, config=self.model.config).state_dict()
+        except ValueError as error:
+            raise CheckpointError(f"{error} Nothing was resumed.") from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            (self.model if model is None else model).load_state_dict(self.loaded_weights(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
