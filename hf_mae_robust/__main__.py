@@ -10,14 +10,14 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from .analyze import COMMANDS as ANALYSES
+from .analysis.analyze import COMMANDS as ANALYSES
+from .analysis.knn import add_knn_arguments, run_knn
 from .conversion.convert import add_convert_arguments, run_convert
 from .conversion.export import add_export_arguments, run_export
 from .data.opening import open_splits
 from .data.source import DataLocation
 from .demo import add_demo_arguments, run_demo
 from .hub.model_card import add_card_arguments, run_card
-from .knn import add_knn_arguments, run_knn
 from .model import ViTMAERobustConfig
 from .pretraining.statistics_pass import statistics_of_source
 from .reproduce import add_reproduce_arguments, run_reproduce

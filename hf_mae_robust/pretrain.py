@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, set_seed
 from transformers.utils import is_flash_attn_2_available
 
+from .analysis.online import add_online_diagnostics
 from .conversion.encoders import unreadable
 from .data.loaders import sequential_loader
 from .data.opening import EMBEDDED
@@ -17,7 +18,6 @@ from .hub.model_card import PRETRAINING
 from .hub.run_record import about_run
 from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .model.configuration_vit_mae_robust import to_pair
-from .online_diagnostics import add_online_diagnostics
 from .pretraining.arguments import DEFAULT_RECIPE, MAETrainingArguments, ModelArguments
 from .pretraining.dry_run import describe_plan
 from .pretraining.patch_statistics import PatchStatistics

@@ -11,18 +11,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import TrainerCallback
 
-from .data.features import extract_features
-from .data.opening import open_splits
-from .data.preprocessing import EvaluationTransform
-from .data.source import DataLocation, ImageSource, load_head_of_stream
-from .diagnostic_pictures import save_pictures
+from ..data.features import extract_features
+from ..data.opening import open_splits
+from ..data.preprocessing import EvaluationTransform
+from ..data.source import DataLocation, ImageSource, load_head_of_stream
+from ..pretraining.arguments import MAETrainingArguments
+from ..training.arguments import DataArguments
+from ..training.pictures import save_reconstructions
+from ..training.trainer import ImageTrainer
 from .evaluators import EVALUATORS
 from .knn import knn_accuracy
-from .pretraining.arguments import MAETrainingArguments
+from .plots import save_pictures
 from .samples import Samples
-from .training.arguments import DataArguments
-from .training.pictures import save_reconstructions
-from .training.trainer import ImageTrainer
 
 NUM_PICTURES = 8
 PREFIX = "diagnostics/"

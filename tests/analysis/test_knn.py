@@ -14,8 +14,8 @@ from hf_mae_robust.data.loaders.source import DataLocation
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.analysis.knn import knn_accuracy
 from hf_mae_robust.conversion.encoders import load_encoder
-from hf_mae_robust.knn import knn_accuracy
 from tests.helpers import photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .model import ViTMAERobustForPreTraining
+from ..model import ViTMAERobustForPreTraining
 
 
 @dataclass

@@ -9,13 +9,13 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from .conversion.encoders import load_encoder, read_processor
-from .data.features import extract_features
-from .data.opening import open_splits
-from .data.preprocessing import EvaluationTransform, evaluation_processor
-from .data.source import DataLocation
-from .hub.models import local_model
-from .training.arguments import add_data_arguments
+from ..conversion.encoders import load_encoder, read_processor
+from ..data.features import extract_features
+from ..data.opening import open_splits
+from ..data.preprocessing import EvaluationTransform, evaluation_processor
+from ..data.source import DataLocation
+from ..hub.models import local_model
+from ..training.arguments import add_data_arguments
 
 
 def knn_accuracy(

@@ -10,16 +10,16 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
-from .data.opening import open_splits
-from .data.source import DataLocation, load_head_of_stream
-from .diagnostic_pictures import save_pictures, table
+from ..data.opening import open_splits
+from ..data.source import DataLocation, load_head_of_stream
+from ..hub.models import local_model
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from ..pretrain import build_config, build_model
+from ..pretraining.arguments import ModelArguments
+from ..training.arguments import add_data_arguments
 from .evaluators import EVALUATORS, Similarity
-from .hub.models import local_model
-from .model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from .pretrain import build_config, build_model
-from .pretraining.arguments import ModelArguments
+from .plots import save_pictures, table
 from .samples import Samples
-from .training.arguments import add_data_arguments
 
 
 def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForPreTraining:

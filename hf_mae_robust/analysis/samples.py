@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from .data.dataset import ImageDataset, collate
-from .data.loaders import sequential_loader
-from .data.preprocessing import EvaluationTransform, Normalization, evaluation_processor, training_transform
-from .data.source import ImageSource
-from .model import ViTMAERobustConfig
+from ..data.dataset import ImageDataset, collate
+from ..data.loaders import sequential_loader
+from ..data.preprocessing import EvaluationTransform, Normalization, evaluation_processor, training_transform
+from ..data.source import ImageSource
+from ..model import ViTMAERobustConfig
 
 
 class Samples:

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mae_robust.attention_maps import attention_distance, attention_entropy
-from hf_mae_robust.representation import alignment, effective_rank, linear_cka, token_similarity, uniformity
+from hf_mae_robust.analysis.measures import (
+    alignment,
+    attention_distance,
+    attention_entropy,
+    effective_rank,
+    linear_cka,
+    token_similarity,
+    uniformity,
+)
 
 
 def orthogonal(n, d, seed=0):

@@ -8,8 +8,8 @@ import torch
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity
-from hf_mae_robust.observing import decoder_views, encoder_views
+from hf_mae_robust.analysis.block_views import decoder_views, encoder_views
+from hf_mae_robust.analysis.evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity
 from tests.helpers import TINY
 
 

@@ -11,11 +11,18 @@ from typing import Any
 
 import torch
 
-from .attention_maps import attention_distance, attention_entropy
-from .model import ViTMAERobustForPreTraining
-from .model.configuration_vit_mae_robust import to_pair
-from .observing import at_rest, decoder_views, encoder_views
-from .representation import alignment, effective_rank, linear_cka, token_similarity, uniformity
+from ..model import ViTMAERobustForPreTraining
+from ..model.configuration_vit_mae_robust import to_pair
+from .block_views import at_rest, decoder_views, encoder_views
+from .measures import (
+    alignment,
+    attention_distance,
+    attention_entropy,
+    effective_rank,
+    linear_cka,
+    token_similarity,
+    uniformity,
+)
 
 Batches = Iterable[dict[str, torch.Tensor]]
 Findings = Iterator[tuple[str, Any]]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.evaluators import EVALUATORS
+from hf_mae_robust.analysis.evaluators import EVALUATORS
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
 from hf_mae_robust.pretraining.arguments import DIAGNOSTICS
 from tests.helpers import TINY_OVERRIDES, as_flags, losses
