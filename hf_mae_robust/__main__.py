@@ -16,7 +16,7 @@ from .conversion.convert import add_convert_arguments, run_convert
 from .conversion.export import add_export_arguments, run_export
 from .data.opening import open_splits
 from .data.source import DataLocation
-from .demo import add_demo_arguments, run_demo
+from .demo.command import add_demo_arguments, run_demo
 from .hub.model_card import add_card_arguments, run_card
 from .model import ViTMAERobustConfig
 from .pretraining.statistics_pass import statistics_of_source

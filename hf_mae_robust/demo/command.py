@@ -10,17 +10,17 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 
-from .files import check_is_free, written_whole
-from .hub.models import local_model
-from .inspection import Inspector, load_inspector
+from ..files import check_is_free, written_whole
+from ..hub.models import local_model
+from .inspector import Inspector, load_inspector
 
 PACKAGE = Path(__file__).parent
 APP = '''"""The demo of {title}. Run it with `python app.py`."""
 
 from pathlib import Path
 
-from hf_mae_robust.demo_app import build_app, launch
-from hf_mae_robust.inspection import load_inspector
+from hf_mae_robust.demo.app import build_app, launch
+from hf_mae_robust.demo.inspector import load_inspector
 
 HERE = Path(__file__).parent
 app = build_app(load_inspector({source}), {title!r})
@@ -149,7 +149,7 @@ def run_demo(args: argparse.Namespace) -> None:
         write_space(args.space, inspector, title, args.checkpoint if commit else None, commit)
         print(f"{args.space}: a Space; `hf upload NAME/OF-SPACE {args.space} --repo-type space` puts it on the Hub.")
         return
-    from .demo_app import build_app, launch  # gradio is optional
+    from .app import build_app, launch  # gradio is optional
 
     try:
         settings = {"share": args.share, "server_name": args.server_name, "server_port": args.server_port}

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from torchvision.transforms.functional import to_pil_image
 
-from .training.pictures import MASK_GRAY
+from ..training.pictures import MASK_GRAY
 
 # Small pictures are enlarged by a whole factor to about so many pixels, so that single patches can be seen and hit.
 SHOWN_SIZE = 448

@@ -13,9 +13,9 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from .data.decoding import decode_image
-from .errors import ImageDecodingError
-from .inspection import Inspector
+from ..data.decoding import decode_image
+from ..errors import ImageDecodingError
+from .inspector import Inspector
 from .pictures import as_rgb, attention_picture, masked_picture, on_pixels, principal_components, shown_scale, to_shown
 
 # Pictures, and what is remembered of them, are deleted after so many seconds.

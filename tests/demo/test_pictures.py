@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from hf_mae_robust.pictures import (
+from hf_mae_robust.demo.command.pictures import (
     as_rgb,
     attention_picture,
     masked_picture,
@@ -13,6 +12,7 @@ from hf_mae_robust.pictures import (
     shown_scale,
     to_shown,
 )
+
 from hf_mae_robust.training.pictures import MASK_GRAY
 
 

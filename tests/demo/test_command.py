@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from hf_mae_robust.demo.command.command import requirements, write_space
+from hf_mae_robust.demo.command.inspector import load_inspector
 from packaging.requirements import Requirement
 
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.demo import requirements, write_space
-from hf_mae_robust.inspection import load_inspector
 from tests.demo_models import save_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def message(capsys, *words) -> str:
 
 
 def test_gradio_is_not_loaded_before_it_is_needed():
-    code = "import sys, hf_mae_robust, hf_mae_robust.__main__, hf_mae_robust.demo; print('gradio' in sys.modules)"
+    code = (
+        "import sys, hf_mae_robust, hf_mae_robust.__main__, hf_mae_robust.demo.command; print('gradio' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
@@ -78,7 +80,7 @@ def test_bad_input_ends_in_one_sentence(folder, tmp_path, capsys, monkeypatch, w
 
 
 def test_flags_of_the_server_reach_gradio(folder, monkeypatch):
-    app = pytest.importorskip("hf_mae_robust.demo_app", reason="gradio is not installed")
+    app = pytest.importorskip("hf_mae_robust.demo.app", reason="gradio is not installed")
     found = {}
     monkeypatch.setattr(app.gr.Blocks, "launch", lambda self, **settings: found.update(settings))
     main(["demo", str(folder), "--share", "--server_name", "0.0.0.0", "--server_port", "1234", "--device", "cpu"])
@@ -86,7 +88,7 @@ def test_flags_of_the_server_reach_gradio(folder, monkeypatch):
 
 
 def test_a_port_that_is_taken_ends_in_one_sentence(folder, monkeypatch, capsys):
-    app = pytest.importorskip("hf_mae_robust.demo_app", reason="gradio is not installed")
+    app = pytest.importorskip("hf_mae_robust.demo.app", reason="gradio is not installed")
 
     def launch(self, **settings):
         raise OSError("Cannot find empty port in range: 7860-7860.")
@@ -96,7 +98,7 @@ def test_a_port_that_is_taken_ends_in_one_sentence(folder, monkeypatch, capsys):
 
 
 def test_a_click_goes_to_the_patch_under_it_on_a_grid_that_is_no_square(tmp_path):
-    app = pytest.importorskip("hf_mae_robust.demo_app", reason="gradio is not installed")
+    app = pytest.importorskip("hf_mae_robust.demo.app", reason="gradio is not installed")
     folder = save_model(tmp_path / "model", image_size=[48, 64], patch_size=[8, 16])
     demo = app.Demo(load_inspector(str(folder)))
     state = {
@@ -111,7 +113,7 @@ def test_a_click_goes_to_the_patch_under_it_on_a_grid_that_is_no_square(tmp_path
 
 
 def test_classes_of_the_same_name_are_told_apart(tmp_path):
-    app = pytest.importorskip("hf_mae_robust.demo_app", reason="gradio is not installed")
+    app = pytest.importorskip("hf_mae_robust.demo.app", reason="gradio is not installed")
     names = {"id2label": {0: "crane", 1: "bee", 2: "crane"}, "label2id": {"crane": 2, "bee": 1}}
     demo = app.Demo(load_inspector(str(save_model(tmp_path / "model", "classifier", **names))))
     named = demo.named(torch.tensor([0.5, 0.125, 0.375]))
@@ -174,6 +176,6 @@ def test_requirements_are_known_where_the_package_is_installed_only(monkeypatch)
     def absent(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("hf_mae_robust.demo.distribution", absent)
+    monkeypatch.setattr("hf_mae_robust.demo.command.distribution", absent)
     with pytest.raises(ValueError, match="pip install"):
         requirements()

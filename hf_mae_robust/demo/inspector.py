@@ -8,15 +8,15 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .conversion.encoders import load_encoder, load_strictly, read_config, read_processor
-from .conversion.original import from_original, read_original
-from .conversion.stock import STOCK_KINDS, read_stock
-from .data.decoding import PIL_MODES
-from .data.preprocessing import EvaluationTransform, default_processor
-from .hub.models import local_model
-from .model import ViTMAERobustForPreTraining
-from .model.configuration_vit_mae_robust import to_pair
-from .model.modeling_vit_mae_robust import random_masking
+from ..conversion.encoders import load_encoder, load_strictly, read_config, read_processor
+from ..conversion.original import from_original, read_original
+from ..conversion.stock import STOCK_KINDS, read_stock
+from ..data.decoding import PIL_MODES
+from ..data.preprocessing import EvaluationTransform, default_processor
+from ..hub.models import local_model
+from ..model import ViTMAERobustForPreTraining
+from ..model.configuration_vit_mae_robust import to_pair
+from ..model.modeling_vit_mae_robust import random_masking
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from hf_mae_robust.demo.command.inspector import load_inspector
 from PIL import Image
 from transformers import AutoImageProcessor, BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustForPreTraining
-from hf_mae_robust.inspection import load_inspector
 from tests.demo_models import save_model
 from tests.helpers import photos
 
-demo_app = pytest.importorskip("hf_mae_robust.demo_app", reason="gradio is not installed")
+demo_app = pytest.importorskip("hf_mae_robust.demo.app", reason="gradio is not installed")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
