@@ -20,7 +20,7 @@ from .demo.command import add_demo_arguments, run_demo
 from .hub.model_card import add_card_arguments, run_card
 from .model import ViTMAERobustConfig
 from .pretraining.statistics_pass import statistics_of_source
-from .reproduce import add_reproduce_arguments, run_reproduce
+from .studies.reproduce import add_reproduce_arguments, run_reproduce
 from .training.arguments import add_data_arguments
 
 

@@ -58,3 +58,7 @@ class StopRequested(Exception):
 
 
 EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4, HubError: 5}
+
+
+class StudyError(RuntimeError):
+    """Runs of a study failed; the others are finished."""

@@ -21,6 +21,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from ..errors import StudyError
+
 RESULT, LOG = "result.json", "run.log"
 # Of the log: what a result keeps over the epochs.
 CURVES = ("loss", "eval_loss", "diagnostics/linear_probe_accuracy", "diagnostics/knn_accuracy")
@@ -84,10 +86,6 @@ class Run:
             texts = [f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in differing]
             raise ValueError(f"{path} is of other settings ({'; '.join(texts)}). Use those, or another --output_dir.")
         return content
-
-
-class StudyError(RuntimeError):
-    """Runs of a study failed; the others are finished."""
 
 
 def _thin(points: list) -> list:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from .studies import FEATURE_MEASURES, TOKEN_MEASURES, Study
+from .definitions import FEATURE_MEASURES, TOKEN_MEASURES, Study
 
 # Of the runs of one kind: variant -> seed -> result.
 Results = dict[str, dict[int, dict[str, Any]]]

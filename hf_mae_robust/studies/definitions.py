@@ -138,7 +138,6 @@ def studies(num_blocks: int) -> dict[str, Study]:
 STUDIES = tuple(studies(12))
 
 # ---- scales ----
-
 SEEDS = {"smoke": 1, "small": 3}
 
 SMALL_32 = (

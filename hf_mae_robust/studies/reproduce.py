@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .errors import EXIT_STOPPED
-from .studies import (
+from ..errors import EXIT_STOPPED, StudyError
+from .definitions import (
     ANALYSIS,
     FINETUNE,
     FINETUNE_PAPER,
@@ -27,8 +27,8 @@ from .studies import (
     Variant,
     studies,
 )
-from .study_report import Results, write_report
-from .study_runner import Run, StudyError, StudyRunner
+from .report import Results, write_report
+from .runner import Run, StudyRunner
 
 PAPER_DATA = {
     "classification": "ILSVRC/imagenet-1k",
