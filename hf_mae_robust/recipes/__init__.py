@@ -1,4 +1,4 @@
-"""Recipes: YAML files of flags, one a row of the paper's tables and a few for a laptop; cost and result on top of each."""
+"""Recipes, one a row of the paper's tables and a few for a laptop: YAML files of flags, with cost and result on top."""
 
 from pathlib import Path
 
