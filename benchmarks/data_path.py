@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 
 import datasets
 import torch
-from hf_mae_robust.data.loaders.loaders import training_loader
-from hf_mae_robust.data.loaders.opening import open_splits
-from hf_mae_robust.data.loaders.preprocessing import training_transform
-from hf_mae_robust.data.loaders.source import DataLocation
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+from hf_mae_robust.data.loaders import training_loader
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.preprocessing import training_transform
+from hf_mae_robust.data.source import DataLocation
 
 # Otherwise each pass over a shuffled stream ends with a sleep of 5 s.
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0

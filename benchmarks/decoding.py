@@ -21,13 +21,14 @@ from types import SimpleNamespace
 import datasets
 import simplejpeg
 import torch
-from hf_mae_robust.data.loaders.dataset import ImageDataset, collate
-from hf_mae_robust.data.loaders.preprocessing import Normalization, evaluation_processor, training_transform
 from paired import add_common_arguments, measure, report
 from PIL import Image
 from torch.utils.data import default_collate
 from torchvision import transforms as v1
 from torchvision.transforms import v2
+
+from hf_mae_robust.data.dataset import ImageDataset, collate
+from hf_mae_robust.data.preprocessing import Normalization, evaluation_processor, training_transform
 
 
 def ways(

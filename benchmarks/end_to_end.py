@@ -22,7 +22,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from paired import add_common_arguments, report
 from torchvision import transforms
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from trainer_overhead import StepTimes
 from training_step import SIZES, set_decoder_dropout
 from transformers import Trainer, TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining, set_seed
 
+from hf_mae_robust.data.preprocessing import evaluation_processor
 from hf_mae_robust.pretrain import make_parser, prepare
 
 

@@ -14,13 +14,13 @@ import argparse
 import io
 
 import torch
-from hf_mae_robust.data.loaders.opening import open_splits
-from hf_mae_robust.data.loaders.source import DataLocation
 from paired import add_common_arguments, measure, report
 from PIL import Image
 from torchvision import transforms
 
 from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.pretraining.statistics_pass import statistics_of_source
 
 TOLERANCE = 1e-3

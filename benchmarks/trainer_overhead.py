@@ -20,14 +20,14 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from hf_mae_robust.data.loaders.preprocessing import Normalization, evaluation_processor
-from hf_mae_robust.data.loaders.source import ImageSource
 from paired import add_common_arguments, current_device, report, spread, synchronize
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 from transformers.trainer_callback import PrinterCallback
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.data.preprocessing import Normalization, evaluation_processor
+from hf_mae_robust.data.source import ImageSource
 from hf_mae_robust.pretraining.arguments import MAETrainingArguments
 from hf_mae_robust.pretraining.trainer import MAETrainer
 from hf_mae_robust.training.optimization import decayed_parameter_names

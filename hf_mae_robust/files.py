@@ -28,7 +28,7 @@ def _digest(file) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Make the disk hold what the operating system may still hold in memory; for a folder: its list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -41,13 +41,13 @@ def seal(folder: Path) -> None:
     """Write `manifest.json` (size in bytes and SHA-256 of every file) and flush everything to the disk."""
     files = {}
     for path in _files_in(folder):
-        _flush(path)
+        flush(path)
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n")
-    _flush(manifest)
+    flush(manifest)
     for subfolder in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        _flush(subfolder)
+        flush(subfolder)
 
 
 def broken_file_of(folder: Path) -> str | None:
@@ -73,12 +73,12 @@ def replace_files(staged: Path, folder: Path) -> None:
     """Move each file of a folder into another one, over older ones, so that none is ever there in part."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files_in(staged):
-        _flush(path)
+        flush(path)
         final = folder / path.relative_to(staged)
         final.parent.mkdir(exist_ok=True)
         path.replace(final)
     for changed in {folder, *(folder / path.relative_to(staged) for path in staged.rglob("*") if path.is_dir())}:
-        _flush(changed)
+        flush(changed)
     shutil.rmtree(staged)
 
 

@@ -180,7 +180,8 @@ def prepare(*groups) -> tuple[FinetuningTrainer, str | None]:
         task=arguments.model.task,
         start=None if asked.from_scratch else asked.model_name_or_path,
         start_commit=None if asked.from_scratch else commit,
-        dataset_name=data.dataset_name or EMBEDDED,
+        dataset_name=data.dataset_name,
+        built_in_dataset=EMBEDDED,
         recipe=recipe.config,
         model_license=recipe.model_license,
     )

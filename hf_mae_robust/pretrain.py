@@ -211,7 +211,8 @@ def prepare(
         task=PRETRAINING,
         start=start,
         start_commit=commit,
-        dataset_name=data_arguments.dataset_name or EMBEDDED,
+        dataset_name=data_arguments.dataset_name,
+        built_in_dataset=EMBEDDED,
         recipe=recipe.config,
         model_license=recipe.model_license,
     )

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from transformers import BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.conversion.beit import mae_beit_config
+from hf_mae_robust.data.preprocessing import evaluation_processor
 
 SIZES = {
     "image_size": 64,

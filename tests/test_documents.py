@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from hf_mae_robust.data.loaders.preprocessing import training_transform
 
 from hf_mae_robust import ViTMAERobustForPreTraining, __version__
 from hf_mae_robust.__main__ import make_parser as make_command_parser
+from hf_mae_robust.data.preprocessing import training_transform
 from hf_mae_robust.errors import EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform

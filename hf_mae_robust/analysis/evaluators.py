@@ -80,7 +80,7 @@ class ImageFeatures:
 
 
 class Attention:
-    """By block: `entropy` and `distance` (attention_maps.py), means over heads, and of each head as
+    """By block: `entropy` and `distance` (measures.py), means over heads, and of each head as
     `.../head 3/entropy`."""
 
     def __call__(self, model: ViTMAERobustForPreTraining, batches: Batches) -> Findings:

@@ -1,4 +1,8 @@
-"""A fine-tuned MAE ViT as a stock BEiT: its config, and the names of its tensors."""
+"""A fine-tuned MAE ViT as a stock BEiT: its config, and the names of its tensors.
+
+A fine-tuned MAE ViT *is* a stock BEiT with absolute positions and without relative ones and layer scale: BEiT lacks the
+bias of the keys, which softmax cannot feel, and it has drop path.
+"""
 
 from collections.abc import Mapping
 

@@ -12,7 +12,7 @@ from ..model import ViTMAERobustForPreTraining
 from .encoders import read_config
 from .original import from_original, read_original
 from .stock import STOCK_KINDS, read_stock
-from .timm_format import _is_of_timm, _read_timm
+from .timm_format import is_of_timm, read_timm
 
 
 def convert(
@@ -46,8 +46,8 @@ def convert(
     source = str(source)
     check_is_free(output_dir)
     preprocessing = {}
-    if _is_of_timm(source):
-        model, preprocessing = _read_timm(source)
+    if is_of_timm(source):
+        model, preprocessing = read_timm(source)
     elif Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors")):
         heads = num_attention_heads, decoder_num_attention_heads
         model = from_original(read_original(source), *heads, **config_overrides)

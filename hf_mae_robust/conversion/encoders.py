@@ -98,7 +98,7 @@ def _listed(keys: Sequence[str], limit: int = 4) -> str:
     return f"{len(keys)} tensors: {', '.join(sorted(keys)[:limit])}{more}"
 
 
-def _square(image_size: int | Sequence[int]) -> int:
+def square_size(image_size: int | Sequence[int]) -> int:
     height, width = to_pair(image_size)
     if height != width:
         raise ValueError(
@@ -126,7 +126,7 @@ def load_vit(name: str, config: PreTrainedConfig | None, heads: int | None, opti
         options = {"token": options["token"]}
         form = {key: value for key, value in config.to_dict().items() if key in ViTMAERobustConfig.__dataclass_fields__}
         return load_strictly(encoder_class, name, ("mid_mask_token",), config=ViTMAERobustConfig(**form), **options)
-    if _has_head(config):
+    if has_head(config):
         return load_strictly(VIT_CLASSIFIERS[config.model_type], name, **options)
     return load_strictly(encoder_class, name, ("pooler.",), **options)
 
@@ -186,7 +186,7 @@ def pixels_of(config: PreTrainedConfig, processor: object | None = None) -> Pixe
     return Pixels(channels, tuple(mean), tuple(std))
 
 
-def _has_head(config: PreTrainedConfig) -> bool:
+def has_head(config: PreTrainedConfig) -> bool:
     """Not DeiTForImageClassificationWithTeacher: transformers has it for inference only."""
     return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
@@ -267,7 +267,7 @@ class FrozenEncoder(nn.Module):
     def __init__(self, model: PreTrainedModel, pooling: str | None):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.image_size = _square(model.config.image_size)
+        self.image_size = square_size(model.config.image_size)
         self.has_own_mean = getattr(model.config, "use_mean_pooling", False)
         self.pooling = pooling or ("mean" if self.has_own_mean else "cls")
         # CLS; DeiT's distillation token; DINOv2's registers.
@@ -293,7 +293,7 @@ def load_encoder(
         # used, and DINOv2 has none.
         has_pooler = config.model_type in WITH_POOLING
         options = {} if config.model_type in DINOV2 else {"add_pooling_layer": has_pooler}
-        may_be_missing = ("pooler.",) if has_pooler and not _has_head(config) else ()
+        may_be_missing = ("pooler.",) if has_pooler and not has_head(config) else ()
         model = load_strictly(AutoModel, name, may_be_missing, **options, **access)
     else:
         model = load_vit(name, config, num_attention_heads, {**access, "trust_remote_code": False}).base_model

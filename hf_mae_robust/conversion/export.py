@@ -32,17 +32,17 @@ from ..hub.models import local_model
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
 from .stock import (
-    _DROPOUTS,
-    _ORIGINAL_EPS,
+    DROPOUTS,
+    ORIGINAL_EPS,
     SOURCES,
-    _check_original_settings,
-    _check_source,
-    _encoder_of,
-    _is_classifier,
-    _is_mae,
+    check_exportable,
+    check_original_settings,
+    encoder_of,
+    is_classifier,
+    is_mae,
     to_stock,
 )
-from .timm_format import _to_timm
+from .timm_format import to_timm
 
 TARGETS = ("beit", "vit", "timm", "original", "onnx")
 # A graph can hold whatever the others cannot; these are what run_finetune.py writes, and ViT's own classifier. Not the
@@ -95,7 +95,7 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
 
 
 def _has_label_names(model: PreTrainedModel) -> bool:
-    return _is_classifier(model) and any(name != f"LABEL_{i}" for i, name in model.config.id2label.items())
+    return is_classifier(model) and any(name != f"LABEL_{i}" for i, name in model.config.id2label.items())
 
 
 def _left_out(model: PreTrainedModel, target: str) -> list[str]:
@@ -105,16 +105,16 @@ def _left_out(model: PreTrainedModel, target: str) -> list[str]:
         parts = {"decoder": "the decoder", "target_normalizer": "the patch statistics of the target"}
         parts["auxiliary_head"] = "the auxiliary head"
         left_out += [words for name, words in parts.items() if getattr(model, name, None) is not None]
-        if hasattr(_encoder_of(model), "mid_mask_token"):
+        if hasattr(encoder_of(model), "mid_mask_token"):
             left_out.append("the mid-level mask token")
     else:
         left_out += ["the image processor", f"the number of heads ({config.num_attention_heads})"]
         if _has_label_names(model):
             left_out.append("the names of the classes")
-    if rates := [f"{name}={rate}" for name in _DROPOUTS if (rate := getattr(config, name, 0.0))]:
+    if rates := [f"{name}={rate}" for name in DROPOUTS if (rate := getattr(config, name, 0.0))]:
         left_out.append(f"{', '.join(rates)} (training only)")
-    if target in ("timm", "original") and config.layer_norm_eps != _ORIGINAL_EPS:
-        left_out.append(f"layer_norm_eps={config.layer_norm_eps} ({_ORIGINAL_EPS} there; a difference of rounding)")
+    if target in ("timm", "original") and config.layer_norm_eps != ORIGINAL_EPS:
+        left_out.append(f"layer_norm_eps={config.layer_norm_eps} ({ORIGINAL_EPS} there; a difference of rounding)")
     return left_out
 
 
@@ -154,10 +154,10 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     if to == "onnx":
         check_packages()
     model = _load(checkpoint, to)
-    if to != "onnx" or _is_mae(model):
-        _check_source(model)
+    if to != "onnx" or is_mae(model):
+        check_exportable(model)
     if to in ("timm", "original"):
-        _check_original_settings(model.config)
+        check_original_settings(model.config)
     if to == "original":
         tensors = to_original(model)
         with written_whole(out) as file:
@@ -166,14 +166,14 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
 
     processor = _processor_of(checkpoint, model)
     if to == "timm":
-        exported, description = _to_timm(model, processor)
+        exported, description = to_timm(model, processor)
         with written_whole(out) as folder:
             folder.mkdir()
             (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
             save_file(exported.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     elif to == "onnx":
         # Stock MAE masks at random whatever it is used for; the stock ViT computes the unmasked encoder.
-        exported = to_stock(model, "vit") if _is_mae(model) else model
+        exported = to_stock(model, "vit") if is_mae(model) else model
         with written_whole(out) as folder:
             folder.mkdir()
             save_onnx(exported, folder)

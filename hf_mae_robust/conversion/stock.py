@@ -59,7 +59,7 @@ SOURCES = (
     BeitModel,
 )
 # Of timm's ViT and of the official code; no argument that a config.json can hold changes it.
-_ORIGINAL_EPS = 1e-6
+ORIGINAL_EPS = 1e-6
 _SHARED_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
@@ -72,22 +72,22 @@ _SHARED_FIELDS = (
     "patch_size",
     "num_channels",
 )
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 
-def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return getattr(model, "vit", getattr(model, "beit", model))
 
 
-def _is_mae(model: PreTrainedModel) -> bool:
+def is_mae(model: PreTrainedModel) -> bool:
     return isinstance(model, (ViTMAEForPreTraining, ViTMAEModel))
 
 
-def _is_classifier(model: PreTrainedModel) -> bool:
+def is_classifier(model: PreTrainedModel) -> bool:
     return isinstance(model, BeitForImageClassification)
 
 
-def _check_source(model: PreTrainedModel) -> None:
+def check_exportable(model: PreTrainedModel) -> None:
     config, name = model.config, type(model).__name__
     if not isinstance(model, SOURCES):
         raise ValueError(f"{name} cannot be exported; one of {', '.join(source.__name__ for source in SOURCES)} can.")
@@ -110,28 +110,28 @@ def _check_source(model: PreTrainedModel) -> None:
         raise ValueError(
             f"This is a BEiT that is no plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
         )
-    if config.use_mean_pooling and not _is_classifier(model):
+    if config.use_mean_pooling and not is_classifier(model):
         raise ValueError(
             "A BeitModel with use_mean_pooling=True has a LayerNorm after the pooling and none before it: its features "
             "are not those of an encoder. Export the classifier it was taken from."
         )
 
 
-def _check_original_settings(config: PreTrainedConfig) -> None:
+def check_original_settings(config: PreTrainedConfig) -> None:
     """What no file of timm or of the official code can say, because their ViT has one value of it."""
     if config.hidden_act != "gelu":
         raise ValueError(f"hidden_act={config.hidden_act!r}: timm's ViT and the official code have 'gelu'.")
     # Smaller ones vanish beside the variances of trained features; stock ViT-MAE checkpoints say 1e-12.
-    if config.layer_norm_eps > _ORIGINAL_EPS:
+    if config.layer_norm_eps > ORIGINAL_EPS:
         raise ValueError(
-            f"layer_norm_eps={config.layer_norm_eps}: timm's ViT and the official code have {_ORIGINAL_EPS}."
+            f"layer_norm_eps={config.layer_norm_eps}: timm's ViT and the official code have {ORIGINAL_EPS}."
         )
 
 
-def _encoder_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+def encoder_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Tensors of the encoder by the names that ViT-MAE, ViT and BEiT share, with all biases. The mid-level token, which
     only masked images need, is left behind."""
-    tensors = with_key_biases(_encoder_of(model).state_dict())
+    tensors = with_key_biases(encoder_of(model).state_dict())
     tensors.pop("mid_mask_token", None)
     return tensors
 
@@ -154,26 +154,26 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
     """
     if target not in ("beit", "vit"):
         raise ValueError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
-    _check_source(model)
-    is_classifier, config = _is_classifier(model), model.config
+    check_exportable(model)
+    has_head, config = is_classifier(model), model.config
     fields = {field: getattr(config, field) for field in _SHARED_FIELDS}
-    if is_classifier:
+    if has_head:
         fields |= {field: getattr(config, field) for field in ("id2label", "label2id", "problem_type")}
     if target == "beit":
-        config = mae_beit_config(**fields, use_mean_pooling=is_classifier and config.use_mean_pooling)
-        stock = (BeitForImageClassification if is_classifier else BeitModel)(config)
-    elif is_classifier and config.use_mean_pooling:
+        config = mae_beit_config(**fields, use_mean_pooling=has_head and config.use_mean_pooling)
+        stock = (BeitForImageClassification if has_head else BeitModel)(config)
+    elif has_head and config.use_mean_pooling:
         raise ValueError(
             "This classifier takes the mean of the patch tokens, and the stock ViT classifies from the CLS token only. "
             "Export it to beit or timm, or fine-tune with CLS pooling."
         )
     else:
         config = ViTConfig(**fields, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        stock = ViTForImageClassification(config) if is_classifier else ViTModel(config, add_pooling_layer=False)
+        stock = ViTForImageClassification(config) if has_head else ViTModel(config, add_pooling_layer=False)
 
     stock.to(model.dtype)
-    tensors = _encoder_tensors(model)
-    _encoder_of(stock).load_state_dict(without_key_biases(tensors) if target == "beit" else tensors)
-    if is_classifier:
+    tensors = encoder_tensors(model)
+    encoder_of(stock).load_state_dict(without_key_biases(tensors) if target == "beit" else tensors)
+    if has_head:
         stock.classifier.load_state_dict(model.classifier.state_dict())
     return stock.eval()

@@ -13,12 +13,12 @@ from transformers.image_utils import PILImageResampling
 
 from ..model.configuration_vit_mae_robust import to_pair
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
-from .stock import _encoder_tensors, _is_classifier
+from .stock import encoder_tensors, is_classifier
 
 TIMM_PREFIXES = ("hf-hub:", "timm/", "local-dir:")
 
 
-def _is_of_timm(source: str) -> bool:
+def is_of_timm(source: str) -> bool:
     if source.startswith(TIMM_PREFIXES):
         return True
     config = Path(source) / "config.json"
@@ -61,7 +61,7 @@ def _single(size: tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if size[0] == size[1] else tuple(size)
 
 
-def _read_timm(source: str) -> tuple[PreTrainedModel, dict]:
+def read_timm(source: str) -> tuple[PreTrainedModel, dict]:
     """(model, arguments of `evaluation_processor`)"""
     try:
         there = timm.create_model(_timm_name(source), pretrained=True)
@@ -121,9 +121,9 @@ def _timm_preprocessing(processor: BaseImageProcessor, image_size: int | tuple[i
     raise refuse(f"size={size} and a crop of {height} x {width} do not have one ratio")
 
 
-def _to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict]:
+def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict]:
     """timm's VisionTransformer with these weights, in evaluation mode, and its config.json."""
-    config, is_classifier = model.config, _is_classifier(model)
+    config, has_head = model.config, is_classifier(model)
     mlp_ratio = config.intermediate_size / config.hidden_size
     if int(config.hidden_size * mlp_ratio) != config.intermediate_size:  # timm's formula; the quotient was rounded
         mlp_ratio = (config.intermediate_size + 0.5) / config.hidden_size
@@ -135,9 +135,9 @@ def _to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
         "mlp_ratio": mlp_ratio,
-        "global_pool": "avg" if is_classifier and config.use_mean_pooling else "token",
+        "global_pool": "avg" if has_head and config.use_mean_pooling else "token",
     }
-    num_classes = config.num_labels if is_classifier else 0
+    num_classes = config.num_labels if has_head else 0
     # Not timm's save_for_hf: that of 1.0.31 puts num_classes into model_args, where transformers 5.23 stumbles over it.
     description = {
         "architecture": _TIMM_ARCHITECTURE,
@@ -154,9 +154,9 @@ def _to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.
             **_timm_preprocessing(processor, config.image_size),
         },
     }
-    if is_classifier:  # without them transformers takes any model of 1000 classes for ImageNet's
+    if has_head:  # without them transformers takes any model of 1000 classes for ImageNet's
         description["label_names"] = [config.id2label[number] for number in range(num_classes)]
     exported = timm.create_model(_TIMM_ARCHITECTURE, num_classes=num_classes, **arguments).to(model.dtype)
-    tensors = to_original(model) if is_classifier else rename_to_original(_encoder_tensors(model), ENCODER_KEY_MAP)
+    tensors = to_original(model) if has_head else rename_to_original(encoder_tensors(model), ENCODER_KEY_MAP)
     exported.load_state_dict(tensors)
     return exported.eval(), description

@@ -1,7 +1,7 @@
 """Image data sets: from a name, as `load_dataset` takes it, to an `ImageSource` of encoded images.
 
 Two kinds: sources with random access (tables on disk, and Parquet files read row group by row group from a disk or
-the Hub), whose order is a pure function of seed and epoch (plan.py), and other `datasets` streams, which can only be
+the Hub), whose order is a pure function of seed and epoch (order.py), and other `datasets` streams, which can only be
 read from their beginning.
 
 A Hub data set is read at one commit, `ImageSource.revision`, whatever happens to its branches meanwhile. Of Parquet,
@@ -27,8 +27,8 @@ from sklearn.datasets import load_digits
 from ..errors import DataError
 from ..hub.network import describe, retry
 from .labels import LabelFinder, Labels, find_labels
-from .parquet import _parquet_source, _parquet_splits, _ParquetSplit
-from .source import DataLocation, ImageSource, TableRows, _digest, _encoded, _parts
+from .parquet import ParquetSplit, parquet_source, parquet_splits
+from .source import DataLocation, ImageSource, TableRows, digest, encoded, fingerprint_parts
 
 EMBEDDED = "digits"
 EVAL_SPLITS = ("validation", "valid", "val", "test")
@@ -148,7 +148,7 @@ def open_splits(
 
 
 def _load(location: DataLocation) -> tuple[dict, str | None]:
-    """Split name -> data set (or `_ParquetSplit`), and the commit of a data set on the Hub."""
+    """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub."""
     name = location.dataset_name
     try:
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
@@ -173,7 +173,7 @@ def _load(location: DataLocation) -> tuple[dict, str | None]:
         if not location.dataset_streaming:
             persist(builder.download_and_prepare, counts_attempts=False)
             return builder.as_dataset(), revision
-        return _parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
+        return parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
     except DataError:
         raise
     except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
@@ -206,24 +206,24 @@ def _source(
     buffer_size: int,
     labels: Labels | None = None,
 ) -> ImageSource:
-    if isinstance(data, _ParquetSplit):
-        return _parquet_source(data, column, location, buffer_size, description, labels)
+    if isinstance(data, ParquetSplit):
+        return parquet_source(data, column, location, buffer_size, description, labels)
     if isinstance(data, IterableDataset):
         used = [column] if labels is None else [column, labels.column]
         if data.features is not None:
-            data = _encoded(data.select_columns(used))
+            data = encoded(data.select_columns(used))
 
         def columns(row: dict) -> dict:
             label = {} if labels is None else {"label": labels.check([row[labels.column]], None)[0]}
             return {"image": row[column], **label}
 
         rows = data.map(columns, remove_columns=data.column_names)
-        return ImageSource(rows, None, False, description, _digest(description), labels=labels)
+        return ImageSource(rows, None, False, description, digest(description), labels=labels)
     rows = TableRows(data, column, labels)
     fingerprint = _fingerprint(rows, len(data))
     if labels is not None:
         content = hashlib.sha256(rows.classes.tobytes()).hexdigest() if rows.classes is not None else ""
-        fingerprint = _digest(fingerprint, *_parts(labels), content)
+        fingerprint = digest(fingerprint, *fingerprint_parts(labels), content)
     return ImageSource(rows, (len(data),), True, description, fingerprint, labels=labels)
 
 
@@ -239,4 +239,4 @@ def _fingerprint(rows: TableRows, num_rows: int) -> str:
         elif isinstance(value, dict):
             value = hashlib.sha256(value.get("bytes") or b"").hexdigest()
         some.append(value)
-    return _digest(num_rows, rows.column, some)
+    return digest(num_rows, rows.column, some)

@@ -22,13 +22,13 @@ from ..hub.network import RETRY_SECONDS, describe, public
 from .labels import Labels
 from .order import NUM_SLOTS
 from .remote_file import VerifiedFile
-from .source import DataLocation, ImageSource, _digest, _parts
+from .source import DataLocation, ImageSource, digest, fingerprint_parts
 
 
 class ParquetRows:
     """Random access to the image column of Parquet files, local or remote, and to labels.
 
-    A row costs the reading of its row group, so the last ones are kept: for each slot of plan.py that this process
+    A row costs the reading of its row group, so the last ones are kept: for each slot of order.py that this process
     reads, the stretch of rows that is shuffled, and a row group more at either end. Over all worker processes of a
     rank that makes `buffer_size` rows and 2 * NUM_SLOTS row groups at the most.
     """
@@ -96,8 +96,8 @@ def _recent(cache: OrderedDict, key: Any, limit: int, make: Callable) -> Any:
     return cache[key]
 
 
-def _parquet_source(
-    split: "_ParquetSplit",
+def parquet_source(
+    split: "ParquetSplit",
     column: str,
     location: DataLocation,
     buffer_size: int,
@@ -128,20 +128,22 @@ def _parquet_source(
         row_groups=tuple(n for *_, n in groups),
         seekable_at_no_cost=False,
         description=description,
-        fingerprint=_digest(column, [(url.rsplit("/", 1)[-1], sizes) for url, sizes in footers], *_parts(labels)),
+        fingerprint=digest(
+            column, [(url.rsplit("/", 1)[-1], sizes) for url, sizes in footers], *fingerprint_parts(labels)
+        ),
         labels=labels,
     )
 
 
 @dataclass(frozen=True)
-class _ParquetSplit:
+class ParquetSplit:
     """A split of which the Parquet files are known; stands where `load_dataset` gives a data set."""
 
     urls: list[str]
     features: Features
 
 
-def _parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str, _ParquetSplit] | None:
+def parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str, ParquetSplit] | None:
     """The files of a Parquet data set; None for other formats."""
     files = {str(split): [str(url) for url in urls] for split, urls in (builder.config.data_files or {}).items()}
     if builder.name != "parquet" or not any(files.values()):
@@ -152,7 +154,7 @@ def _parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str
         first = next(urls[0] for urls in files.values() if urls)
         with open_parquet(first, location.token, location.dataset_retry_seconds) as file:
             features = Features.from_arrow_schema(file.schema_arrow)
-    return {split: _ParquetSplit(urls, features) for split, urls in files.items()}
+    return {split: ParquetSplit(urls, features) for split, urls in files.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from ..errors import DataError
-from ..hub.network import RETRY_SECONDS, T, _hub_dataset, describe, public, retry
+from ..hub.network import RETRY_SECONDS, T, describe, hub_dataset, public, retry
 
 
 class UnexpectedLengthError(OSError):
@@ -33,7 +33,7 @@ class VerifiedFile(io.RawIOBase):
 
     def _retry(self, what: str, attempt: Callable[[], T]) -> T:
         try:
-            return retry(what, attempt, self._retry_seconds, _hub_dataset(self.url))
+            return retry(what, attempt, self._retry_seconds, hub_dataset(self.url))
         except OSError as error:  # not transient, such as a file that is gone
             raise DataError(f"{public(what)}: {describe(error)}") from error
 

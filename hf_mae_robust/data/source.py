@@ -100,9 +100,9 @@ class TableRows:
         self.labels = labels
         # All classes are looked at before the training; semantic maps and objects are too large for it.
         self.classes = labels.check(table[labels.column]) if labels is not None and not labels.is_joint else None
-        self.column, self.table = column, _encoded(table.select_columns([column]))
+        self.column, self.table = column, encoded(table.select_columns([column]))
         if labels is not None and labels.is_joint:
-            self.annotations = _encoded(table.select_columns([labels.column]))
+            self.annotations = encoded(table.select_columns([labels.column]))
 
     def __getitem__(self, row: int) -> Any:
         return self.table[row][self.column]
@@ -113,7 +113,7 @@ class TableRows:
         return self.labels.check([self.annotations[row][self.labels.column]], row)[0]
 
 
-def _encoded(data: Any) -> Any:
+def encoded(data: Any) -> Any:
     """A table or stream that gives its images as encoded bytes."""
     for column, feature in (data.features or {}).items():
         if isinstance(feature, datasets.Image):
@@ -132,12 +132,12 @@ class HeldRows(list):
         return self.labels[row]
 
 
-def _parts(labels: Labels | None) -> tuple:
+def fingerprint_parts(labels: Labels | None) -> tuple:
     """What of the labels belongs into a fingerprint."""
     return () if labels is None else (labels.column, labels.class_names)
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,7 @@ from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from .inspector import Inspector, load_inspector
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 APP = '''"""The demo of {title}. Run it with `python app.py`."""
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Command-line arguments of fine-tuning, beside those it shares with pre-training (arguments.py)."""
+"""Command-line arguments of fine-tuning, beside those it shares with pre-training (training/arguments.py)."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple

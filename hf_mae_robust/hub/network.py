@@ -196,7 +196,7 @@ def retry(
         raise DataError(f"{public(what)}: {reason} ({describe(error)})") from error
 
 
-def _hub_dataset(url: str) -> str | None:
+def hub_dataset(url: str) -> str | None:
     match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", url)
     return match and match[1]
 

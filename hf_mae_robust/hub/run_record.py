@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from ..data.opening import EMBEDDED
 from ..version import __version__
 
 PACKAGES = ("transformers", "torch", "accelerate", "datasets", "timm", "torchvision")
@@ -36,7 +35,8 @@ def about_run(
     task: str,
     start: str | None,
     start_commit: str | None,
-    dataset_name: str,
+    dataset_name: str | None,
+    built_in_dataset: str,
     recipe: str | None,
     model_license: str,
 ) -> dict[str, Any]:
@@ -45,15 +45,15 @@ def about_run(
     Args:
         task: "pre-training", or the fine-tuning's.
         start, start_commit: model the run began with, None: from scratch; its commit, of one on the Hub.
-        dataset_name: Hub id or path. recipe: value of --config. model_license: as the Hub writes it.
+        dataset_name: Hub id or path; None: `built_in_dataset`. recipe: value of --config. model_license: as the Hub writes it.
     """
     evaluated = trainer.eval_dataset
     return {
         "task": task,
         "start": short_name(start),
         "start_commit": start_commit,
-        "dataset": short_name(dataset_name),
-        "is_dataset_on_hub": dataset_name != EMBEDDED and not Path(dataset_name).exists(),
+        "dataset": short_name(dataset_name) or built_in_dataset,
+        "is_dataset_on_hub": dataset_name is not None and not Path(dataset_name).exists(),
         "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],
         "num_evaluated": None if evaluated is None else evaluated.num_rows,
         "recipe": short_name(recipe),

@@ -206,7 +206,7 @@ def _overview(study: Study, analyzed: dict[str, Any]) -> list[str]:
                 for entry in entries
             ]
             lines.append(f"| {variant.label} | {' | '.join(cells)} |")
-    return [*lines, "", "Definitions: `hf_mae_robust/representation.py`."]
+    return [*lines, "", "Definitions: `hf_mae_robust/analysis/measures.py`."]
 
 
 def _headline(study: Study, reached: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError
-from ..files import _flush, broken_file_of
+from ..files import broken_file_of, flush
 from ..hub.run_record import RECORD, read_record
 
 # The Trainer's upload to the Hub leaves out "_*".
@@ -33,7 +33,7 @@ def publish(staged: Path, final: Path) -> None:
     if final.exists():
         final.rename(replaced)
     staged.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -49,7 +49,7 @@ def recover(output_dir: str | Path) -> None:
         final = Path(output_dir) / staged.name.removeprefix("replaced-")
         if not final.exists() and broken_file_of(staged) is None:
             staged.rename(final)
-            _flush(final.parent)
+            flush(final.parent)
     shutil.rmtree(staging)
 
 

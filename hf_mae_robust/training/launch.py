@@ -5,12 +5,12 @@ import os
 
 import psutil
 
-from ..pretraining.arguments import MAETrainingArguments
+from .arguments import ImageTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 
-def check_launch(training: MAETrainingArguments) -> None:
+def check_launch(training: ImageTrainingArguments) -> None:
     """Say so where one process runs though several were meant, and keep that one to a single GPU."""
     if training.world_size > 1:
         return

@@ -75,10 +75,10 @@ class ImageTrainer(Trainer):
         num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
         repeated_augmentation: views of each image in a batch, see `training_loader`; what is called images elsewhere
             (per second, an epoch's number of samples) are views then.
-        record: what a resumed run must have in common with this one, written into each checkpoint (resume.py).
-        about: what else a model card says (about.py); empty: no cards are written.
+        record: what a resumed run must have in common with this one, written into each checkpoint (hub/run_record.py).
+        about: what else a model card says (hub/run_record.py); empty: no cards are written.
         allow_elastic_resume: it may differ; see `_init_training_state`.
-        max_bad_images: share of the images that may be undecodable, see bad_images.py.
+        max_bad_images: share of the images that may be undecodable, see data/bad_images.py.
         skip_nonfinite_steps: so many steps with a loss or gradient that is not finite are passed over.
 
     A subclass says how a batch becomes a loss (`compute_loss`, handing it to `guard.add_loss`) and how a split is
@@ -86,7 +86,7 @@ class ImageTrainer(Trainer):
 
     `train` raises, beside what the Trainer raises:
         StopRequested: SIGTERM or SIGINT came; a checkpoint was written.
-        NonFiniteError: see guards.py. SavingError: a checkpoint could not be written.
+        NonFiniteError: see training/guards.py. SavingError: a checkpoint could not be written.
         CheckpointError: the checkpoint to resume from lacks a tensor.
         DataError: too many images cannot be decoded, or the data cannot be read any more.
     """
@@ -358,7 +358,7 @@ class ImageTrainer(Trainer):
             self._staging = None
 
     def _save_checkpoint(self, model, trial=None) -> None:
-        """As the Trainer's, but whole or not at all (saving.py); older checkpoints are deleted afterwards."""
+        """As the Trainer's, but whole or not at all (files.py); older checkpoints are deleted afterwards."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         final = Path(self.args.output_dir) / name
         with self._staged() as staging:

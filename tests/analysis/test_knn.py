@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from hf_mae_robust.data.loaders.features import extract_features
-from hf_mae_robust.data.loaders.opening import DataError, open_splits
-from hf_mae_robust.data.loaders.preprocessing import EvaluationTransform, evaluation_processor
-from hf_mae_robust.data.loaders.source import DataLocation
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.analysis.knn import knn_accuracy
 from hf_mae_robust.conversion.encoders import load_encoder
+from hf_mae_robust.data.features import extract_features
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.errors import DataError
 from tests.helpers import photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

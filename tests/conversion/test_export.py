@@ -8,7 +8,6 @@ import sys
 import pytest
 import timm
 import torch
-from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
@@ -33,6 +32,7 @@ from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.export import export
 from hf_mae_robust.conversion.original import from_original, read_original, to_original
 from hf_mae_robust.conversion.stock import to_stock
+from hf_mae_robust.data.preprocessing import evaluation_processor
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, images, stock_of
 

@@ -6,7 +6,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,6 +20,7 @@ from transformers import (
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.export import export
+from hf_mae_robust.data.preprocessing import evaluation_processor
 from hf_mae_robust.finetuning.detection.models import build_detector
 from hf_mae_robust.finetuning.segmentation.models import backbone_config
 from hf_mae_robust.model.configuration_vit_mae_robust import to_pair

@@ -11,15 +11,16 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from hf_mae_robust.data.loaders.bad_images import SkippedImage, SkippedImages
-from hf_mae_robust.data.loaders.dataset import MAX_BAD_IN_A_ROW, ImageDataset
-from hf_mae_robust.data.loaders.loaders import sequential_loader, training_loader
-from hf_mae_robust.data.loaders.opening import DataError, open_splits
-from hf_mae_robust.data.loaders.opening import _source as source_of
-from hf_mae_robust.data.loaders.preprocessing import EvaluationTransform, evaluation_processor, training_transform
-from hf_mae_robust.data.loaders.source import DataLocation, ImageSource
 
 from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.bad_images import SkippedImage, SkippedImages
+from hf_mae_robust.data.dataset import MAX_BAD_IN_A_ROW, ImageDataset
+from hf_mae_robust.data.loaders import sequential_loader, training_loader
+from hf_mae_robust.data.opening import _source as source_of
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor, training_transform
+from hf_mae_robust.data.source import DataLocation, ImageSource
+from hf_mae_robust.errors import DataError
 from hf_mae_robust.pretraining.statistics_pass import statistics_of_source
 from tests.data.test_decoding import BAD
 from tests.helpers import photos

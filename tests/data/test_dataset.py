@@ -5,15 +5,16 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
-from hf_mae_robust.data.loaders.dataset import ImageDataset
-from hf_mae_robust.data.loaders.loaders import sequential_loader, training_loader
-from hf_mae_robust.data.loaders.opening import DataError, load_embedded_digits, open_splits
-from hf_mae_robust.data.loaders.opening import _source as source_of
-from hf_mae_robust.data.loaders.parquet import ParquetRows
-from hf_mae_robust.data.loaders.preprocessing import training_transform
-from hf_mae_robust.data.loaders.source import DataLocation, load_head_of_stream
 from PIL import Image
 
+from hf_mae_robust.data.dataset import ImageDataset
+from hf_mae_robust.data.loaders import sequential_loader, training_loader
+from hf_mae_robust.data.opening import _source as source_of
+from hf_mae_robust.data.opening import load_embedded_digits, open_splits
+from hf_mae_robust.data.parquet import ParquetRows
+from hf_mae_robust.data.preprocessing import training_transform
+from hf_mae_robust.data.source import DataLocation, load_head_of_stream
+from hf_mae_robust.errors import DataError
 from tests.helpers import image_table, photos, write_parquet_set
 
 

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.data.loaders.decoding import KINDS, MAX_PIXELS, decode_image
 from PIL import Image, ImageFile
 
-from hf_mae_robust.data.loaders import decoding
+from hf_mae_robust.data import decoding
+from hf_mae_robust.data.decoding import KINDS, MAX_PIXELS, decode_image
 from hf_mae_robust.errors import ImageDecodingError
 from tests.helpers import photos
 

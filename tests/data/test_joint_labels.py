@@ -5,10 +5,10 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
-from hf_mae_robust.data.loaders.loaders import sequential_loader, training_loader
-from hf_mae_robust.data.loaders.opening import open_splits
-from hf_mae_robust.data.loaders.source import DataLocation, load_head_of_stream
 
+from hf_mae_robust.data.loaders import sequential_loader, training_loader
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation, load_head_of_stream
 from hf_mae_robust.errors import DataError, ImageDecodingError
 from tests.helpers import photos
 

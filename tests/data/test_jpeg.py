@@ -7,12 +7,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.data.loaders.decoding import decode_image, decode_regions
-from hf_mae_robust.data.loaders.preprocessing import training_transform
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from hf_mae_robust.data.loaders import jpeg
+from hf_mae_robust.data import jpeg
+from hf_mae_robust.data.decoding import decode_image, decode_regions
+from hf_mae_robust.data.preprocessing import training_transform
 from hf_mae_robust.errors import ImageDecodingError
 
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640 x 427, colour

@@ -4,15 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hf_mae_robust.data.loaders.dataset import ImageDataset
-from hf_mae_robust.data.loaders.decoding import decode_image
-from hf_mae_robust.data.loaders.loaders import training_loader
-from hf_mae_robust.data.loaders.opening import open_splits
-from hf_mae_robust.data.loaders.preprocessing import training_transform
-from hf_mae_robust.data.loaders.source import DataLocation
 from PIL import Image
 
-from hf_mae_robust.data.loaders import loaders as data
+from hf_mae_robust.data import loaders as data
+from hf_mae_robust.data.dataset import ImageDataset
+from hf_mae_robust.data.decoding import decode_image
+from hf_mae_robust.data.loaders import training_loader
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.preprocessing import training_transform
+from hf_mae_robust.data.source import DataLocation
 from tests.helpers import photos, write_parquet_set
 
 PLAN = {"batch_size": 12, "seed": 1, "rank": 0, "world_size": 1, "buffer_size": 16, "noise_length": 4}

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from hf_mae_robust.data.loaders.order import EpochBatchSampler, epoch_batches, sequential_batches
+
+from hf_mae_robust.data.order import EpochBatchSampler, epoch_batches, sequential_batches
 
 GROUPS = [7, 10, 10, 3, 25, 1, 10] * 12  # 792 rows
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.data.loaders.preprocessing import EvaluationTransform, evaluation_processor, training_transform
 from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms as v1
@@ -10,6 +9,7 @@ from torchvision.transforms.v2.functional import resized_crop
 from transformers import AutoImageProcessor
 
 from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor, training_transform
 
 
 def picture(height=300, width=400):

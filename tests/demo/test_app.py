@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.demo.command.inspector import load_inspector
 from PIL import Image
 from transformers import AutoImageProcessor, BeitForImageClassification
 
 from hf_mae_robust import ViTMAERobustForPreTraining
+from hf_mae_robust.demo.inspector import load_inspector
 from tests.demo_models import save_model
 from tests.helpers import photos
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from hf_mae_robust.demo.command.command import requirements, write_space
-from hf_mae_robust.demo.command.inspector import load_inspector
 from packaging.requirements import Requirement
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.demo.command import requirements, write_space
+from hf_mae_robust.demo.inspector import load_inspector
 from tests.demo_models import save_model
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.data.loaders.decoding import decode_image
-from hf_mae_robust.demo.command.inspector import load_inspector
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -22,6 +20,8 @@ from transformers import (
 
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.conversion.original import to_original
+from hf_mae_robust.data.decoding import decode_image
+from hf_mae_robust.demo.inspector import load_inspector
 from tests.demo_models import DECODER, SIZES, save_model
 from tests.helpers import photos
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.demo.command.pictures import (
+
+from hf_mae_robust.demo.pictures import (
     as_rgb,
     attention_picture,
     masked_picture,
@@ -12,7 +13,6 @@ from hf_mae_robust.demo.command.pictures import (
     shown_scale,
     to_shown,
 )
-
 from hf_mae_robust.training.pictures import MASK_GRAY
 
 

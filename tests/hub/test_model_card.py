@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_mae_robust.data.loaders.preprocessing import evaluation_processor
-from hf_mae_robust.hub.models.model_card import METRICS, PIPELINES, card_of_recipe
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from torch.testing import assert_close
@@ -16,10 +14,12 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining, SegformerI
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustDetectionImageProcessor, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.data.preprocessing import evaluation_processor
 from hf_mae_robust.finetune import main as finetune
 from hf_mae_robust.finetuning.classification.models import build_classifier
 from hf_mae_robust.finetuning.detection.models import build_detector
 from hf_mae_robust.finetuning.segmentation.models import build_segmenter
+from hf_mae_robust.hub.model_card import METRICS, PIPELINES, card_of_recipe
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.recipes import recipe_path

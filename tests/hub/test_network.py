@@ -15,17 +15,6 @@ import pytest
 import tenacity
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from fsspec.implementations.memory import MemoryFileSystem
-from hf_mae_robust.hub.models.network import (
-    ClientError,
-    UnexpectedLengthError,
-    VerifiedFile,
-    describe,
-    is_transient,
-    open_parquet,
-    public,
-    refusal,
-    retry,
-)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -36,8 +25,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_mae_robust.data.parquet import open_parquet, parquet_errors
+from hf_mae_robust.data.remote_file import UnexpectedLengthError, VerifiedFile
 from hf_mae_robust.errors import DataError
-from hf_mae_robust.hub.models import network as remote
+from hf_mae_robust.hub import network as remote
+from hf_mae_robust.hub.network import (
+    ClientError,
+    describe,
+    is_transient,
+    public,
+    refusal,
+    retry,
+)
 
 
 def refused(status: int, kind=HfHubHTTPError) -> HfHubHTTPError:
@@ -348,7 +347,7 @@ def test_parquet_of_a_file_system_that_fails_ends_in_a_sentence(flaky, table):
         pq.write_table(table, file, row_group_size=10)
     file = open_parquet("flaky://x.parquet", retry_seconds=0.1)
     flaky.faults[:] = [half] * 10**5
-    with pytest.raises(DataError, match="bytes were asked for"), remote.parquet_errors("Row group 1 of x"):
+    with pytest.raises(DataError, match="bytes were asked for"), parquet_errors("Row group 1 of x"):
         file.read_row_group(1)
     flaky.faults.clear()
     assert file.read_row_group(1).num_rows == 10

@@ -19,11 +19,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value
-from hf_mae_robust.data.loaders.decoding import decode_image
-from hf_mae_robust.data.loaders.opening import DataError, open_splits
-from hf_mae_robust.data.loaders.order import epoch_batches
-from hf_mae_robust.data.loaders.source import DataLocation
 
+from hf_mae_robust.data.decoding import decode_image
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.order import epoch_batches
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.errors import DataError
 from tests.helpers import TINY_OVERRIDES, photos, write_parquet_set
 from tests.loopback_hub import TOKEN, Fault, LoopbackHub
 

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from hf_mae_robust.data.loaders.opening import open_splits
-from hf_mae_robust.data.loaders.source import DataLocation
 from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.pretraining.patch_statistics import PatchStatistics, compute_patch_statistics, patches_of
 from hf_mae_robust.pretraining.statistics_pass import (
     cached_statistics_of_source,

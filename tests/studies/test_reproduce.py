@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hf_mae_robust.studies.definitions.definitions import STUDIES, studies
-from hf_mae_robust.studies.definitions.report import compare, epochs_to_reach, headline, paired, write_report
-from hf_mae_robust.studies.definitions.reproduce import add_reproduce_arguments, paper_commands, runs_of
-from hf_mae_robust.studies.definitions.runner import Run, StudyRunner
 
 from hf_mae_robust import finetune, pretrain
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.__main__ import make_parser as main_parser
 from hf_mae_robust.errors import StudyError
+from hf_mae_robust.studies.definitions import STUDIES, studies
+from hf_mae_robust.studies.report import compare, epochs_to_reach, headline, paired, write_report
+from hf_mae_robust.studies.reproduce import add_reproduce_arguments, paper_commands, runs_of
+from hf_mae_robust.studies.runner import Run, StudyRunner
 from tests.helpers import TINY_OVERRIDES
 
 REPORTS = sorted((Path(__file__).parents[2] / "benchmarks" / "reproduce").glob("*/reports/*.json"))

@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from hf_mae_robust.data.loaders.order import epoch_batches
 from safetensors.torch import load_file
 
+from hf_mae_robust.data.order import epoch_batches
 from hf_mae_robust.errors import NonFiniteError
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.training.checkpoints import newest_checkpoint

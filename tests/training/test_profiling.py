@@ -51,7 +51,7 @@ def test_parts_add_up_to_the_steps_and_training_is_the_same(settings, tmp_path, 
 
 
 def test_waiting_for_data_is_seen_and_said(settings, capsys, monkeypatch):
-    from hf_mae_robust.data.loaders.dataset import ImageDataset
+    from hf_mae_robust.data.dataset import ImageDataset
 
     original = ImageDataset.__getitems__
 

@@ -1,9 +1,7 @@
 """Classifiers on top of pre-trained encoders, as stock classes.
 
-A fine-tuned MAE ViT *is* a stock BEiT with absolute positions and without relative ones and layer scale: BEiT lacks the
-bias of the keys, which softmax cannot feel, and it has drop path. So encoders of the ViT family (ours, stock and
-official MAE, ViT and with it DINO, MoCo v3 and iBOT, MSN) train as `BeitForImageClassification`; BEiT, data2vec,
-DeiT and DINOv2 train as their own classes.
+Encoders of the ViT family (ours, stock and official MAE, ViT and with it DINO, MoCo v3 and iBOT, MSN) train as
+`BeitForImageClassification` (conversion/beit.py says why); BEiT, data2vec, DeiT and DINOv2 train as their own classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +15,16 @@ from ...conversion.encoders import (
     OWN_CLASSES,
     WITH_POOLING,
     Pixels,
-    _has_head,
-    _square,
     check_classes,
     grid_size,
+    has_head,
     load_strictly,
     load_vit,
     pixels_of,
     read_config,
     read_pixels,
     resized_positions,
+    square_size,
     start_encoder,
 )
 
@@ -114,7 +112,7 @@ def build_classifier(
         )
         model = _beit_of(encoder, None, pooling, keeps_head, settings, options)
     elif config is not None and config.model_type in OWN_CLASSES:
-        pixels, keeps_head = read_pixels(name, config, token), _has_head(config) and not new_head
+        pixels, keeps_head = read_pixels(name, config, token), has_head(config) and not new_head
         _check_settings_of_kind(config, pooling, drop_path_rate, image_size)
         if keeps_head:
             _check_head(name, config, class_names, pooling)
@@ -164,7 +162,7 @@ def _beit_of(
     Without pooling: mean, or as in the head that is kept.
     """
     encoder, has_mean_norm = source.base_model, getattr(source.config, "use_mean_pooling", False)
-    size = image_size or _square(encoder.config.image_size)
+    size = image_size or square_size(encoder.config.image_size)
     uses_mean = has_mean_norm if keeps_head else pooling != "cls"
     if has_mean_norm and not uses_mean:
         raise ValueError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
@@ -194,7 +192,7 @@ def _check_settings_of_kind(
     config: PreTrainedConfig, pooling: str | None, drop_path_rate: float, image_size: int | None
 ) -> None:
     """Raises ValueError for a setting that the stock class of this kind does not have."""
-    kind, size = config.model_type, _square(config.image_size)
+    kind, size = config.model_type, square_size(config.image_size)
     if pooling is not None and kind not in WITH_POOLING:
         raise ValueError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
     # A pre-trained BEiT has that norm, though its config says that it pools the mean.
@@ -223,10 +221,10 @@ def _own_class(
     if kind in WITH_POOLING:
         uses_mean = config.use_mean_pooling if pooling is None else pooling == "mean"
         settings["use_mean_pooling"] = uses_mean
-        if not _has_head(config) or uses_mean != config.use_mean_pooling:  # the norm after the pooling is new
+        if not has_head(config) or uses_mean != config.use_mean_pooling:  # the norm after the pooling is new
             may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
     model = load_strictly(model_class, name, may_be_missing, **settings, **options)
-    if image_size not in (None, _square(config.image_size)):
+    if image_size not in (None, square_size(config.image_size)):
         _resize(model, image_size)
     if kind in DINOV2:  # stock gives the same rate to all blocks
         blocks = [module for module in model.modules() if hasattr(module, "drop_path")]

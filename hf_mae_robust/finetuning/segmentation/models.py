@@ -1,5 +1,7 @@
-"""Semantic segmentation on top of pre-trained encoders, as stock classes: UperNet on BEiT's backbone (classifiers.py
-says why a BEiT is the MAE ViT)."""
+"""Semantic segmentation on top of pre-trained encoders, as stock classes: UperNet on BEiT's backbone.
+
+conversion/beit.py says why a BEiT is the MAE ViT.
+"""
 
 from collections.abc import Mapping, Sequence
 

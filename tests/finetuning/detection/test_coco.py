@@ -5,9 +5,9 @@ import PIL.Image
 import pytest
 import torch
 from faster_coco_eval.core import mask as rle
-from hf_mae_robust.data.loaders.opening import open_splits
-from hf_mae_robust.data.loaders.source import DataLocation
 
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
 from hf_mae_robust.finetuning.detection.coco import coco_splits, load_coco
 from hf_mae_robust.finetuning.detection.objects import find_objects

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Features, Image, Value
-from hf_mae_robust.data.loaders.decoding import decode_image
-from hf_mae_robust.data.loaders.labels import read_id2label
 from PIL import Image as PILImage
 
+from hf_mae_robust.data.decoding import decode_image
+from hf_mae_robust.data.labels import read_id2label
 from hf_mae_robust.errors import DataError, ImageDecodingError
 from hf_mae_robust.finetuning.segmentation.maps import IGNORED, SemanticMaps, find_maps, name_classes
 
