@@ -45,7 +45,8 @@ def about_run(
     Args:
         task: "pre-training", or the fine-tuning's.
         start, start_commit: model the run began with, None: from scratch; its commit, of one on the Hub.
-        dataset_name: Hub id or path; None: `built_in_dataset`. recipe: value of --config. model_license: as the Hub writes it.
+        dataset_name: Hub id or path; None: `built_in_dataset`. recipe: value of --config.
+        model_license: as the Hub writes it.
     """
     evaluated = trainer.eval_dataset
     return {
