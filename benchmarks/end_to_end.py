@@ -71,7 +71,7 @@ def ours(arguments: argparse.Namespace, folder: str) -> Trainer:
     for name, value in settings.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
-    return prepare(*make_parser().parse(words))[0]
+    return prepare(make_parser().parse(words))[0]
 
 
 def stock(arguments: argparse.Namespace, folder: str) -> Trainer:

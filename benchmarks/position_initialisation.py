@@ -37,13 +37,14 @@ def initialise(model, variant: str) -> None:
 
 
 def main() -> None:
-    model_args, data_args, recipe, training = make_parser(description=__doc__).parse()
+    arguments = make_parser(description=__doc__).parse()
+    training = arguments.training
     folder = Path(training.output_dir)
     results = {}
     for variant in VARIANTS:
         training.output_dir = str(folder / variant)
         training.save_strategy = "no"
-        trainer, _ = prepare(model_args, data_args, recipe, training)
+        trainer, _ = prepare(arguments)
         initialise(trainer.model, variant)
         trainer.train()
         metrics = trainer.evaluate()

@@ -47,7 +47,7 @@ def assert_same_model(left, right):
 
 
 def test_every_parameter_trains_and_the_result_is_a_stock_model(arguments, tmp_path):
-    trainer, checkpoint = prepare(*arguments())
+    trainer, checkpoint = prepare(arguments())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train(resume_from_checkpoint=checkpoint)
     unchanged = [name for name, value in trainer.model.state_dict().items() if torch.equal(value, before[name])]
@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streami
     """Mixup, RandAugment, random erasing, drop path and averaged weights on: bit by bit."""
     common = ["--dataset_streaming", streaming, "--save_strategy", "steps", "--save_steps", 3, "--model_ema_decay", 0.9]
     whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
-    trainer, _ = prepare(*arguments(*common))
+    trainer, _ = prepare(arguments(*common))
     log = trainer.log
 
     def stop(*args, **kwargs):
@@ -120,7 +120,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streami
 
 
 def test_averaged_weights_are_what_is_evaluated_and_saved(arguments, tmp_path):
-    trainer, _ = prepare(*arguments("--model_ema_decay", 0.7))
+    trainer, _ = prepare(arguments("--model_ema_decay", 0.7))
     name, history = "classifier.weight", []
     step = trainer.training_step
     trainer.training_step = lambda *args, **kwargs: (
@@ -142,7 +142,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(arguments, tmp_path):
 
 
 def test_the_loss_is_timms_soft_target_cross_entropy_of_mixed_images(arguments):
-    trainer, _ = prepare(*arguments("--drop_path_rate", 0))
+    trainer, _ = prepare(arguments("--drop_path_rate", 0))
     batch = next(iter(trainer.get_train_dataloader()))
     inputs = trainer._prepare_inputs(batch)
     loss = trainer.compute_loss(trainer.model.train(), inputs)
@@ -157,7 +157,7 @@ def test_the_loss_is_timms_soft_target_cross_entropy_of_mixed_images(arguments):
 
 
 def test_without_mixup_the_labels_are_smoothed(arguments):
-    trainer, _ = prepare(*arguments(*PLAIN, "--label_smoothing_factor", 0.2))
+    trainer, _ = prepare(arguments(*PLAIN, "--label_smoothing_factor", 0.2))
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     loss = trainer.compute_loss(trainer.model, inputs)
     logits = trainer.model(inputs["pixel_values"]).logits
@@ -206,7 +206,7 @@ def test_other_settings_than_the_checkpoints_are_refused(arguments):
 
 def test_an_elastic_resume_keeps_the_scales_of_the_layers(arguments):
     saving = ["--save_strategy", "steps", "--save_steps", 5, *PLAIN]
-    trainer, _ = prepare(*arguments(*saving))
+    trainer, _ = prepare(arguments(*saving))
     trainer.args.max_steps = 5
     trainer.train()
     halved = ["--per_device_train_batch_size", 4, "--allow_elastic_resume"]

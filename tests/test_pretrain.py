@@ -94,7 +94,7 @@ def test_goes_on_by_itself_from_the_newest_checkpoint_unless_told_otherwise(phot
     main(words)
     longer = [*words, "--num_train_epochs", "2", "--allow_elastic_resume"]
     main(longer)
-    assert f"Going on from {tmp_path / 'checkpoint-6'}" in capsys.readouterr().out
+    assert f"Resuming from {tmp_path / 'checkpoint-6'}" in capsys.readouterr().out
     assert len(logged(tmp_path)) == 12
     main([*longer, "--resume_from_checkpoint", str(tmp_path / "checkpoint-6")])
     assert len(logged(tmp_path)) == 12

@@ -14,8 +14,8 @@ from ..data.opening import open_splits
 from ..data.source import DataLocation, load_head_of_stream
 from ..hub.models import local_model
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from ..pretrain import build_config, build_model
 from ..pretraining.arguments import ModelArguments
+from ..pretraining.task import build_config, build_model
 from ..training.arguments import add_data_arguments
 from .evaluators import EVALUATORS, Similarity
 from .plots import save_pictures, table

@@ -15,7 +15,6 @@ from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
-from ..pretraining.arguments import MAETrainingArguments
 from ..training.arguments import DataArguments
 from ..training.pictures import save_reconstructions
 from ..training.trainer import ImageTrainer
@@ -117,25 +116,35 @@ class OnlineDiagnostics(TrainerCallback):
 
 
 def add_online_diagnostics(
-    trainer: ImageTrainer, data: DataArguments, training: MAETrainingArguments, token: str | None
+    trainer: ImageTrainer,
+    data: DataArguments,
+    *,
+    kinds: Sequence[str],
+    num_samples: int,
+    label_column_name: str | None,
+    probe_samples: int,
+    token: str | None,
 ) -> None:
-    """Raises ValueError (DataError) where labels are asked for and there are none, or nothing to classify."""
-    source, limit = trainer.eval_dataset or trainer.train_dataset, training.diagnostics_samples
+    """Look at `num_samples` images with the evaluators `kinds`. label_column_name: also nearest neighbours and a linear
+    probe, with `probe_samples` images to learn from and as many to classify.
+
+    Raises ValueError (DataError) where labels are asked for and there are none, or nothing to classify.
+    """
+    source, training = trainer.eval_dataset or trainer.train_dataset, trainer.args
     if source.row_groups is None:
-        source = load_head_of_stream(source, limit)
+        source = load_head_of_stream(source, num_samples)
     batch_size = training.per_device_eval_batch_size
-    samples = Samples(source.head(limit), trainer.model.config, data.crop_pct, batch_size, training.device)
+    samples = Samples(source.head(num_samples), trainer.model.config, data.crop_pct, batch_size, training.device)
     labelled = None
-    if training.label_column_name is not None:
-        location = replace(DataLocation.of(data, token), label_column_name=training.label_column_name)
+    if label_column_name is not None:
+        location = replace(DataLocation.of(data, token), label_column_name=label_column_name)
         eval_split = None if data.eval_split_name == "none" else data.eval_split_name
         opened = open_splits(location, data.train_split_name, eval_split, data.train_val_split, training.seed)
         if opened[1] is None:
             raise ValueError(
-                f"--label_column_name {training.label_column_name}: {data.dataset_name} has no split to classify; name "
+                f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "
                 "one with --eval_split_name or hold images out with --train_val_split 0.05."
             )
-        limit = training.probe_samples
-        opened = [load_head_of_stream(part, limit) if part.row_groups is None else part for part in opened]
-        labelled = tuple(part.head(limit) for part in opened)
-    trainer.add_callback(OnlineDiagnostics(trainer, training.diagnostics, samples, labelled))
+        opened = [load_head_of_stream(part, probe_samples) if part.row_groups is None else part for part in opened]
+        labelled = tuple(part.head(probe_samples) for part in opened)
+    trainer.add_callback(OnlineDiagnostics(trainer, kinds, samples, labelled))

@@ -1,9 +1,9 @@
 """Flags of run_pretrain.py."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ..training.arguments import ImageTrainingArguments, option
+from ..training.arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
 
 DEFAULT_RECIPE = "digits"
 # Of --diagnostics; also sub-commands of `python -m hf_mae_robust analyze`.
@@ -107,3 +107,12 @@ class MAETrainingArguments(ImageTrainingArguments):
         self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:
             raise ValueError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")
+
+
+class PretrainArguments(NamedTuple):
+    """All flags of run_pretrain.py."""
+
+    model: ModelArguments
+    data: DataArguments
+    recipe: RecipeArguments
+    training: MAETrainingArguments

@@ -15,7 +15,7 @@ TYPICAL_RATES = (100, 1_000, 10_000)
 
 def describe_plan(config: ViTMAERobustConfig, training: MAETrainingArguments, source: ImageSource) -> str:
     """Parameters, tokens by layer, operations an image, memory, steps and hours. `training` with learning rate and
-    warm-up filled in (running.set_schedule)."""
+    warm-up filled in (training/setup.py: set_schedule)."""
     rows = [
         ("parameters", _parameters(config)),
         ("tokens", _tokens(blocks(config))),

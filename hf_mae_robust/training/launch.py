@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 
 import psutil
 
@@ -14,21 +16,24 @@ def check_launch(training: ImageTrainingArguments) -> None:
     """Say so where one process runs though several were meant, and keep that one to a single GPU."""
     if training.world_size > 1:
         return
+    script = Path(sys.argv[0]).name or "run_pretrain.py"
     if training.n_gpu > 1:
         logger.warning(
             "%d GPUs are visible, but one process was started; it uses one GPU. For all of them: "
-            "accelerate launch --multi_gpu --num_processes %d run_pretrain.py ...",
+            "accelerate launch --multi_gpu --num_processes %d %s ...",
             training.n_gpu,
             training.n_gpu,
+            script,
         )
         # Otherwise the Trainer would split each batch among threads (torch.nn.DataParallel).
         training._n_gpu = 1
     if "ACCELERATE_MIXED_PRECISION" in os.environ and (wanted := _processes_asked_for()) > 1:
         logger.warning(
             "accelerate launch was asked for %d processes and started one, as it does on a CPU. "
-            "Use: torchrun --nproc_per_node %d run_pretrain.py ...",
+            "Use: torchrun --nproc_per_node %d %s ...",
             wanted,
             wanted,
+            script,
         )
 
 

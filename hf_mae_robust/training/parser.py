@@ -5,7 +5,7 @@ import difflib
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -35,16 +35,27 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-class RecipeParser(HfArgumentParser):
+Arguments = TypeVar("Arguments", bound=tuple)
+
+
+class RecipeParser(HfArgumentParser, Generic[Arguments]):
     """`HfArgumentParser` that reads `--config file.yaml` first: its keys are the names of the flags, a flag on the
-    command line wins, and a key that is no flag is an error."""
+    command line wins, and a key that is not a flag is an error."""
 
     def __init__(
-        self, dataclass_types, default_recipe: Callable[[argparse.Namespace], str | None] | None = None, **options
+        self,
+        arguments_class: type[Arguments],
+        default_recipe: Callable[[argparse.Namespace], str | None] | None = None,
+        **options: Any,
     ):
-        """default_recipe: gives the recipe to use without --config, from the flags on the command line."""
+        """
+        Args:
+            arguments_class: a NamedTuple of dataclasses; each field is a group of flags.
+            default_recipe: gives the recipe to use without --config, from the flags on the command line.
+        """
+        self.arguments_class = arguments_class
         super().__init__(
-            dataclass_types,
+            [*get_type_hints(arguments_class).values()],
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
             usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",  # the default lists some 150 flags, twice
@@ -76,8 +87,8 @@ class RecipeParser(HfArgumentParser):
             words += [f"--{key}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
         return words
 
-    def parse(self, argv: list[str] | None = None) -> tuple:
-        """The dataclass instances, in the order they were named. Ends the program with a message on bad input."""
+    def parse(self, argv: list[str] | None = None) -> Arguments:
+        """The groups of flags, by name. Ends the program with a message on bad input."""
         argv = list(sys.argv[1:] if argv is None else argv)
         given, _ = self.parse_known_args([word for word in argv if word not in ("-h", "--help")] if argv else [])
         recipe = given.config or (self.default_recipe(given) if self.default_recipe is not None else None)
@@ -91,7 +102,7 @@ class RecipeParser(HfArgumentParser):
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
             self.error("unknown " + ", ".join(f"{word}{_similar(word, flags)}" for word in unknown))
-        return tuple(parsed)
+        return self.arguments_class(**dict(zip(get_type_hints(self.arguments_class), parsed)))
 
     def fail(self, error: Exception, code: int = 2) -> NoReturn:
         self.exit(code, f"\n{self.prog}: error: {error}\n")  # below a progress bar that may stand there

@@ -80,9 +80,7 @@ CURVES_OF_RESULTS = {
 }
 
 
-def save_loss_plot(
-    log_history: list[dict[str, Any]], path: str | Path, kind: str = "mean squared error of the target"
-) -> None:
+def save_loss_plot(log_history: list[dict[str, Any]], path: str | Path, kind: str) -> None:
     """Training and evaluation loss, and the task's results where there are any, against the epoch, from
     `trainer.state.log_history`, as a PNG. kind: of the loss."""
     panels = [(CURVES_OF_LOSS, f"loss ({kind})")]

@@ -1,16 +1,22 @@
-"""From prepared trainer to finished folder, and what a command ends with."""
+"""A run from its arguments to a finished folder, the same way for every task, and what a command ends with."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Generic
 
 import transformers
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
+from transformers import set_seed
 
 from ..data.bad_images import describe
 from ..data.loaders import end_workers
+from ..data.opening import EMBEDDED
+from ..data.source import ImageSource
 from ..errors import (
     EXIT_CODES,
     EXIT_STOPPED,
@@ -23,11 +29,27 @@ from ..errors import (
     StopRequested,
 )
 from ..hub.model_card import EXAMPLES
+from ..hub.run_record import about_run
 from .arguments import ImageTrainingArguments
+from .checkpoints import check_config
 from .parser import RecipeParser
-from .pictures import save_examples
+from .pictures import save_examples, save_loss_plot
 from .profiling import StepProfile
-from .setup import say
+from .setup import (
+    accept,
+    agree_on_checkpoint,
+    begin,
+    check_can_evaluate,
+    fetch_model,
+    open_sources,
+    pin_revision,
+    record_of,
+    say,
+    set_schedule,
+    start_anew_if_asked,
+    warn_of_stream,
+)
+from .task import Arguments, Task
 from .trainer import ImageTrainer
 
 # What wrong arguments, data and checkpoints raise before the first step.
@@ -35,6 +57,129 @@ INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionErr
 
 # Written when a signal ended the run, for scripts: torchrun and `accelerate launch` do not pass an exit code on.
 STOPPED_FILE = "stopped.json"
+
+
+@dataclass(frozen=True)
+class OpenedRun(Generic[Arguments]):
+    """What is known before a model is built.
+
+    Attributes:
+        arguments: with `model.model_name_or_path` local, and learning rate and warm-up filled in.
+        start, start_commit: the model as the user named it; its commit, of one on the Hub.
+        checkpoint: to resume from; None: there is none.
+        source, eval_source: images to train on (None where the run only evaluates) and to evaluate on.
+    """
+
+    arguments: Arguments
+    start: str | None
+    start_commit: str | None
+    checkpoint: str | None
+    source: ImageSource | None
+    eval_source: ImageSource | None
+
+
+def open_run(task: Task[Arguments], arguments: Arguments, resumes: bool = True) -> OpenedRun[Arguments]:
+    """Find model, checkpoint and data, and fill in the schedule. resumes: look for a checkpoint to resume from."""
+    data, recipe, training = arguments.data, arguments.recipe, arguments.training
+    task.check_settings(arguments)
+    begin(training)
+    start, commit = arguments.model.model_name_or_path, None
+    training.hub_token = training.hub_token or arguments.model.token
+    if start is not None:
+        path, commit = fetch_model(start, arguments.model.model_revision, arguments.model.token)
+        arguments = arguments._replace(model=replace(arguments.model, model_name_or_path=path))
+    task.check_model(arguments)
+    evaluates_only, checkpoint = task.evaluates_only(arguments), None
+    if resumes and not evaluates_only:
+        checkpoint = agree_on_checkpoint(recipe, training)
+        pin_revision(data, checkpoint)
+    options = task.source_options(arguments)
+    source, eval_source = open_sources(data, arguments.model.token, training.seed, evaluates_only, **options)
+    if source is not None:
+        check_can_evaluate(source, eval_source, training)
+        set_schedule(source, recipe, training, task.num_views(arguments))
+        task.finish_schedule(arguments)
+    elif eval_source is None:
+        raise ValueError("--eval_only: there is no split to evaluate on; name one with --eval_split_name.")
+    return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
+
+
+def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str | None]:
+    """Everything up to the first step, the run's line of description included: the Trainer, and the checkpoint to
+    resume from.
+
+    Raises ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError for whatever is
+    wrong with arguments, model, data and checkpoint, before anything is written.
+    """
+    opened = open_run(task, given)
+    arguments, source, checkpoint = opened.arguments, opened.source, opened.checkpoint
+    data, recipe, training = arguments.data, arguments.recipe, arguments.training
+    class_names = (source or opened.eval_source).class_names
+    model, pixels = task.build_model(arguments, class_names)
+    common: dict[str, Any] = {
+        "args": training,
+        "eval_source": opened.eval_source,
+        "max_bad_images": data.max_bad_images,
+    }
+    if source is None:
+        trainer = task.make_trainer(arguments, model, pixels, class_names, **common)
+        say(task.describe(trainer, given))
+        return trainer, None
+    if checkpoint:
+        check_config(Path(checkpoint), model.config)
+    record = record_of(training, data, source, **task.record(arguments, model))
+    trainer = task.make_trainer(
+        arguments,
+        model,
+        pixels,
+        class_names,
+        train_source=source,
+        shuffle_buffer_size=data.shuffle_buffer_size,
+        record=record,
+        allow_elastic_resume=accept(checkpoint, record, recipe),
+        skip_nonfinite_steps=recipe.skip_nonfinite_steps,
+        **common,
+    )
+    from_scratch = getattr(arguments.model, "from_scratch", False)
+    trainer.about = about_run(
+        trainer,
+        task=task.name,
+        start=None if from_scratch else opened.start,
+        start_commit=None if from_scratch else opened.start_commit,
+        dataset_name=data.dataset_name,
+        built_in_dataset=EMBEDDED,
+        recipe=recipe.config,
+        model_license=recipe.model_license,
+    )
+    task.add_callbacks(trainer, arguments)
+    say(task.describe(trainer, given))
+    warn_of_stream(source, data)
+    if checkpoint is None:
+        task.start(trainer, arguments)
+    # Dropout must not depend on what was computed so far, or found in a cache.
+    set_seed(training.seed)
+    start_anew_if_asked(recipe, training)
+    return trainer, checkpoint
+
+
+def run(task: Task, trainer: ImageTrainer, checkpoint: str | None) -> None:
+    """Train, evaluate, and fill the output folder."""
+    output_dir, trains = Path(trainer.args.output_dir), trainer.train_dataset is not None
+    if trains:
+        train_and_save(trainer, checkpoint)
+    if trainer.eval_dataset is not None:
+        evaluate_and_save(trainer)
+    if trainer.is_world_process_zero():
+        result, files = task.report(trainer)
+        report_skipped_images(trainer)
+        if trains:
+            save_loss_plot(trainer.state.log_history, output_dir / "loss.png", task.loss)
+            save_examples_and_card(trainer)
+            files = ["the model", "README.md (its card)", "loss.png", *files]
+        files.append("all_results.json")
+        say(f"Done. {result}{' ' * bool(result)}{output_dir} holds {', '.join(files[:-1])} and {files[-1]}.")
+    if trains:
+        push_if_asked(trainer)
 
 
 def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
@@ -75,42 +220,56 @@ def report_skipped_images(trainer: ImageTrainer) -> None:
         say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
 
 
-def run_command(
-    parser: RecipeParser,
-    arguments: tuple,
-    prepare: Callable[..., tuple[ImageTrainer, str | None]],
-    run: Callable[[ImageTrainer, str | None], None],
-) -> None:
-    """`prepare(*arguments)`, then `run` what it gives. Ends in one sentence instead of a traceback (which --log_level
-    debug shows) and, beside 0, with exit code 2: bad input; 3: a loss or gradient that is not finite; 4: a checkpoint
-    could not be written; 5: the finished model could not be pushed; 75: stopped by a signal, to be started again. The
-    last of `arguments` are the training's."""
-    transformers.utils.logging.set_verbosity_warning()
-    transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
-    training: ImageTrainingArguments = arguments[-1]
+def run_command(parser: RecipeParser, task: Task[Arguments], arguments: Arguments) -> None:
+    """`prepare`, then `run`. Ends in one sentence instead of a traceback, and with the exit code of errors.py."""
+    training = arguments.training
     stopped = Path(training.output_dir) / STOPPED_FILE
-    try:
-        try:
-            trainer, checkpoint = prepare(*arguments)
+    with sentences(parser, training):
+        with input_errors():
+            trainer, checkpoint = prepare(task, arguments)
             stopped.unlink(missing_ok=True)
-        except INPUT_ERRORS as error:
-            raise InputError(str(error)) from error
         try:
-            run(trainer, checkpoint)
+            run(task, trainer, checkpoint)
         except (CheckpointError, DataError) as error:
             # From a worker process the message comes as a traceback that ends in it.
             last_line = str(error).strip().splitlines()[-1]
             raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
-    except StopRequested as stop:
-        end_workers()
-        say(f"{stop}. The same command goes on from there.")
-        if PartialState().is_main_process:
-            content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
-            stopped.write_text(json.dumps(content) + "\n")
-        if trainer.pushes is not None:
-            trainer.pushes.wait()  # leaving the process would wait as well, but not say what failed
-        PartialState().destroy_process_group()
-        sys.exit(EXIT_STOPPED)
+        except StopRequested as stop:
+            end_workers()
+            say(f"{stop}. The same command resumes from there.")
+            if PartialState().is_main_process:
+                content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
+                stopped.write_text(json.dumps(content) + "\n")
+            if trainer.pushes is not None:
+                trainer.pushes.wait()  # leaving the process would wait as well, but not say what failed
+            PartialState().destroy_process_group()
+            sys.exit(EXIT_STOPPED)
+
+
+def print_command(parser: RecipeParser, training: ImageTrainingArguments, text: Callable[[], str]) -> None:
+    """Print what `text` gives; errors end as in `run_command`."""
+    with sentences(parser, training):
+        with input_errors():
+            found = text()
+        say(found)
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Turn what wrong arguments, data and checkpoints raise into InputError."""
+    try:
+        yield
+    except INPUT_ERRORS as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def sentences(parser: RecipeParser, training: ImageTrainingArguments) -> Iterator[None]:
+    """End the program with one sentence and the error's exit code; --log_level debug shows the traceback instead."""
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
+    try:
+        yield
     except KeyboardInterrupt:  # before or after the training, which takes note of it
         sys.exit(130)
     except (InputError, NonFiniteError, SavingError, HubError) as error:
@@ -119,5 +278,4 @@ def run_command(
         end_workers()
         # Other processes may be waiting for this one; the launcher ends them.
         parser.fail(error, EXIT_CODES[type(error)])
-    else:
-        PartialState().destroy_process_group()
+    PartialState().destroy_process_group()

@@ -1,4 +1,4 @@
-"""What run_pretrain.py and run_finetune.py have in common: sources, schedule, checkpoints to go on from, exit codes."""
+"""The steps by which run.py prepares a run: sources, schedule, the checkpoint to resume from."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, set_seed
+from transformers import set_seed
 
 from ..data.loaders import images_in_batch
 from ..data.opening import open_splits
@@ -17,7 +17,6 @@ from ..hub.models import local_model
 from ..hub.run_record import read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .checkpoints import (
-    check_config,
     differences_from_record,
     explain_differences,
     fault_of,
@@ -150,11 +149,8 @@ def begin(training: ImageTrainingArguments) -> None:
     set_seed(training.seed)
 
 
-def find_checkpoint(
-    recipe: RecipeArguments, training: ImageTrainingArguments, config: PreTrainedConfig | None = None
-) -> str | None:
-    """The checkpoint to go on from: the one named, or the newest complete one in the output folder. config: of the
-    model, if it is known yet; with another one the checkpoint is refused."""
+def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -> str | None:
+    """The checkpoint to resume from: the one named, or the newest complete one in the output folder."""
     named = training.resume_from_checkpoint
     if recipe.overwrite_output_dir:
         if named:
@@ -171,21 +167,19 @@ def find_checkpoint(
         checkpoint = newest_checkpoint(training.output_dir)
     if checkpoint is None:
         return None
-    if config is not None:
-        check_config(checkpoint, config)
-    say(f"Going on from {checkpoint} (--overwrite_output_dir starts anew)")
+    say(f"Resuming from {checkpoint} (--overwrite_output_dir starts anew)")
     return str(checkpoint)
 
 
-def agree_on_checkpoint(*arguments) -> str | None:
-    """`find_checkpoint`, by one process for all: verifying takes time, and all must go on from the same one.
+def agree_on_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -> str | None:
+    """`find_checkpoint`, by one process for all: verifying takes time, and all must resume from the same one.
 
     Raises CheckpointError in all of them, and where a process does not see the checkpoint.
     """
     outcome = [None, None]
     if PartialState().is_main_process:
         try:
-            outcome = [find_checkpoint(*arguments), None]
+            outcome = [find_checkpoint(recipe, training), None]
         except (ValueError, OSError) as error:
             outcome = [None, str(error)]
     checkpoint, error = broadcast_object_list(outcome)

@@ -81,10 +81,10 @@ def test_every_diagnostic_that_can_be_asked_for_is_there():
 
 def test_what_is_wrong_is_said_before_the_training(settings, capsys):
     with pytest.raises(ValueError, match="no column 'kind'"):
-        prepare(*make_parser().parse(as_flags(settings, "--diagnostics_steps", 2, "--label_column_name", "kind")))
+        prepare(make_parser().parse(as_flags(settings, "--diagnostics_steps", 2, "--label_column_name", "kind")))
     nothing = ["--diagnostics_steps", 2, "--label_column_name", "label", "--eval_split_name", "none"]
     with pytest.raises(ValueError, match="no split to classify"):
-        prepare(*make_parser().parse(as_flags(settings, *nothing)))
+        prepare(make_parser().parse(as_flags(settings, *nothing)))
     with pytest.raises(SystemExit):
         make_parser().parse(as_flags(settings, "--label_column_name", "label"))
     assert "--label_column_name is for --diagnostics_steps" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_a_run_goes_on_whatever_its_card_says(pretrained, photos_dir, tmp_path, 
     words += ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
     words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--num_train_epochs", "2"]
     pretrain([*words, "--dataloader_num_workers", "0", "--report_to", "none", "--model_license", "mit"])
-    assert "Going on from" in capsys.readouterr().out
+    assert "Resuming from" in capsys.readouterr().out
     assert ModelCard.load(folder / "README.md").data.license == "mit"
 
 

@@ -36,7 +36,7 @@ def plan_of(capsys, settings, *more):
 def test_the_plan_is_that_of_the_run_and_leaves_nothing_behind(settings, capsys, more):
     plan = plan_of(capsys, settings, *more, "--images_per_second", 10)
     assert not settings["output_dir"].exists()
-    trainer, _ = prepare(*make_parser().parse(as_flags(settings, *more)))
+    trainer, _ = prepare(make_parser().parse(as_flags(settings, *more)))
     assert re.search(r"effective batch (\d+)", plan["steps"])[1] == str(
         trainer.get_total_train_batch_size(trainer.args)
     )

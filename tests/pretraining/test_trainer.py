@@ -41,7 +41,7 @@ def losses(trainer):
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_every_parameter_trains_and_positions_and_statistics_do_not(arguments, streaming):
-    trainer, checkpoint = prepare(*arguments(*ALL_ON, "--dataset_streaming", streaming))
+    trainer, checkpoint = prepare(arguments(*ALL_ON, "--dataset_streaming", streaming))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train(resume_from_checkpoint=checkpoint)
     fixed = {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
@@ -86,7 +86,7 @@ def test_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming
     common = [*ALL_ON, "--dataset_streaming", streaming, "--save_strategy", "steps", "--save_steps", str(cut)]
     whole = pretrain(*arguments(*common, "--output_dir", str(tmp_path / "whole")))
     interrupted = arguments(*common)
-    trainer, _ = prepare(*interrupted)
+    trainer, _ = prepare(interrupted)
     trainer.args.save_total_limit = None
 
     train_until(trainer, cut)
@@ -103,10 +103,10 @@ def test_repeated_augmentation_resumes_exactly_and_only_with_as_many_views(argum
     whole = pretrain(*arguments(*common, "--output_dir", str(tmp_path / "whole")))
     assert whole.state.global_step == 20 and whole.state.epoch == 2
     assert "2 views of each" in capsys.readouterr().out
-    trainer, _ = prepare(*arguments(*common))
+    trainer, _ = prepare(arguments(*common))
     train_until(trainer, 7)
     with pytest.raises(CheckpointError, match="repeated_augmentation: 2 there, None here"):
-        prepare(*arguments(*steps))
+        prepare(arguments(*steps))
     assert losses(pretrain(*arguments(*common))) == losses(whole)
 
 
@@ -128,7 +128,7 @@ def test_the_trainers_own_way_to_resume_passes_over_a_broken_checkpoint(argument
     words = ["--save_strategy", "steps", "--save_steps", "4"]
     whole = pretrain(*arguments(*words))
     (tmp_path / "out" / "checkpoint-10" / "optimizer.pt").unlink()
-    trainer, _ = prepare(*arguments(*words, "--output_dir", str(tmp_path / "other")))
+    trainer, _ = prepare(arguments(*words, "--output_dir", str(tmp_path / "other")))
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     trainer.args.output_dir = str(tmp_path / "out")
@@ -138,10 +138,10 @@ def test_the_trainers_own_way_to_resume_passes_over_a_broken_checkpoint(argument
 
 def test_evaluation_is_the_mean_over_images_with_fixed_masks(arguments):
     """Against a loop over single images; the last batch is short, and the batch size must not matter."""
-    trainer, _ = prepare(*arguments("--per_device_eval_batch_size", "4"))
+    trainer, _ = prepare(arguments("--per_device_eval_batch_size", "4"))
     first = trainer.evaluate()
     assert trainer.evaluate()["eval_loss"] == first["eval_loss"]
-    other, _ = prepare(*arguments("--per_device_eval_batch_size", "11"))
+    other, _ = prepare(arguments("--per_device_eval_batch_size", "11"))
     assert other.evaluate()["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
     singles, means = [], []
     model = trainer.model.eval()
@@ -160,7 +160,7 @@ def test_evaluation_is_the_mean_over_images_with_fixed_masks(arguments):
 
 
 def test_batches_are_normalised_as_the_image_processor_does(arguments):
-    trainer, _ = prepare(*arguments())
+    trainer, _ = prepare(arguments())
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     ours = trainer._prepare_inputs({"pixel_values": pixels})["pixel_values"]
     expected = trainer.processing_class(images=list(pixels), return_tensors="pt").pixel_values
@@ -179,7 +179,7 @@ def test_learning_rate_rule_warm_up_and_schedule(arguments):
 
 
 def test_an_explicit_learning_rate_wins(arguments):
-    trainer, _ = prepare(*arguments("--learning_rate", "0.123"))
+    trainer, _ = prepare(arguments("--learning_rate", "0.123"))
     assert trainer.args.learning_rate == 0.123
 
 

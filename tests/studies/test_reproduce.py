@@ -162,7 +162,7 @@ def test_a_study_that_is_terminated_goes_on(tiny, photos_dir, tmp_path):
     assert "Stopped by SIGTERM after step" in (folder / "run.log").read_text()
     main(["reproduce", *words])
     log = (folder / "run.log").read_text()
-    assert "Going on from" in log and (folder / "result.json").exists()
+    assert "Resuming from" in log and (folder / "result.json").exists()
     assert (tmp_path / "small" / "reports" / "table1.md").exists()
 
 

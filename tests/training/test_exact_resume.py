@@ -74,7 +74,7 @@ def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_pat
         assert f"Stopped by SIGTERM after step {step + 1};" in stopped.output
         assert (tmp_path / "cut" / f"checkpoint-{step + 1}").is_dir()
     resumed = run([*words, "--dataloader_num_workers", "2"], tmp_path / "cut", processes)
-    assert f"Going on from {tmp_path / 'cut' / f'checkpoint-{step + 1}'}" in resumed.output
+    assert f"Resuming from {tmp_path / 'cut' / f'checkpoint-{step + 1}'}" in resumed.output
     assert_equal_runs(resumed, whole)
     assert not (tmp_path / "cut" / "stopped.json").exists()
 

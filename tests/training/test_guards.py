@@ -22,7 +22,7 @@ def photos_dir(tmp_path_factory):
 def trainer_of(photos_dir, tmp_path):
     def build(*words):
         words = tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"), "--base_learning_rate", "0.1", *words)
-        return prepare(*make_parser().parse(words))[0]
+        return prepare(make_parser().parse(words))[0]
 
     return build
 

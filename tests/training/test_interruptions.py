@@ -77,7 +77,7 @@ def test_a_signal_saves_and_ends_with_its_own_code(words, tmp_path, capsys, monk
 
 def test_a_signal_during_evaluation_does_not_wait_for_its_end(words, tmp_path, monkeypatch):
     words += ["--eval_strategy", "steps", "--eval_steps", "3", "--per_device_eval_batch_size", "1"]
-    trainer, _ = prepare(*make_parser().parse(words))
+    trainer, _ = prepare(make_parser().parse(words))
     seen = []
 
     def on_prediction_step(args, state, control):
@@ -98,7 +98,7 @@ def test_a_signal_during_evaluation_does_not_wait_for_its_end(words, tmp_path, m
 def test_a_full_disk_leaves_the_last_good_checkpoint(words, tmp_path, capsys):
     """A limit on the size of files stands for the full disk: the write fails in the middle of the weights."""
     words += ["--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1"]
-    trainer, _ = prepare(*make_parser().parse(words))
+    trainer, _ = prepare(make_parser().parse(words))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = trainer._save_checkpoint
 
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(words, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} <= {"checkpoint-4", "runs"}
     assert newest_checkpoint(tmp_path / "out").name == "checkpoint-4"
     main(words)
-    assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
+    assert f"Resuming from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
 
 
 def test_a_checkpoint_at_the_last_step_does_not_train_on(words, tmp_path):
@@ -171,7 +171,7 @@ def test_a_stream_that_cannot_seek_says_so_and_goes_on_without_a_replay(tmp_path
     decode = data.decode_regions
     monkeypatch.setattr(data, "decode_regions", lambda *args: decoded.append(1) or decode(*args))
     main(words)
-    assert f"Going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
+    assert f"Resuming from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
     assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4, 5, 6]
     assert len(decoded) <= 4 * 8  # two steps, what is read ahead, and the pictures at the end
 

@@ -14,44 +14,134 @@ from ...data.preprocessing import EvaluationTransform, evaluation_processor
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.parser import parse_config_overrides
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
+from ..task import FinetuningTask
 from .augmentation import FinetuningTransform
 from .linear_probe import LinearProbe, ProbeTrainer
 from .metrics import save_confusion
 from .models import HEAD_STD, PROBE_HEAD_STD, build_classifier
 from .trainer import ClassificationTrainer
 
-LOSS = "cross-entropy"
 
+class ClassificationTask(FinetuningTask):
+    """Fine-tuning, linear probe or LoRA."""
 
-def source_options(arguments: FinetuneArguments) -> dict[str, Any]:
-    return {}
+    name = "classification"
+    loss = "cross-entropy"
 
+    def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
+        model, eval_only, pooling = arguments.model, arguments.recipe.eval_only, arguments.model.pooling
+        if model.linear_probe and pooling is None and not eval_only:
+            pooling = "cls"
+        classifier, pixels = build_classifier(
+            model.model_name_or_path,
+            class_names,
+            from_scratch=model.from_scratch,
+            overrides=parse_config_overrides(model.config_overrides),
+            image_size=model.image_size,
+            pooling=pooling,
+            drop_path_rate=0.0 if model.linear_probe or eval_only else model.drop_path_rate,
+            head_std=PROBE_HEAD_STD if model.linear_probe else HEAD_STD,
+            new_head=model.ignore_mismatched_sizes,
+            needs_head=eval_only,
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=model.trust_remote_code,
+            token=model.token,
+        )
+        if model.lora_r is not None and not eval_only:
+            from .lora import BASE, add_adapter  # peft is optional
 
-def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
-    model, eval_only, pooling = arguments.model, arguments.recipe.eval_only, arguments.model.pooling
-    if model.linear_probe and pooling is None and not eval_only:
-        pooling = "cls"
-    classifier, pixels = build_classifier(
-        model.model_name_or_path,
-        class_names,
-        from_scratch=model.from_scratch,
-        overrides=parse_config_overrides(model.config_overrides),
-        image_size=model.image_size,
-        pooling=pooling,
-        drop_path_rate=0.0 if model.linear_probe or eval_only else model.drop_path_rate,
-        head_std=PROBE_HEAD_STD if model.linear_probe else HEAD_STD,
-        new_head=model.ignore_mismatched_sizes,
-        needs_head=eval_only,
-        attn_implementation=model.attn_implementation,
-        trust_remote_code=model.trust_remote_code,
-        token=model.token,
-    )
-    if model.lora_r is not None and not eval_only:
-        from .lora import BASE, add_adapter  # peft is optional
+            adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
+            classifier = add_adapter(classifier, *adapter, base=Path(arguments.training.output_dir) / BASE)
+        return classifier, pixels
 
-        adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
-        classifier = add_adapter(classifier, *adapter, base=Path(arguments.training.output_dir) / BASE)
-    return classifier, pixels
+    def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
+        record = super().record(arguments, model)
+        if arguments.model.lora_r is not None:
+            from .lora import record_of_adapter  # peft is optional
+
+            record["lora"] = record_of_adapter(model)
+        return record
+
+    def make_trainer(
+        self,
+        arguments: FinetuneArguments,
+        model: PreTrainedModel,
+        pixels: Pixels,
+        class_names: Sequence[str] | None,
+        **common: Any,
+    ) -> ClassificationTrainer:
+        data, augmentation, recipe = arguments.data, arguments.augmentation, arguments.recipe
+        common |= {"class_names": class_names, "num_channels": pixels.num_channels}
+        if recipe.eval_only:
+            # What it was evaluated with when it was trained, whatever --crop_pct is.
+            processor = read_processor(arguments.model.model_name_or_path, arguments.model.token)
+            if processor is None:
+                processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
+            return ClassificationTrainer(model=model, processing_class=processor, **common)
+        processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
+        transform = EvaluationTransform(processor)
+        if augmentation.augmentation:
+            transform = FinetuningTransform(
+                model.config.image_size,
+                pixels.image_mean,
+                pixels.image_std,
+                tuple(data.crop_scale),
+                data.horizontal_flip,
+                None if augmentation.auto_augment == "none" else augmentation.auto_augment,
+                augmentation.random_erasing,
+            )
+        common |= {
+            "processing_class": processor,
+            "train_transform": transform,
+            "mixup": build_mixup(augmentation, arguments.training, len(class_names)),
+            "label_smoothing": arguments.training.label_smoothing_factor,
+        }
+        if arguments.model.lora_r is not None:
+            from .lora import LoraTrainer  # peft is optional
+
+            if recipe.model_ema_decay is not None:
+                raise ValueError("--model_ema_decay is not for --lora_r.")
+            return LoraTrainer(model=model, layer_decay=recipe.layer_decay, **common)
+        if not arguments.model.linear_probe:
+            return ClassificationTrainer(
+                model=model, layer_decay=recipe.layer_decay, ema_decay=recipe.model_ema_decay, **common
+            )
+        if recipe.model_ema_decay is not None:
+            raise ValueError("--model_ema_decay is not for --linear_probe.")
+        trainer = ProbeTrainer(model=LinearProbe(model), **common)
+        if not augmentation.augmentation and trainer.train_dataset.row_groups is not None:
+            trainer.cache_features()
+        return trainer
+
+    def describe_details(self, trainer: ClassificationTrainer, arguments: FinetuneArguments) -> str:
+        augmentation, config = arguments.augmentation, trainer.model.config
+        if arguments.recipe.eval_only:
+            return f"{trainer.eval_transform}"
+        image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
+        uses_mean = getattr(config, "use_mean_pooling", None)
+        pooling = "" if uses_mean is None else f", {'mean' if uses_mean else 'CLS'} pooling"
+        details = f"layer decay {trainer.layer_decay:g}, drop path {getattr(config, 'drop_path_rate', 0):g}, "
+        details = "linear probe with LARS, " if arguments.model.linear_probe else details
+        if arguments.model.lora_r is not None:
+            from .lora import share_trained  # peft is optional
+
+            targets = ", ".join(arguments.model.lora_target_modules)
+            share = share_trained(trainer.model)
+            details = (
+                f"LoRA of rank {arguments.model.lora_r} on {targets}, {share:.2%} of the parameters train, {details}"
+            )
+        shown = f"{augmentation.auto_augment}, random erasing {augmentation.random_erasing:g}"
+        shown += f", mixup {augmentation.mixup:g}, CutMix {augmentation.cutmix:g}" if augmentation.mixes else ""
+        details += shown if augmentation.augmentation else "no augmentation"
+        return f"{image} px, patch {patch}{pooling}; {details}"
+
+    def report(self, trainer: ClassificationTrainer) -> tuple[str, list[str]]:
+        output_dir = Path(trainer.args.output_dir)
+        if trainer.labels is None:
+            return "", []
+        save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
+        accuracy = float((trainer.predicted == trainer.labels).mean())
+        return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
 
 
 def build_mixup(
@@ -73,79 +163,3 @@ def build_mixup(
         label_smoothing=training.label_smoothing_factor,
         num_classes=num_classes,
     )
-
-
-def make_trainer(
-    arguments: FinetuneArguments, model: PreTrainedModel, pixels: Pixels, **common: Any
-) -> ClassificationTrainer:
-    data, augmentation, recipe = arguments.data, arguments.augmentation, arguments.recipe
-    if recipe.eval_only:
-        # What it was evaluated with when it was trained, whatever --crop_pct is.
-        processor = read_processor(arguments.model.model_name_or_path, arguments.model.token)
-        if processor is None:
-            processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
-        return ClassificationTrainer(model=model, processing_class=processor, **common)
-    processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
-    transform = EvaluationTransform(processor)
-    if augmentation.augmentation:
-        transform = FinetuningTransform(
-            model.config.image_size,
-            pixels.image_mean,
-            pixels.image_std,
-            tuple(data.crop_scale),
-            data.horizontal_flip,
-            None if augmentation.auto_augment == "none" else augmentation.auto_augment,
-            augmentation.random_erasing,
-        )
-    common |= {
-        "processing_class": processor,
-        "train_transform": transform,
-        "mixup": build_mixup(augmentation, arguments.training, len(common["class_names"])),
-        "label_smoothing": arguments.training.label_smoothing_factor,
-    }
-    if arguments.model.lora_r is not None:
-        from .lora import LoraTrainer  # peft is optional
-
-        if recipe.model_ema_decay is not None:
-            raise ValueError("--model_ema_decay is not for --lora_r.")
-        return LoraTrainer(model=model, layer_decay=recipe.layer_decay, **common)
-    if not arguments.model.linear_probe:
-        return ClassificationTrainer(
-            model=model, layer_decay=recipe.layer_decay, ema_decay=recipe.model_ema_decay, **common
-        )
-    if recipe.model_ema_decay is not None:
-        raise ValueError("--model_ema_decay is not for --linear_probe.")
-    trainer = ProbeTrainer(model=LinearProbe(model), **common)
-    if not augmentation.augmentation and trainer.train_dataset.row_groups is not None:
-        trainer.cache_features()
-    return trainer
-
-
-def describe(trainer: ClassificationTrainer, arguments: FinetuneArguments) -> str:
-    augmentation, config = arguments.augmentation, trainer.model.config
-    if arguments.recipe.eval_only:
-        return f"{trainer.eval_transform}"
-    image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
-    uses_mean = getattr(config, "use_mean_pooling", None)
-    pooling = "" if uses_mean is None else f", {'mean' if uses_mean else 'CLS'} pooling"
-    details = f"layer decay {trainer.layer_decay:g}, drop path {getattr(config, 'drop_path_rate', 0):g}, "
-    details = "linear probe with LARS, " if arguments.model.linear_probe else details
-    if arguments.model.lora_r is not None:
-        from .lora import share_trained  # peft is optional
-
-        targets = ", ".join(arguments.model.lora_target_modules)
-        share = share_trained(trainer.model)
-        details = f"LoRA of rank {arguments.model.lora_r} on {targets}, {share:.2%} of the parameters train, {details}"
-    shown = f"{augmentation.auto_augment}, random erasing {augmentation.random_erasing:g}"
-    shown += f", mixup {augmentation.mixup:g}, CutMix {augmentation.cutmix:g}" if augmentation.mixes else ""
-    details += shown if augmentation.augmentation else "no augmentation"
-    return f"{image} px, patch {patch}{pooling}; {details}"
-
-
-def report(trainer: ClassificationTrainer) -> tuple[str, list[str]]:
-    output_dir = Path(trainer.args.output_dir)
-    if trainer.labels is None:
-        return "", []
-    save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
-    accuracy = float((trainer.predicted == trainer.labels).mean())
-    return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]

@@ -12,6 +12,7 @@ from ...data.labels import read_id2label
 from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
+from ..task import FinetuningTask
 from .coco import coco_splits
 from .metrics import save_pictures
 from .models import build_detector
@@ -21,85 +22,95 @@ from .transforms import DetectionEvaluationTransform, LargeScaleJitter
 
 DEFAULT_SCALE_RANGE = (0.1, 2.0)
 SETTINGS = ("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image")
-LOSS = "sum of Mask R-CNN's five parts"
 
 
-def source_options(arguments: FinetuneArguments) -> dict[str, Any]:
-    names = None
-    if arguments.data.id2label is not None:
-        by_number = read_id2label(arguments.data.id2label)
-        names = [by_number.get(i, f"class_{i}") for i in range(max(by_number) + 1)]
-    return {
-        "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
-        "find_splits": coco_splits,
-    }
+class DetectionTask(FinetuningTask):
+    """Mask R-CNN on the encoder."""
 
+    name = "detection"
+    loss = "sum of Mask R-CNN's five parts"
 
-def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
-    model, detection = arguments.model, arguments.detection
-    return build_detector(
-        model.model_name_or_path,
-        class_names,
-        from_scratch=model.from_scratch,
-        overrides=parse_config_overrides(model.config_overrides),
-        image_size=model.image_size,
-        drop_path_rate=model.drop_path_rate,
-        settings={name: getattr(detection, name) for name in SETTINGS},
-        needs_head=arguments.recipe.eval_only,
-        trust_remote_code=model.trust_remote_code,
-        token=model.token,
-    )
-
-
-def make_trainer(arguments: FinetuneArguments, model: PreTrainedModel, pixels: Pixels, **common) -> DetectionTrainer:
-    augmentation, side = arguments.augmentation, model.config.image_size
-    processor = ViTMAERobustDetectionImageProcessor(
-        size={"shortest_edge": side, "longest_edge": side},
-        pad_size={"height": side, "width": side},
-        image_mean=list(pixels.image_mean),
-        image_std=list(pixels.image_std),
-    )
-    recipe = {}
-    if not arguments.recipe.eval_only:
-        augments = augmentation.augmentation
-        recipe = {
-            "layer_decay": arguments.recipe.layer_decay,
-            "train_transform": LargeScaleJitter(
-                side,
-                tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE) if augments else (1.0, 1.0),
-                arguments.data.horizontal_flip and augments,
-            ),
+    def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
+        names = None
+        if arguments.data.id2label is not None:
+            by_number = read_id2label(arguments.data.id2label)
+            names = [by_number.get(i, f"class_{i}") for i in range(max(by_number) + 1)]
+        return {
+            "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
+            "find_splits": coco_splits,
         }
-    return DetectionTrainer(
-        model=model,
-        processing_class=processor,
-        eval_transform=DetectionEvaluationTransform(processor),
-        num_pictures=arguments.recipe.num_pictures,
-        **recipe,
-        **common,
-    )
 
+    def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
+        model, detection = arguments.model, arguments.detection
+        return build_detector(
+            model.model_name_or_path,
+            class_names,
+            from_scratch=model.from_scratch,
+            overrides=parse_config_overrides(model.config_overrides),
+            image_size=model.image_size,
+            drop_path_rate=model.drop_path_rate,
+            settings={name: getattr(detection, name) for name in SETTINGS},
+            needs_head=arguments.recipe.eval_only,
+            trust_remote_code=model.trust_remote_code,
+            token=model.token,
+        )
 
-def describe(trainer: DetectionTrainer, arguments: FinetuneArguments) -> str:
-    config = trainer.model.config
-    shape = f"{config.image_size} px, patch {config.patch_size}, windows of {config.window_size} patches"
-    if arguments.recipe.eval_only:
-        return shape
-    scale = trainer.train_transform.scale_range
-    return (
-        f"{shape}, pyramid {config.pyramid}; scale {scale[0]:g} to {scale[1]:g}, layer decay {trainer.layer_decay:g}, "
-        f"drop path {config.drop_path_rate:g}"
-    )
+    def make_trainer(
+        self,
+        arguments: FinetuneArguments,
+        model: PreTrainedModel,
+        pixels: Pixels,
+        class_names: Sequence[str] | None,
+        **common: Any,
+    ) -> DetectionTrainer:
+        augmentation, side = arguments.augmentation, model.config.image_size
+        processor = ViTMAERobustDetectionImageProcessor(
+            size={"shortest_edge": side, "longest_edge": side},
+            pad_size={"height": side, "width": side},
+            image_mean=list(pixels.image_mean),
+            image_std=list(pixels.image_std),
+        )
+        recipe = {}
+        if not arguments.recipe.eval_only:
+            augments = augmentation.augmentation
+            recipe = {
+                "layer_decay": arguments.recipe.layer_decay,
+                "train_transform": LargeScaleJitter(
+                    side,
+                    tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE) if augments else (1.0, 1.0),
+                    arguments.data.horizontal_flip and augments,
+                ),
+            }
+        return DetectionTrainer(
+            model=model,
+            processing_class=processor,
+            eval_transform=DetectionEvaluationTransform(processor),
+            num_pictures=arguments.recipe.num_pictures,
+            class_names=class_names,
+            num_channels=pixels.num_channels,
+            **recipe,
+            **common,
+        )
 
+    def describe_details(self, trainer: DetectionTrainer, arguments: FinetuneArguments) -> str:
+        config = trainer.model.config
+        shape = f"{config.image_size} px, patch {config.patch_size}, windows of {config.window_size} patches"
+        if arguments.recipe.eval_only:
+            return shape
+        scale = trainer.train_transform.scale_range
+        return (
+            f"{shape}, pyramid {config.pyramid}; scale {scale[0]:g} to {scale[1]:g}, layer decay {trainer.layer_decay:g}, "
+            f"drop path {config.drop_path_rate:g}"
+        )
 
-def report(trainer: DetectionTrainer) -> tuple[str, list[str]]:
-    output_dir = Path(trainer.args.output_dir)
-    if not trainer.results_of_classes:
-        return "", []
-    (output_dir / "classes.json").write_text(json.dumps({"classes": trainer.results_of_classes}) + "\n")
-    files = ["classes.json"]
-    if trainer.pictures:
-        save_pictures(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
-        files.append("predictions.png")
-    results = json.loads((output_dir / "all_results.json").read_text())
-    return f"Box AP {results['eval_box_ap']:.4f}, mask AP {results['eval_mask_ap']:.4f}.", files
+    def report(self, trainer: DetectionTrainer) -> tuple[str, list[str]]:
+        output_dir = Path(trainer.args.output_dir)
+        if not trainer.results_of_classes:
+            return "", []
+        (output_dir / "classes.json").write_text(json.dumps({"classes": trainer.results_of_classes}) + "\n")
+        files = ["classes.json"]
+        if trainer.pictures:
+            save_pictures(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
+            files.append("predictions.png")
+        results = json.loads((output_dir / "all_results.json").read_text())
+        return f"Box AP {results['eval_box_ap']:.4f}, mask AP {results['eval_mask_ap']:.4f}.", files

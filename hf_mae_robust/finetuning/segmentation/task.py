@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, SegformerImageProcessor
 from ...conversion.encoders import Pixels
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
+from ..task import FinetuningTask
 from .maps import find_maps
 from .metrics import save_classes, save_overlays, segmentation_metrics
 from .models import build_segmenter
@@ -17,94 +18,104 @@ from .trainer import SegmentationTrainer
 from .transforms import SegmentationEvaluationTransform, SegmentationTransform
 
 DEFAULT_SCALE_RANGE = (0.5, 2.0)
-LOSS = "cross-entropy a pixel, of both heads"
 
 
-def source_options(arguments: FinetuneArguments) -> dict[str, Any]:
-    data, segmentation = arguments.data, arguments.segmentation
-    find = partial(
-        find_maps,
-        id2label=data.id2label,
-        folder=data.dataset_name,
-        do_reduce_labels=segmentation.do_reduce_labels,
-        ignore_index=segmentation.ignore_index,
-    )
-    return {"find_labels": lambda features, wanted, description, read_column: find(features, wanted, description)}
+class SegmentationTask(FinetuningTask):
+    """UperNet on the encoder."""
 
+    name = "segmentation"
+    loss = "cross-entropy a pixel, of both heads"
 
-def build_model(arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
-    model, segmentation = arguments.model, arguments.segmentation
-    return build_segmenter(
-        model.model_name_or_path,
-        class_names,
-        from_scratch=model.from_scratch,
-        overrides=parse_config_overrides(model.config_overrides),
-        image_size=model.image_size,
-        drop_path_rate=model.drop_path_rate,
-        relative_position_bias=segmentation.relative_position_bias,
-        auxiliary_loss_weight=segmentation.auxiliary_loss_weight,
-        channels=segmentation.segmentation_channels,
-        needs_head=arguments.recipe.eval_only,
-        attn_implementation=model.attn_implementation,
-        trust_remote_code=model.trust_remote_code,
-        token=model.token,
-    )
+    def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
+        data, segmentation = arguments.data, arguments.segmentation
+        find = partial(
+            find_maps,
+            id2label=data.id2label,
+            folder=data.dataset_name,
+            do_reduce_labels=segmentation.do_reduce_labels,
+            ignore_index=segmentation.ignore_index,
+        )
+        return {"find_labels": lambda features, wanted, description, read_column: find(features, wanted, description)}
 
+    def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
+        model, segmentation = arguments.model, arguments.segmentation
+        return build_segmenter(
+            model.model_name_or_path,
+            class_names,
+            from_scratch=model.from_scratch,
+            overrides=parse_config_overrides(model.config_overrides),
+            image_size=model.image_size,
+            drop_path_rate=model.drop_path_rate,
+            relative_position_bias=segmentation.relative_position_bias,
+            auxiliary_loss_weight=segmentation.auxiliary_loss_weight,
+            channels=segmentation.segmentation_channels,
+            needs_head=arguments.recipe.eval_only,
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=model.trust_remote_code,
+            token=model.token,
+        )
 
-def make_trainer(arguments: FinetuneArguments, model: PreTrainedModel, pixels: Pixels, **common) -> SegmentationTrainer:
-    augmentation, segmentation = arguments.augmentation, arguments.segmentation
-    size = model.config.backbone_config.image_size
-    # For pipelines, which see the whole image at once, squeezed into the size of a crop.
-    processor = SegformerImageProcessor(
-        size={"height": size, "width": size}, image_mean=list(pixels.image_mean), image_std=list(pixels.image_std)
-    )
-    if arguments.recipe.eval_only:
-        recipe = {}
-    else:
-        no_change = not augmentation.augmentation
-        recipe = {
-            "layer_decay": arguments.recipe.layer_decay,
-            "train_transform": SegmentationTransform(
-                size,
-                (1.0, 1.0) if no_change else tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE),
-                arguments.data.horizontal_flip and not no_change,
-                augmentation.photometric_distortion and not no_change,
-                pixels.image_mean,
-            ),
-        }
-    if segmentation.stride is not None and segmentation.stride > size:
-        raise ValueError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
-    return SegmentationTrainer(
-        model=model,
-        processing_class=processor,
-        eval_transform=SegmentationEvaluationTransform(size),
-        crop_size=size,
-        stride=segmentation.stride or max(1, size * 2 // 3),
-        num_pictures=arguments.recipe.num_pictures,
-        **recipe,
-        **common,
-    )
+    def make_trainer(
+        self,
+        arguments: FinetuneArguments,
+        model: PreTrainedModel,
+        pixels: Pixels,
+        class_names: Sequence[str] | None,
+        **common: Any,
+    ) -> SegmentationTrainer:
+        augmentation, segmentation = arguments.augmentation, arguments.segmentation
+        size = model.config.backbone_config.image_size
+        # For pipelines, which see the whole image at once, squeezed into the size of a crop.
+        processor = SegformerImageProcessor(
+            size={"height": size, "width": size}, image_mean=list(pixels.image_mean), image_std=list(pixels.image_std)
+        )
+        if arguments.recipe.eval_only:
+            recipe = {}
+        else:
+            no_change = not augmentation.augmentation
+            recipe = {
+                "layer_decay": arguments.recipe.layer_decay,
+                "train_transform": SegmentationTransform(
+                    size,
+                    (1.0, 1.0) if no_change else tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE),
+                    arguments.data.horizontal_flip and not no_change,
+                    augmentation.photometric_distortion and not no_change,
+                    pixels.image_mean,
+                ),
+            }
+        if segmentation.stride is not None and segmentation.stride > size:
+            raise ValueError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
+        return SegmentationTrainer(
+            model=model,
+            processing_class=processor,
+            eval_transform=SegmentationEvaluationTransform(size),
+            crop_size=size,
+            stride=segmentation.stride or max(1, size * 2 // 3),
+            num_pictures=arguments.recipe.num_pictures,
+            class_names=class_names,
+            num_channels=pixels.num_channels,
+            **recipe,
+            **common,
+        )
 
+    def describe_details(self, trainer: SegmentationTrainer, arguments: FinetuneArguments) -> str:
+        size, patch = trainer.crop_size, trainer.model.config.backbone_config.patch_size
+        windows = f"windows of {size} px every {trainer.stride} px"
+        if arguments.recipe.eval_only:
+            return windows
+        scale, drop_path_rate = trainer.train_transform.scale_range, trainer.model.config.backbone_config.drop_path_rate
+        return (
+            f"crops of {size} px at scale {scale[0]:g} to {scale[1]:g}, patch {patch}; "
+            f"layer decay {trainer.layer_decay:g}, drop path {drop_path_rate:g}; evaluation with {windows}"
+        )
 
-def describe(trainer: SegmentationTrainer, arguments: FinetuneArguments) -> str:
-    size, patch = trainer.crop_size, trainer.model.config.backbone_config.patch_size
-    windows = f"windows of {size} px every {trainer.stride} px"
-    if arguments.recipe.eval_only:
-        return windows
-    scale, drop_path_rate = trainer.train_transform.scale_range, trainer.model.config.backbone_config.drop_path_rate
-    return (
-        f"crops of {size} px at scale {scale[0]:g} to {scale[1]:g}, patch {patch}; "
-        f"layer decay {trainer.layer_decay:g}, drop path {drop_path_rate:g}; evaluation with {windows}"
-    )
-
-
-def report(trainer: SegmentationTrainer) -> tuple[str, list[str]]:
-    output_dir = Path(trainer.args.output_dir)
-    if trainer.confusion is None:
-        return "", []
-    save_classes(trainer.confusion, trainer.class_names, output_dir)
-    files = ["classes.png", "classes.json"]
-    if trainer.pictures:
-        save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
-        files.append("predictions.png")
-    return f"Mean IoU {segmentation_metrics(trainer.confusion)['mean_iou']:.4f}.", files
+    def report(self, trainer: SegmentationTrainer) -> tuple[str, list[str]]:
+        output_dir = Path(trainer.args.output_dir)
+        if trainer.confusion is None:
+            return "", []
+        save_classes(trainer.confusion, trainer.class_names, output_dir)
+        files = ["classes.png", "classes.json"]
+        if trainer.pictures:
+            save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
+            files.append("predictions.png")
+        return f"Mean IoU {segmentation_metrics(trainer.confusion)['mean_iou']:.4f}.", files

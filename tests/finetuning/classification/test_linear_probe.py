@@ -55,7 +55,7 @@ def test_batch_norm_folds_into_a_stock_classifier(encoder_dir):
 
 
 def test_the_recipe_is_the_official_one(arguments):
-    trainer, _ = prepare(*arguments())
+    trainer, _ = prepare(arguments())
     optimizer = trainer.create_optimizer()
     assert type(optimizer).__name__ == "Lars" and optimizer.defaults["momentum"] == 0.9
     assert optimizer.defaults["trust_coeff"] == 0.001
@@ -70,7 +70,7 @@ def test_the_recipe_is_the_official_one(arguments):
 
 
 def test_only_the_head_trains_and_the_result_is_a_stock_model(arguments, tmp_path, encoder_dir):
-    trainer, _ = prepare(*arguments())
+    trainer, _ = prepare(arguments())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     trainer.save_model()
@@ -90,7 +90,7 @@ def test_features_that_are_computed_once_train_the_same_probe(arguments, tmp_pat
     """Without augmentation; batches, losses and evaluation are those of images that go through the encoder."""
     once = finetune(*arguments("--augmentation", "false"))
     assert set(once.cached) == {"train", "eval"} and once.cached["train"][0].shape == (40, 32)
-    trainer, _ = prepare(*arguments("--augmentation", "false", "--output_dir", tmp_path / "other"))
+    trainer, _ = prepare(arguments("--augmentation", "false", "--output_dir", tmp_path / "other"))
     trainer.cached = {}
     trainer.train()
     assert losses(trainer) == pytest.approx(losses(once), rel=1e-5)
@@ -104,7 +104,7 @@ def test_features_that_are_computed_once_train_the_same_probe(arguments, tmp_pat
 def test_a_resumed_probe_equals_the_uninterrupted_one(arguments, tmp_path, augmentation):
     common = ["--augmentation", augmentation, "--save_strategy", "steps", "--save_steps", 4]
     whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
-    trainer, _ = prepare(*arguments(*common))
+    trainer, _ = prepare(arguments(*common))
     log = trainer.log
 
     def stop(*args, **kwargs):

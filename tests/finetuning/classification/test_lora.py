@@ -40,7 +40,7 @@ def logits(model, pixel_values):
 
 
 def test_only_adapter_head_and_norm_train_and_all_of_them_do(arguments):
-    trainer, _ = prepare(*arguments())
+    trainer, _ = prepare(arguments())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
@@ -101,7 +101,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path):
     """With dropout in the adapter, mixup and drop path: bit by bit, from checkpoints that do not hold the encoder."""
     common = ["--save_strategy", "steps", "--save_steps", 3, "--lora_dropout", 0.2]
     whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
-    trainer, _ = prepare(*arguments(*common))
+    trainer, _ = prepare(arguments(*common))
     log = trainer.log
 
     def stop(*args, **kwargs):
@@ -165,7 +165,7 @@ def test_a_run_without_an_adapter_does_not_go_on_from_one(arguments, words):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_all_linear_layers_of_the_blocks(arguments, pooling):
-    trainer, _ = prepare(*arguments("--lora_target_modules", "all-linear", "--pooling", pooling))
+    trainer, _ = prepare(arguments("--lora_target_modules", "all-linear", "--pooling", pooling))
     adapted = {
         name.split(".lora_A")[0].rpartition(".")[2] for name, _ in trainer.model.named_parameters() if "lora_A" in name
     }

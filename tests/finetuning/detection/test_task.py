@@ -138,7 +138,7 @@ def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
 
 
 def test_every_parameter_trains(arguments):
-    trainer, _ = prepare(*arguments("--max_steps", 6, "--learning_rate", 1e-3))
+    trainer, _ = prepare(arguments("--max_steps", 6, "--learning_rate", 1e-3))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     assert [name for name, value in trainer.model.state_dict().items() if torch.equal(value, before[name])] == []
@@ -159,7 +159,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streami
     common = ["--dataset_streaming", streaming, "--drop_path_rate", 0.2, "--eval_split_name", "none"]
     common += ["--save_strategy", "steps", "--save_steps", 2]
     whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
-    trainer, _ = prepare(*arguments(*common))
+    trainer, _ = prepare(arguments(*common))
     step = trainer.training_step
 
     def stop_at_third(*given, **named):

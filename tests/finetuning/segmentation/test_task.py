@@ -181,7 +181,7 @@ def test_the_likeliest_class_of_resized_logits(num_classes):
 
 
 def test_without_ignored_pixels_the_loss_is_the_stock_one(arguments):
-    trainer, _ = prepare(*arguments(*PLAIN))
+    trainer, _ = prepare(arguments(*PLAIN))
     model = trainer.model.eval()
     images, classes = torch.randn(2, 3, CROP, CROP), torch.randint(0, 3, (2, CROP, CROP))
     inputs = {"pixel_values": images, "labels": classes, "row": torch.arange(2)}
@@ -195,7 +195,7 @@ def test_ignored_pixels_count_as_zero_and_never_give_nan(arguments):
     logits, classes = torch.randn(2, 3, 8, 8), torch.randint(-1, 3, (2, 8, 8))
     each = nn.functional.cross_entropy(logits, classes.clamp(min=0), reduction="none")
     assert sum_over_pixels(logits, classes).item() == pytest.approx(float(each[classes != IGNORED].sum()), rel=1e-6)
-    trainer, _ = prepare(*arguments(*PLAIN))
+    trainer, _ = prepare(arguments(*PLAIN))
     nothing = torch.full((2, CROP, CROP), IGNORED)
     inputs = {"pixel_values": torch.randn(2, 3, CROP, CROP), "labels": nothing, "row": torch.arange(2)}
     loss = trainer.compute_loss(trainer.model, inputs)
@@ -216,7 +216,7 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
     small = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "other"]
     trainers = []
     for more in ([], small):
-        trainer, _ = prepare(*arguments("--drop_path_rate", 0, *more))
+        trainer, _ = prepare(arguments("--drop_path_rate", 0, *more))
         freeze_statistics(trainer.model)
         trainer.train()
         trainers.append(trainer)
@@ -231,7 +231,7 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
 
 
 def test_every_parameter_trains(arguments):
-    trainer, _ = prepare(*arguments())
+    trainer, _ = prepare(arguments())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     unchanged = [name for name, value in trainer.model.state_dict().items() if torch.equal(value, before[name])]
@@ -251,7 +251,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path):
     """All augmentation, drop path and the running statistics of BatchNorm: bit by bit."""
     common = ["--save_strategy", "steps", "--save_steps", 2]
     whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))
-    trainer, _ = prepare(*arguments(*common))
+    trainer, _ = prepare(arguments(*common))
     log = trainer.log
 
     def stop(*args, **kwargs):
@@ -323,7 +323,7 @@ def test_the_best_checkpoint_is_loaded_whole(arguments):
 
 def test_statistics_are_shared_where_several_gpus_train(arguments, monkeypatch):
     """The rest of the constructor needs those GPUs."""
-    trainer, _ = prepare(*arguments())
+    trainer, _ = prepare(arguments())
     given = []
     monkeypatch.setattr(
         "hf_mae_robust.finetuning.trainer.FinetuningTrainer.__init__", lambda self, **kwargs: given.append(kwargs)

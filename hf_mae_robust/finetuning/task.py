@@ -1,0 +1,81 @@
+"""What all downstream tasks share as tasks of training/run.py."""
+
+from abc import abstractmethod
+from dataclasses import asdict
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedModel
+
+from ..training.setup import describe_length
+from ..training.task import Task
+from .arguments import FinetuneArguments
+from .trainer import FinetuningTrainer
+
+MIN_LR_SCHEDULE = "cosine_with_min_lr"
+
+
+class FinetuningTask(Task[FinetuneArguments]):
+    """A subclass says what is put on the encoder, how it is trained, and what its results look like."""
+
+    def check_settings(self, arguments: FinetuneArguments) -> None:
+        model, recipe = arguments.model, arguments.recipe
+        if self.name != "classification" and (model.linear_probe or recipe.model_ema_decay is not None):
+            raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
+        if recipe.eval_only and arguments.training.push_to_hub:
+            raise ValueError(
+                "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."
+            )
+
+    def evaluates_only(self, arguments: FinetuneArguments) -> bool:
+        return arguments.recipe.eval_only
+
+    def finish_schedule(self, arguments: FinetuneArguments) -> None:
+        """Hand --min_learning_rate to the schedule, which scales it in each layer as it does the peak."""
+        recipe, training = arguments.recipe, arguments.training
+        if str(training.lr_scheduler_type).rpartition(".")[2].lower() != MIN_LR_SCHEDULE:
+            return
+        if training.lr_scheduler_kwargs:
+            return
+        if not 0 <= recipe.min_learning_rate <= training.learning_rate:
+            raise ValueError(
+                f"--min_learning_rate {recipe.min_learning_rate:g}: must lie between 0 and the peak, which is "
+                f"{training.learning_rate:g} (--base_learning_rate x effective batch / 256)."
+            )
+        training.lr_scheduler_kwargs = {"min_lr": recipe.min_learning_rate}
+
+    def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
+        recipe = arguments.recipe
+        return {
+            "task": self.name,
+            "linear_probe": arguments.model.linear_probe,
+            "lora": None,
+            "label_smoothing_factor": arguments.training.label_smoothing_factor,
+            "layer_decay": recipe.layer_decay,
+            "min_learning_rate": recipe.min_learning_rate,
+            "model_ema_decay": recipe.model_ema_decay,
+            **asdict(arguments.augmentation),
+            **asdict(arguments.segmentation),
+            **asdict(arguments.detection),
+        }
+
+    def add_callbacks(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> None:
+        if arguments.recipe.early_stopping_patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(arguments.recipe.early_stopping_patience))
+
+    def describe(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> str:
+        config = trainer.model.config
+        start = "from scratch" if arguments.model.from_scratch else arguments.model.model_name_or_path
+        details = self.describe_details(trainer, arguments)
+        if arguments.recipe.eval_only:
+            return f"Evaluating {start} on {trainer.eval_dataset.description} ({details})"
+        encoder = getattr(config, "backbone_config", config)
+        millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+        sizes = f"{encoder.model_type} {encoder.hidden_size}x{encoder.num_hidden_layers}, {millions:.3g} M parameters"
+        return (
+            f"Fine-tuning {start} ({sizes}; {details}) for {self.name} of "
+            f"{len(trainer.train_dataset.class_names)} classes on {describe_length(trainer)}"
+        )
+
+    @abstractmethod
+    def describe_details(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> str:
+        """Sizes, augmentation and settings of the task."""

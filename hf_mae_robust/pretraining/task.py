@@ -1,0 +1,200 @@
+"""Masked-autoencoder pre-training as a task of training/run.py."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig
+from transformers.utils import is_flash_attn_2_available
+
+from ..conversion.encoders import Pixels, pixels_of, unreadable
+from ..data.preprocessing import evaluation_processor
+from ..data.source import ImageSource
+from ..hub.model_card import PRETRAINING
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from ..model.configuration_vit_mae_robust import to_pair
+from ..training.parser import parse_config_overrides
+from ..training.setup import describe_length, say
+from ..training.task import Task
+from .arguments import ModelArguments, PretrainArguments
+from .patch_statistics import PatchStatistics
+from .pictures import RECONSTRUCTIONS, save_pictures
+from .statistics_pass import cached_statistics_of_source
+from .trainer import MAETrainer
+
+STATISTICS_FILE = "target_statistics.safetensors"
+# Flags that are fields of ViTMAERobustConfig of the same name.
+CONFIG_FLAGS = (
+    "mask_ratio",
+    "target_normalization",
+    "norm_pix_loss",
+    "decoder_attention_probs_dropout_prob",
+    "mid_mask_ratio",
+    "mid_mask_layer_idx",
+)
+
+
+class PretrainingTask(Task[PretrainArguments]):
+    """add_diagnostics: adds what --diagnostics_steps asks for, given Trainer and arguments. It comes from the caller
+    (pretrain.py), because analysis/ stands above this package."""
+
+    name = PRETRAINING
+    loss = "mean squared error of the target"
+
+    def __init__(self, add_diagnostics: Callable[[MAETrainer, PretrainArguments], None] | None = None):
+        self.add_diagnostics = add_diagnostics
+
+    def check_model(self, arguments: PretrainArguments) -> None:
+        build_config(arguments.model)
+
+    def num_views(self, arguments: PretrainArguments) -> int:
+        return arguments.training.repeated_augmentation
+
+    def build_model(
+        self, arguments: PretrainArguments, class_names: Sequence[str] | None
+    ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
+        config = build_config(arguments.model)
+        return build_model(arguments.model, config), pixels_of(config)
+
+    def record(self, arguments: PretrainArguments, model: ViTMAERobustForPreTraining) -> dict[str, Any]:
+        record: dict[str, Any] = {"target_statistics": arguments.model.target_statistics}
+        if (num_views := self.num_views(arguments)) > 1:  # older checkpoints do not know of it
+            record["repeated_augmentation"] = num_views
+        return record
+
+    def make_trainer(
+        self,
+        arguments: PretrainArguments,
+        model: ViTMAERobustForPreTraining,
+        pixels: Pixels,
+        class_names: Sequence[str] | None,
+        **common: Any,
+    ) -> MAETrainer:
+        config, data = model.config, arguments.data
+        return MAETrainer(
+            model=model,
+            processing_class=evaluation_processor(
+                config.image_size, data.crop_pct, config.num_channels, config.image_mean, config.image_std
+            ),
+            crop_scale=tuple(data.crop_scale),
+            horizontal_flip=data.horizontal_flip,
+            repeated_augmentation=self.num_views(arguments),
+            **common,
+        )
+
+    def add_callbacks(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
+        if arguments.training.diagnostics_steps and self.add_diagnostics is not None:
+            self.add_diagnostics(trainer, arguments)
+
+    def describe(self, trainer: MAETrainer, arguments: PretrainArguments) -> str:
+        config = trainer.model.config
+        millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+        target = config.target_normalization + (" + per patch" if config.norm_pix_loss else "")
+        ingredients = f"decoder dropout {config.decoder_attention_probs_dropout_prob}, target {target}"
+        if config.mid_mask_ratio:
+            ingredients += f", {config.mid_mask_ratio:.0%} mid-level tokens from block {config.mid_mask_layer_idx}"
+        image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
+        return (
+            f"Pre-training a masked autoencoder (encoder {config.hidden_size}x{config.num_hidden_layers}, decoder "
+            f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} "
+            f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}) on {describe_length(trainer)}"
+        )
+
+    def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
+        """Give the model its target statistics, where it needs any."""
+        training, config = trainer.args, trainer.model.config
+        statistics = find_statistics(arguments, config, trainer.train_dataset)
+        if statistics is not None:
+            trainer.model.set_target_statistics(statistics.mean, statistics.std)
+            if training.process_index == 0:
+                statistics.save(Path(training.output_dir) / STATISTICS_FILE)
+        elif config.target_normalization == "global_patch" and not trainer.model.target_normalizer.ready:
+            raise ValueError(
+                f"--target_normalization global_patch: {arguments.model.model_name_or_path} holds no patch "
+                "statistics; give --target_statistics auto."
+            )
+
+    def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
+        save_pictures(trainer)
+        return "", [RECONSTRUCTIONS]
+
+
+def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
+    """The configuration that checkpoint, --config_overrides and flags ask for; the later of these wins.
+
+    Raises ValueError for unknown settings and values out of range.
+    """
+    known = {setting.name for setting in fields(ViTMAERobustConfig)}
+    settings = {}
+    if arguments.model_name_or_path:
+        base = AutoConfig.from_pretrained(
+            arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code, token=arguments.token
+        )
+        if base.model_type not in ("vit_mae", ViTMAERobustConfig.model_type):
+            raise ValueError(
+                f"--model_name_or_path {arguments.model_name_or_path} is a '{base.model_type}' model; pre-training "
+                f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
+            )
+        settings = {key: value for key, value in base.to_dict().items() if key in known}
+    overrides = parse_config_overrides(arguments.config_overrides)
+    overrides |= {flag: value for flag in CONFIG_FLAGS if (value := getattr(arguments, flag)) is not None}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
+    return ViTMAERobustConfig(**{**settings, **overrides})
+
+
+def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
+    if arguments.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
+    if arguments.model_name_or_path is None:
+        return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
+    try:
+        model, info = ViTMAERobustForPreTraining.from_pretrained(
+            arguments.model_name_or_path,
+            config=config,
+            attn_implementation=arguments.attn_implementation,
+            token=arguments.token,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise unreadable(arguments.model_name_or_path, error) from error
+    # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
+    expected = ("target_normalizer.", "vit.mid_mask_token")
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(expected)):
+        say(
+            f"Note: {arguments.model_name_or_path} lacks {len(missing)} tensors, which start from scratch: "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+        )
+    return model
+
+
+def find_statistics(
+    arguments: PretrainArguments, config: ViTMAERobustConfig, source: ImageSource
+) -> PatchStatistics | None:
+    """The population statistics that --target_statistics asks for. None: the model needs none, or brings them."""
+    data, wanted = arguments.data, arguments.model.target_statistics
+    if config.target_normalization != "global_patch":
+        if wanted:
+            raise ValueError(
+                f"--target_statistics {wanted} is for --target_normalization global_patch, not "
+                f"'{config.target_normalization}'."
+            )
+        return None
+    if wanted is None:
+        if arguments.model.model_name_or_path:
+            return None
+        raise ValueError(
+            "--target_normalization global_patch needs --target_statistics: 'auto' computes them from the training "
+            "images; a path takes a file written by `python -m hf_mae_robust statistics`."
+        )
+    if wanted != "auto":
+        return PatchStatistics.load(wanted, config.patch_dim)
+    return cached_statistics_of_source(
+        source,
+        config,
+        crop_pct=data.crop_pct,
+        num_workers=arguments.training.dataloader_num_workers,
+        max_bad_images=data.max_bad_images,
+    )

@@ -1,0 +1,103 @@
+"""What a run is for: the steps in which tasks differ, called by run.py in the order in which they stand here."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from transformers import PreTrainedModel
+
+from ..conversion.encoders import Pixels
+from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
+from .trainer import ImageTrainer
+
+
+class StartArguments(Protocol):
+    """Flags of every task's model group."""
+
+    model_name_or_path: str | None
+    model_revision: str | None
+    token: str | None
+
+
+class RunArguments(Protocol):
+    """All flags of a script: a NamedTuple of argument groups. A task may have more groups than these."""
+
+    model: Any  # StartArguments; the groups of the tasks have further flags
+    data: DataArguments
+    recipe: RecipeArguments
+    training: ImageTrainingArguments
+
+    def _replace(self, **groups: Any) -> "RunArguments": ...
+
+
+Arguments = TypeVar("Arguments", bound=RunArguments)
+
+
+class Task(ABC, Generic[Arguments]):
+    """A task: pre-training, classification, segmentation or detection.
+
+    All methods but `report` raise ValueError for what is wrong with arguments, model or data.
+
+    Attributes:
+        name: as a model card names the task.
+        loss: what the loss is, for the axis of loss.png.
+    """
+
+    name: str
+    loss: str
+
+    def check_settings(self, arguments: Arguments) -> None:
+        """Refuse settings that contradict one another, before anything is read."""
+
+    def evaluates_only(self, arguments: Arguments) -> bool:
+        """Whether the run evaluates a model as it is, and trains none."""
+        return False
+
+    def check_model(self, arguments: Arguments) -> None:
+        """Refuse a model before the data are opened. `arguments.model.model_name_or_path` is local."""
+
+    def source_options(self, arguments: Arguments) -> dict[str, Any]:
+        """For `open_splits`: which labels to read, and how."""
+        return {}
+
+    def num_views(self, arguments: Arguments) -> int:
+        """Augmented views of each image in a batch."""
+        return 1
+
+    def finish_schedule(self, arguments: Arguments) -> None:
+        """Fill in what depends on the learning rate, which `arguments.training` has by now."""
+
+    @abstractmethod
+    def build_model(self, arguments: Arguments, class_names: Sequence[str] | None) -> tuple[PreTrainedModel, Pixels]:
+        """The model to train, or to evaluate as it is, and how it wants its images."""
+
+    @abstractmethod
+    def record(self, arguments: Arguments, model: PreTrainedModel) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, beside the settings that every task has."""
+
+    @abstractmethod
+    def make_trainer(
+        self,
+        arguments: Arguments,
+        model: PreTrainedModel,
+        pixels: Pixels,
+        class_names: Sequence[str] | None,
+        **common: Any,
+    ) -> ImageTrainer:
+        """The Trainer, with the task's processor, transforms and loss. Without common["train_source"] it only
+        evaluates."""
+
+    def add_callbacks(self, trainer: ImageTrainer, arguments: Arguments) -> None:
+        """Add what acts between the steps."""
+
+    @abstractmethod
+    def describe(self, trainer: ImageTrainer, arguments: Arguments) -> str:
+        """What is trained on what: the first line of the run."""
+
+    def start(self, trainer: ImageTrainer, arguments: Arguments) -> None:
+        """Give the model what the training images alone can tell. Not called for a run that resumes."""
+
+    @abstractmethod
+    def report(self, trainer: ImageTrainer) -> tuple[str, list[str]]:
+        """After training and evaluation, on the first process: write what belongs to the task into the output folder.
+        Returns the main result as a sentence, and the names of the files."""
