@@ -3,105 +3,160 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
 
-import torch
 import transformers
-from accelerate import PartialState
-
-from .analysis.analyze import COMMANDS as ANALYSES
-from .analysis.knn import add_knn_arguments, run_knn
-from .conversion.convert import add_convert_arguments, run_convert
-from .conversion.export import add_export_arguments, run_export
-from .data.opening import open_splits
-from .data.source import DataLocation
-from .demo.command import add_demo_arguments, run_demo
-from .hub.model_card import add_card_arguments, run_card
-from .model import ViTMAERobustConfig
-from .pretraining.statistics_pass import statistics_of_source
-from .studies.reproduce import add_reproduce_arguments, run_reproduce
-from .training.arguments import add_data_arguments
 
 
-def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
-    data = add_data_arguments(parser)
-    data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument("--max_samples", type=int, help="Only the first so many images.")
-    form = parser.add_argument_group("form of the images (must be the model's)")
-    form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
-    form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
-    form.add_argument("--num_channels", type=int, default=3, help="1, 3 or 4 (%(default)s).")
-    form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
-    running = parser.add_argument_group("running")
-    running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
-    parser.add_argument("--output", required=True, type=Path, help="The .safetensors file to write.")
+class Command(NamedTuple):
+    """A command. Its module is imported when the command line names it, so that --help answers at once.
+
+    Attributes:
+        module: within hf_mae_robust. add_arguments, run: names of its functions; `run` gets the parsed arguments.
+    """
+
+    name: str
+    summary: str
+    module: str
+    add_arguments: str
+    run: str
+
+    def load(self) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]:
+        module = import_module(f"{__package__}.{self.module}")
+        return getattr(module, self.add_arguments), getattr(module, self.run)
 
 
-def run_statistics(args: argparse.Namespace) -> None:
-    """Compute the population statistics of a data set's patches and write them to a file."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    config = ViTMAERobustConfig(
-        image_size=args.image_size[0] if len(args.image_size) == 1 else args.image_size,
-        patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
-        num_channels=args.num_channels,
-    )
-    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
-    statistics = statistics_of_source(
-        source.head(args.max_samples),
-        config,
-        crop_pct=args.crop_pct,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-    )
-    if state.is_main_process:
-        statistics.save(args.output)
-        print(
-            f"{args.output}: {statistics.count:,} patches of {statistics.metadata['num_images']:,} images; mean "
-            f"{statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
-            f"{len(statistics.mean)} numbers of a patch)"
-        )
-    state.wait_for_everyone()
-    state.destroy_process_group()
+class Group(NamedTuple):
+    """A command that has commands of its own."""
+
+    name: str
+    summary: str
+    commands: tuple[Command, ...]
+
+
+_ANALYZE = "analysis.analyze"
+COMMANDS: tuple[Command | Group, ...] = (
+    Command(
+        "statistics",
+        "Compute the population statistics of a data set's patches and write them to a file.",
+        "pretraining.statistics_command",
+        "add_statistics_arguments",
+        "run_statistics",
+    ),
+    Command(
+        "convert",
+        "Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads.",
+        "conversion.convert",
+        "add_convert_arguments",
+        "run_convert",
+    ),
+    Command(
+        "export",
+        "Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX.",
+        "conversion.export",
+        "add_export_arguments",
+        "run_export",
+    ),
+    Command(
+        "card",
+        "Write the model card of a trained folder (again), or of a recipe.",
+        "hub.model_card",
+        "add_card_arguments",
+        "run_card",
+    ),
+    Command(
+        "demo",
+        "Try a checkpoint in the browser: reconstructions of masks drawn by clicking, attention, features, classes.",
+        "demo.command",
+        "add_demo_arguments",
+        "run_demo",
+    ),
+    Group(
+        "analyze",
+        "What happens between a model's tokens, and what its features are worth.",
+        (
+            Command(
+                "features",
+                "Similarity, rank and uniformity of tokens by block; uniformity, rank and alignment of image features.",
+                _ANALYZE,
+                "add_arguments",
+                "run_features",
+            ),
+            Command(
+                "attention",
+                "Entropy and distance of attention, by block and head, in encoder and decoder.",
+                _ANALYZE,
+                "add_arguments",
+                "run_attention",
+            ),
+            Command(
+                "loss_map",
+                "Loss of the reconstruction by the place of the patch.",
+                _ANALYZE,
+                "add_arguments",
+                "run_loss_map",
+            ),
+            Command(
+                "cka",
+                "Linear CKA between the encoder's blocks of one checkpoint, or of two (--other).",
+                _ANALYZE,
+                "add_arguments",
+                "run_cka",
+            ),
+            Command("all", "All of features, attention, loss_map and cka.", _ANALYZE, "add_arguments", "run_all"),
+            Command(
+                "knn",
+                "Classify images by the nearest neighbours of their features, and print the accuracy.",
+                "analysis.knn",
+                "add_knn_arguments",
+                "run_knn",
+            ),
+        ),
+    ),
+    Command(
+        "reproduce",
+        "Run the studies of the paper's tables and figures, and report them.",
+        "studies.reproduce",
+        "add_reproduce_arguments",
+        "run_reproduce",
+    ),
+)
 
 
 def add_commands(
-    parser: argparse.ArgumentParser, dest: str, commands: Iterable[tuple[str, Callable, Callable | None]]
+    parser: argparse.ArgumentParser, dest: str, commands: Sequence[Command | Group], words: Sequence[str] | None
 ) -> None:
-    """Sub-commands: (name, function that adds arguments, function that runs it). The help is the docstring of the last
-    one, or of the other where there are sub-commands of its own to run."""
+    """Sub-commands with a line of help each. words: the rest of the command line; only the command that stands first in
+    it gets its arguments; None: all do."""
     subparsers = parser.add_subparsers(dest=dest, required=True, metavar="COMMAND")
-    for name, add_arguments, run in commands:
-        summary = ((run or add_arguments).__doc__ or "").strip().splitlines()[0]
-        command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        command.set_defaults(run=run)
-        add_arguments(command)
+    for command in commands:
+        subparser = subparsers.add_parser(
+            command.name, help=command.summary, description=command.summary, allow_abbrev=False
+        )
+        rest = words[1:] if words and words[0] == command.name else None
+        if words is not None and rest is None:
+            continue
+        if isinstance(command, Group):
+            add_commands(subparser, command.name, command.commands, rest)
+            continue
+        add_arguments, run = command.load()
+        subparser.set_defaults(run=run)
+        add_arguments(subparser)
 
 
-def add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
-    """What happens between a model's tokens, and what its features are worth."""
-    add_commands(parser, "analysis", [*ANALYSES, ("knn", add_knn_arguments, run_knn)])
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """words: the command line, of which only what it names is imported; None: everything."""
     parser = argparse.ArgumentParser(prog="python -m hf_mae_robust", description=__doc__, allow_abbrev=False)
-    commands = (
-        ("statistics", add_statistics_arguments, run_statistics),
-        ("convert", add_convert_arguments, run_convert),
-        ("export", add_export_arguments, run_export),
-        ("card", add_card_arguments, run_card),
-        ("demo", add_demo_arguments, run_demo),
-        ("analyze", add_analyze_arguments, None),
-        ("reproduce", add_reproduce_arguments, run_reproduce),
-    )
-    add_commands(parser, "command", commands)
+    add_commands(parser, "command", COMMANDS, words)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = make_parser(words)
+    args = parser.parse_args(words)
     transformers.utils.logging.disable_progress_bar()
     try:
         args.run(args)

@@ -1,6 +1,10 @@
-"""Fine-tuning: the command line of run_finetune.py, and the same from Python."""
+"""Fine-tuning: the command line of run_finetune.py, and the same from Python.
+
+What trains is imported where it is used, so that --help answers at once.
+"""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .finetuning.arguments import (
     AugmentationArguments,
@@ -12,17 +16,12 @@ from .finetuning.arguments import (
     FinetuneTrainingArguments,
     SegmentationArguments,
 )
-from .finetuning.classification.task import ClassificationTask
-from .finetuning.detection.task import DetectionTask
-from .finetuning.segmentation.task import SegmentationTask
-from .finetuning.task import FinetuningTask
-from .finetuning.trainer import FinetuningTrainer
-from .training import run
 from .training.parser import RecipeParser
 
-TASKS: dict[str, FinetuningTask] = {
-    task.name: task for task in (ClassificationTask(), SegmentationTask(), DetectionTask())
-}
+if TYPE_CHECKING:
+    from .finetuning.task import FinetuningTask
+    from .finetuning.trainer import FinetuningTrainer
+
 DEFAULT_RECIPE = "finetune_digits"
 DEFAULT_PROBE_RECIPE = "linear_probe_vit_base"
 # The flags' own defaults are those of classification.
@@ -40,9 +39,26 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
     return RecipeParser(FinetuneArguments, default_recipe, prog=prog, description=description)
 
 
-def prepare(arguments: FinetuneArguments) -> tuple[FinetuningTrainer, str | None]:
+def make_task(name: str) -> "FinetuningTask":
+    """The task of --task."""
+    if name == "segmentation":
+        from .finetuning.segmentation.task import SegmentationTask
+
+        return SegmentationTask()
+    if name == "detection":
+        from .finetuning.detection.task import DetectionTask
+
+        return DetectionTask()
+    from .finetuning.classification.task import ClassificationTask
+
+    return ClassificationTask()
+
+
+def prepare(arguments: FinetuneArguments) -> tuple["FinetuningTrainer", str | None]:
     """Everything up to the first step: the Trainer, and the checkpoint to resume from. Raises as `finetune`."""
-    return run.prepare(TASKS[arguments.model.task], arguments)
+    from .training import run
+
+    return run.prepare(make_task(arguments.model.task), arguments)
 
 
 def finetune(
@@ -53,7 +69,7 @@ def finetune(
     detection: DetectionArguments,
     recipe: FinetuneRecipeArguments,
     training: FinetuneTrainingArguments,
-) -> FinetuningTrainer:
+) -> "FinetuningTrainer":
     """Fine-tune an encoder for `model.task`. At the end the output folder holds the model (safetensors, config, image
     processor), a model card, `all_results.json`, `loss.png`, and what belongs to the task: for classification
     `confusion_matrix.png` and `confusion_matrix.json`, for segmentation `classes.png`, for both others `classes.json`
@@ -73,8 +89,11 @@ def finetune(
         recipe=recipe,
         training=training,
     )
-    trainer, checkpoint = prepare(arguments)
-    run.run(TASKS[model.task], trainer, checkpoint)
+    from .training import run
+
+    task = make_task(model.task)
+    trainer, checkpoint = run.prepare(task, arguments)
+    run.run(task, trainer, checkpoint)
     return trainer
 
 
@@ -82,4 +101,6 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
     """Command line of run_finetune.py; exit codes as in errors.py."""
     parser = make_parser(description=description)
     arguments = parser.parse(argv)
-    run.run_command(parser, TASKS[arguments.model.task], arguments)
+    from .training import run
+
+    run.run_command(parser, make_task(arguments.model.task), arguments)

@@ -1,8 +1,11 @@
-"""Pre-training: the command line of run_pretrain.py, and the same from Python."""
+"""Pre-training: the command line of run_pretrain.py, and the same from Python.
+
+What trains is imported where it is used, so that --help answers at once.
+"""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from .analysis.online import add_online_diagnostics
 from .pretraining.arguments import (
     DEFAULT_RECIPE,
     DataArguments,
@@ -11,14 +14,16 @@ from .pretraining.arguments import (
     PretrainArguments,
     RecipeArguments,
 )
-from .pretraining.dry_run import describe_plan
-from .pretraining.task import PretrainingTask, build_config
-from .pretraining.trainer import MAETrainer
-from .training import run
 from .training.parser import RecipeParser
 
+if TYPE_CHECKING:
+    from .pretraining.task import PretrainingTask
+    from .pretraining.trainer import MAETrainer
 
-def add_diagnostics(trainer: MAETrainer, arguments: PretrainArguments) -> None:
+
+def add_diagnostics(trainer: "MAETrainer", arguments: PretrainArguments) -> None:
+    from .analysis.online import add_online_diagnostics
+
     training = arguments.training
     add_online_diagnostics(
         trainer,
@@ -31,7 +36,10 @@ def add_diagnostics(trainer: MAETrainer, arguments: PretrainArguments) -> None:
     )
 
 
-TASK = PretrainingTask(add_diagnostics)
+def make_task() -> "PretrainingTask":
+    from .pretraining.task import PretrainingTask
+
+    return PretrainingTask(add_diagnostics)
 
 
 def make_parser(prog: str | None = None, description: str | None = None) -> RecipeParser[PretrainArguments]:
@@ -41,14 +49,16 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
     return RecipeParser(PretrainArguments, default_recipe, prog=prog, description=description)
 
 
-def prepare(arguments: PretrainArguments) -> tuple[MAETrainer, str | None]:
+def prepare(arguments: PretrainArguments) -> tuple["MAETrainer", str | None]:
     """Everything up to the first step: the Trainer, and the checkpoint to resume from. Raises as `pretrain`."""
-    return run.prepare(TASK, arguments)
+    from .training import run
+
+    return run.prepare(make_task(), arguments)
 
 
 def pretrain(
     model: ModelArguments, data: DataArguments, recipe: RecipeArguments, training: MAETrainingArguments
-) -> MAETrainer:
+) -> "MAETrainer":
     """Train a masked autoencoder. At the end the output folder holds weights (safetensors), config, image processor,
     model code, `reconstructions.png`, `loss.png`, `all_results.json`, and the statistics of the target, if any.
 
@@ -57,14 +67,21 @@ def pretrain(
             checkpoint cannot be used. Existing checkpoints are as they were.
         StopRequested, NonFiniteError, SavingError: as `MAETrainer.train`; checkpoints written so far are complete.
     """
-    trainer, checkpoint = prepare(PretrainArguments(model=model, data=data, recipe=recipe, training=training))
-    run.run(TASK, trainer, checkpoint)
+    from .training import run
+
+    task = make_task()
+    trainer, checkpoint = run.prepare(task, PretrainArguments(model=model, data=data, recipe=recipe, training=training))
+    run.run(task, trainer, checkpoint)
     return trainer
 
 
 def plan(arguments: PretrainArguments) -> str:
     """--dry_run: the text of the plan. Raises as `prepare` for arguments and data that cannot be used."""
-    opened = run.open_run(TASK, arguments, resumes=False)
+    from .pretraining.dry_run import describe_plan
+    from .pretraining.task import build_config
+    from .training import run
+
+    opened = run.open_run(make_task(), arguments, resumes=False)
     return describe_plan(build_config(opened.arguments.model), opened.arguments.training, opened.source)
 
 
@@ -72,7 +89,9 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
     """Command line of run_pretrain.py; exit codes as in errors.py."""
     parser = make_parser(description=description)
     arguments = parser.parse(argv)
+    from .training import run
+
     if arguments.training.dry_run:
         run.print_command(parser, arguments.training, lambda: plan(arguments))
     else:
-        run.run_command(parser, TASK, arguments)
+        run.run_command(parser, make_task(), arguments)

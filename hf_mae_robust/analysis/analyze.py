@@ -98,12 +98,3 @@ def run_cka(args: argparse.Namespace) -> None:
 def run_all(args: argparse.Namespace) -> None:
     """All of features, attention, loss_map and cka."""
     run(tuple(EVALUATORS), args)
-
-
-COMMANDS = [
-    ("features", add_arguments, run_features),
-    ("attention", add_arguments, run_attention),
-    ("loss_map", add_arguments, run_loss_map),
-    ("cka", add_arguments, run_cka),
-    ("all", add_arguments, run_all),
-]

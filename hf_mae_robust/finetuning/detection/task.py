@@ -99,8 +99,8 @@ class DetectionTask(FinetuningTask):
             return shape
         scale = trainer.train_transform.scale_range
         return (
-            f"{shape}, pyramid {config.pyramid}; scale {scale[0]:g} to {scale[1]:g}, layer decay {trainer.layer_decay:g}, "
-            f"drop path {config.drop_path_rate:g}"
+            f"{shape}, pyramid {config.pyramid}; scale {scale[0]:g} to {scale[1]:g}, "
+            f"layer decay {trainer.layer_decay:g}, drop path {config.drop_path_rate:g}"
         )
 
     def report(self, trainer: DetectionTrainer) -> tuple[str, list[str]]:

@@ -1,0 +1,55 @@
+"""python -m hf_mae_robust statistics: the population statistics of a data set's patches, as a file."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from ..data.opening import open_splits
+from ..data.source import DataLocation
+from ..model import ViTMAERobustConfig
+from ..training.arguments import add_data_arguments
+from .statistics_pass import statistics_of_source
+
+
+def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
+    data = add_data_arguments(parser)
+    data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
+    data.add_argument("--max_samples", type=int, help="Only the first so many images.")
+    form = parser.add_argument_group("form of the images (must be the model's)")
+    form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
+    form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
+    form.add_argument("--num_channels", type=int, default=3, help="1, 3 or 4 (%(default)s).")
+    form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
+    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    parser.add_argument("--output", required=True, type=Path, help="The .safetensors file to write.")
+
+
+def run_statistics(args: argparse.Namespace) -> None:
+    """Compute the population statistics of a data set's patches and write them to a file."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    config = ViTMAERobustConfig(
+        image_size=args.image_size[0] if len(args.image_size) == 1 else args.image_size,
+        patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
+        num_channels=args.num_channels,
+    )
+    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    statistics = statistics_of_source(
+        source.head(args.max_samples),
+        config,
+        crop_pct=args.crop_pct,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
+    if state.is_main_process:
+        statistics.save(args.output)
+        print(
+            f"{args.output}: {statistics.count:,} patches of {statistics.metadata['num_images']:,} images; mean "
+            f"{statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
+            f"{len(statistics.mean)} numbers of a patch)"
+        )
+    state.wait_for_everyone()
+    state.destroy_process_group()
