@@ -29,6 +29,8 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     build_2d_sinusoidal_position_embedding,
     eager_attention_forward,
 )
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -260,7 +262,7 @@ class ViTMAERobustAttention(ViTMAEAttention):
         attention_mask: torch.Tensor | None = None,
         shared: SharedTokens | None = None,
         num_outputs: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, n, d)` and m shared tokens -> `(B, n + m or num_outputs, d)`, and the probabilities from "eager"."""
         query = self._split_heads(self._queries(hidden_states, shared, num_outputs))
@@ -307,7 +309,7 @@ class ViTMAERobustLayer(ViTMAELayer):
         attention_mask: torch.Tensor | None = None,
         shared: SharedTokens | None = None,
         num_outputs: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """`(B, n, d)` and m shared tokens -> `(B, n + m or num_outputs, d)`."""
         normalized, normalized_shared = self.layernorm_before(hidden_states), None
@@ -485,7 +487,7 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         noise: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ViTMAERobustModelOutput:
         """
         Args:
@@ -653,7 +655,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_logits: bool = True,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ViTMAEForPreTrainingOutput:
         """
         Args:

@@ -21,7 +21,8 @@ from torchvision.ops.poolers import LevelMapper
 from transformers import PreTrainedModel, VitDetBackbone
 from transformers import initialization as init
 from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEmbeddings, VitDetLayerNorm
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
 from .modeling_vit_mae_robust import sincos_position_embedding
@@ -336,7 +337,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> InstanceSegmentationOutput:
         """
         Args:
