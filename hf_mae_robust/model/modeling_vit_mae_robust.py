@@ -26,6 +26,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEForPreTrainingOutput,
     ViTMAELayer,
     ViTMAEModelOutput,
+    ViTMAEPatchEmbeddings,
     build_2d_sinusoidal_position_embedding,
     eager_attention_forward,
 )
@@ -181,21 +182,69 @@ def select_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids:
     return patches[rows, ids // (width // q), ids % (width // q)]
 
 
+class PatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel's size, so that it is a linear layer on each patch."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(N, C, H, W)` -> `(N, d, rows, columns)`."""
+        if tuple(pixel_values.shape[-2:]) != self.kernel_size:
+            return super().forward(pixel_values)
+        # Inputs of one patch each: PyTorch's convolution takes 7 times as long for them on a CPU (ViT-B, 8 x 49
+        # patches, forward and backward), and 1.4 times as long if the patches lie side by side in one image.
+        tokens = nn.functional.linear(pixel_values.flatten(1), self.weight.flatten(1), self.bias)
+        return tokens[:, :, None, None]
+
+
+class ViTMAERobustPatchEmbeddings(ViTMAEPatchEmbeddings):
+    """As stock's, for all patches or some of them.
+
+    It and its projection are always called as modules: FSDP2 gathers their weights, accelerate brings them to the
+    device, LoRA adds to their output and hooks run only then.
+    """
+
+    def __init__(self, config: ViTMAERobustConfig):
+        nn.Module.__init__(self)  # stock's would draw the weights of a projection that is replaced at once
+        self.image_size, self.patch_size = to_pair(config.image_size), to_pair(config.patch_size)
+        self.num_patches, self.num_channels = config.num_patches, config.num_channels
+        self.projection = PatchProjection(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+
+    def forward(self, pixel_values: torch.Tensor, ids_visible: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, C, H, W)` -> patch tokens `(B, L, d)`; with `ids_visible` `(B, n)` those of these patches only, in that
+        order, `(B, n, d)`. Images of another type than the weights are cast: uint8 images become float32 ones after
+        DeepSpeed has cast all inputs."""
+        dtype = self.projection.weight.dtype
+        if ids_visible is None:
+            return super().forward(pixel_values.to(dtype))
+        patches = select_patches(pixel_values, self.patch_size, ids_visible).to(dtype)
+        tokens = self.projection(patches.permute(0, 1, 4, 2, 3).flatten(0, 1))
+        return tokens.view(*ids_visible.shape, -1)
+
+
 class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
     """Patch, position and CLS embeddings; the model decides which patches are masked."""
 
     def __init__(self, config: ViTMAERobustConfig):
-        super().__init__(config)
+        nn.Module.__init__(self)  # see ViTMAERobustPatchEmbeddings
+        dim = config.hidden_size
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.patch_embeddings = ViTMAERobustPatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_patches + 1, dim), requires_grad=False)
+        self.patch_size, self.image_size = config.patch_size, self.patch_embeddings.image_size
         self.grid_size = config.grid_size
 
     def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Number of patches (vertically, horizontally) of images that fit; ValueError of others."""
         channels, height, width = pixel_values.shape[-3:]
         patch_height, patch_width = to_pair(self.patch_size)
-        if channels != self.config.num_channels:
+        num_channels = self.patch_embeddings.num_channels
+        if num_channels != self.config.num_channels:
             raise ValueError(
-                f"Images of {channels} channels, but the model has num_channels={self.config.num_channels}."
+                f"config.num_channels={self.config.num_channels} was changed after the model was built for "
+                f"{num_channels} channels. Build another model from the changed configuration."
             )
+        if channels != num_channels:
+            raise ValueError(f"Images of {channels} channels, but the model has num_channels={num_channels}.")
         if interpolate_pos_encoding:
             if height % patch_height or width % patch_width or not height or not width:
                 raise ValueError(
@@ -219,13 +268,9 @@ class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
         grid_size = self.check(pixel_values, interpolate_pos_encoding)
         position_embeddings = interpolate_position_embedding(self.position_embeddings, self.grid_size, grid_size)
         cls_token, positions = self.cls_token + position_embeddings[:, :1], position_embeddings[0, 1:]
-        if ids_visible is None:
-            return cls_token, self.patch_embeddings(pixel_values) + positions, positions
-        # The convolution is a linear layer on each patch, whose weights are ordered (C, patch height, patch width).
-        patches = select_patches(pixel_values, to_pair(self.patch_size), ids_visible).permute(0, 1, 4, 2, 3)
-        projection = self.patch_embeddings.projection
-        tokens = nn.functional.linear(patches.flatten(2), projection.weight.flatten(1), projection.bias)
-        return cls_token, tokens + positions[ids_visible], positions
+        tokens = self.patch_embeddings(pixel_values, ids_visible)
+        own_positions = positions if ids_visible is None else positions[ids_visible]
+        return cls_token, tokens + own_positions, positions
 
 
 class SharedTokens(NamedTuple):
