@@ -117,8 +117,9 @@ class TargetNormalizer(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("mean", torch.full((dim,), float("nan")))
-        self.register_buffer("std", torch.full((dim,), float("nan")))
+        # Not of the default type, which is that of the model while transformers builds it.
+        self.register_buffer("mean", torch.full((dim,), float("nan"), dtype=torch.float32))
+        self.register_buffer("std", torch.full((dim,), float("nan"), dtype=torch.float32))
         # A Python flag, because looking at the buffers in every step would make the GPU wait and break compilation.
         self.ready = False
         self.register_load_state_dict_post_hook(TargetNormalizer._check_after_load)
@@ -444,8 +445,8 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
     """Initialisation, loading and saving that both models share."""
 
     config: ViTMAERobustConfig
-    _no_split_modules = ["ViTMAERobustEmbeddings", "ViTMAERobustLayer", "ViTMAERobustDecoder"]
-    _keep_in_fp32_modules_strict = ["target_normalizer"]
+    # Not the embeddings or the decoder, which hold modules that accelerate's FSDP2 shards by themselves.
+    _no_split_modules = ["ViTMAERobustLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -603,6 +604,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         self.decoder = ViTMAERobustDecoder(config)
         if config.target_normalization == "global_patch":
             self.target_normalizer = TargetNormalizer(config.patch_dim)
+            self._keep_in_fp32_modules_strict = ["target_normalizer"]
         self.register_load_state_dict_pre_hook(_rename_keys_of_4x)
         self.post_init()
 
