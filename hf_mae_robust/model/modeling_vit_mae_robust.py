@@ -7,7 +7,8 @@
 Masks are 1 where a patch is masked. B images, L patches an image, D numbers a patch, C channels, H x W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -441,6 +442,19 @@ class ViTMAERobustModelOutput(ViTMAEModelOutput):
     ids_shuffle: torch.LongTensor | None = None
 
 
+@contextmanager
+def class_before_sharding(model: nn.Module) -> Iterator[None]:
+    """While entered, the model is of its own class again. FSDP2 makes it one of a class FSDP<Name>, which PyTorch
+    defines: transformers would copy PyTorch's file next to the weights, and name that class in config.json."""
+    sharded = type(model)
+    name = sharded.__name__.removeprefix("FSDP")
+    model.__class__ = next((cls for cls in sharded.__mro__ if cls.__name__ == name), sharded)
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
+
+
 class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
     """Initialisation, loading and saving that both models share."""
 
@@ -506,7 +520,8 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
             "AutoModel": f"{module}.ViTMAERobustModel",
             "AutoModelForPreTraining": f"{module}.ViTMAERobustForPreTraining",
         }
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        with class_before_sharding(self):
+            return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):

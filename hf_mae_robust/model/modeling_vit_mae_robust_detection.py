@@ -26,7 +26,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
-from .modeling_vit_mae_robust import sincos_position_embedding
+from .modeling_vit_mae_robust import class_before_sharding, sincos_position_embedding
 
 # Of an anchor's or proposal's area within a crowd region, from where on it is no negative.
 CROWD_OVERLAP = 0.5
@@ -473,7 +473,8 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             "AutoModelForObjectDetection": module,
             "AutoModelForInstanceSegmentation": module,
         }
-        super().save_pretrained(*args, **kwargs)
+        with class_before_sharding(self):
+            super().save_pretrained(*args, **kwargs)
 
 
 # Copies the files of this folder next to every checkpoint, for `trust_remote_code=True`.
