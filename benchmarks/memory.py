@@ -19,6 +19,7 @@ from training_step import SIZES, resident_peak
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.pretraining.cost import memory
+from hf_mae_robust.pretraining.cpu_attention import default_attention
 
 GIB = 2**30
 
@@ -27,7 +28,9 @@ def peak(size: str, batch_size: int, checkpointing: bool, bf16: bool) -> float:
     """GiB."""
     torch.set_num_threads(1)
     before, device = resident_peak(), current_device()
-    model = ViTMAERobustForPreTraining(ViTMAERobustConfig(**SIZES[size])).train().to(device)
+    attention = default_attention(device, torch_compile=False)
+    config = ViTMAERobustConfig(**SIZES[size])
+    model = ViTMAERobustForPreTraining._from_config(config, attn_implementation=attention).train().to(device)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

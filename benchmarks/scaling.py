@@ -17,6 +17,7 @@ from training_step import SIZES
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.pretraining.cost import training_flops
+from hf_mae_robust.pretraining.cpu_attention import default_attention
 
 BASE = "unchanged"
 
@@ -41,7 +42,8 @@ def config_of(change: dict, arguments: argparse.Namespace) -> ViTMAERobustConfig
 
 def step_of(config: ViTMAERobustConfig, batch_size: int, arguments: argparse.Namespace) -> Callable[[], int]:
     device = current_device()
-    model = ViTMAERobustForPreTraining(config).train().to(device)
+    attention = default_attention(device, arguments.compile)
+    model = ViTMAERobustForPreTraining._from_config(config, attn_implementation=attention).train().to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     images = torch.randn(batch_size, 3, config.image_size, config.image_size, device=device)

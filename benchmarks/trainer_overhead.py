@@ -29,6 +29,7 @@ from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.data.preprocessing import Normalization, evaluation_processor
 from hf_mae_robust.data.source import ImageSource
 from hf_mae_robust.pretraining.arguments import MAETrainingArguments
+from hf_mae_robust.pretraining.cpu_attention import default_attention
 from hf_mae_robust.pretraining.trainer import MAETrainer
 from hf_mae_robust.training.optimization import decayed_parameter_names
 
@@ -90,7 +91,8 @@ def ways(arguments: argparse.Namespace, folder: str) -> dict[str, Callable[[], f
 
     def new_model() -> ViTMAERobustForPreTraining:
         torch.manual_seed(0)
-        return ViTMAERobustForPreTraining(config).to(current_device())
+        attention = default_attention(current_device(), torch_compile=False)
+        return ViTMAERobustForPreTraining._from_config(config, attn_implementation=attention).to(current_device())
 
     def loader(batch: dict) -> DataLoader:
         # A new dict each time: the Trainer takes keys out of it.

@@ -36,6 +36,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.pretraining.cost import training_flops
+from hf_mae_robust.pretraining.cpu_attention import default_attention
 
 SIZES = {
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -107,7 +108,8 @@ def models(arguments: argparse.Namespace) -> dict[str, Callable]:
     stock = ViTMAEConfig(**sizes, norm_pix_loss=True)
 
     def ours():
-        model = ViTMAERobustForPreTraining(robust)
+        attention = default_attention(current_device(), arguments.compile)
+        model = ViTMAERobustForPreTraining._from_config(robust, attn_implementation=attention)
         if arguments.ingredients:
             model.set_target_statistics(torch.full((768,), 0.45), torch.full((768,), 0.25))
         return model, lambda m, images: m(images, return_logits=False).loss, True

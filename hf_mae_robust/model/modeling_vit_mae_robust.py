@@ -7,8 +7,11 @@
 Masks are 1 where a patch is masked. B images, L patches an image, D numbers a patch, C channels, H x W pixels.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,13 +27,15 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEForPreTrainingOutput,
     ViTMAELayer,
     ViTMAEModelOutput,
+    ViTMAEPatchEmbeddings,
     build_2d_sinusoidal_position_embedding,
     eager_attention_forward,
 )
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_vit_mae_robust import attention_with_dropped_edges
 from .configuration_vit_mae_robust import ViTMAERobustConfig, to_pair
 
 # Of the variance under the square root, in the per-patch and in the population step (official code).
@@ -113,8 +118,9 @@ class TargetNormalizer(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("mean", torch.full((dim,), float("nan")))
-        self.register_buffer("std", torch.full((dim,), float("nan")))
+        # Not of the default type, which is that of the model while transformers builds it.
+        self.register_buffer("mean", torch.full((dim,), float("nan"), dtype=torch.float32))
+        self.register_buffer("std", torch.full((dim,), float("nan"), dtype=torch.float32))
         # A Python flag, because looking at the buffers in every step would make the GPU wait and break compilation.
         self.ready = False
         self.register_load_state_dict_post_hook(TargetNormalizer._check_after_load)
@@ -178,21 +184,69 @@ def select_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids:
     return patches[rows, ids // (width // q), ids % (width // q)]
 
 
+class PatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel's size, so that it is a linear layer on each patch."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(N, C, H, W)` -> `(N, d, rows, columns)`."""
+        if tuple(pixel_values.shape[-2:]) != self.kernel_size:
+            return super().forward(pixel_values)
+        # Inputs of one patch each: PyTorch's convolution takes 7 times as long for them on a CPU (ViT-B, 8 x 49
+        # patches, forward and backward), and 1.4 times as long if the patches lie side by side in one image.
+        tokens = nn.functional.linear(pixel_values.flatten(1), self.weight.flatten(1), self.bias)
+        return tokens[:, :, None, None]
+
+
+class ViTMAERobustPatchEmbeddings(ViTMAEPatchEmbeddings):
+    """As stock's, for all patches or some of them.
+
+    It and its projection are always called as modules: FSDP2 gathers their weights, accelerate brings them to the
+    device, LoRA adds to their output and hooks run only then.
+    """
+
+    def __init__(self, config: ViTMAERobustConfig):
+        nn.Module.__init__(self)  # stock's would draw the weights of a projection that is replaced at once
+        self.image_size, self.patch_size = to_pair(config.image_size), to_pair(config.patch_size)
+        self.num_patches, self.num_channels = config.num_patches, config.num_channels
+        self.projection = PatchProjection(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+
+    def forward(self, pixel_values: torch.Tensor, ids_visible: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, C, H, W)` -> patch tokens `(B, L, d)`; with `ids_visible` `(B, n)` those of these patches only, in that
+        order, `(B, n, d)`. Images of another type than the weights are cast: uint8 images become float32 ones after
+        DeepSpeed has cast all inputs."""
+        dtype = self.projection.weight.dtype
+        if ids_visible is None:
+            return super().forward(pixel_values.to(dtype))
+        patches = select_patches(pixel_values, self.patch_size, ids_visible).to(dtype)
+        tokens = self.projection(patches.permute(0, 1, 4, 2, 3).flatten(0, 1))
+        return tokens.view(*ids_visible.shape, -1)
+
+
 class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
     """Patch, position and CLS embeddings; the model decides which patches are masked."""
 
     def __init__(self, config: ViTMAERobustConfig):
-        super().__init__(config)
+        nn.Module.__init__(self)  # see ViTMAERobustPatchEmbeddings
+        dim = config.hidden_size
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.patch_embeddings = ViTMAERobustPatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_patches + 1, dim), requires_grad=False)
+        self.patch_size, self.image_size = config.patch_size, self.patch_embeddings.image_size
         self.grid_size = config.grid_size
 
     def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Number of patches (vertically, horizontally) of images that fit; ValueError of others."""
         channels, height, width = pixel_values.shape[-3:]
         patch_height, patch_width = to_pair(self.patch_size)
-        if channels != self.config.num_channels:
+        num_channels = self.patch_embeddings.num_channels
+        if num_channels != self.config.num_channels:
             raise ValueError(
-                f"Images of {channels} channels, but the model has num_channels={self.config.num_channels}."
+                f"config.num_channels={self.config.num_channels} was changed after the model was built for "
+                f"{num_channels} channels. Build another model from the changed configuration."
             )
+        if channels != num_channels:
+            raise ValueError(f"Images of {channels} channels, but the model has num_channels={num_channels}.")
         if interpolate_pos_encoding:
             if height % patch_height or width % patch_width or not height or not width:
                 raise ValueError(
@@ -216,56 +270,80 @@ class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
         grid_size = self.check(pixel_values, interpolate_pos_encoding)
         position_embeddings = interpolate_position_embedding(self.position_embeddings, self.grid_size, grid_size)
         cls_token, positions = self.cls_token + position_embeddings[:, :1], position_embeddings[0, 1:]
-        if ids_visible is None:
-            return cls_token, self.patch_embeddings(pixel_values) + positions, positions
-        # The convolution is a linear layer on each patch, whose weights are ordered (C, patch height, patch width).
-        patches = select_patches(pixel_values, to_pair(self.patch_size), ids_visible).permute(0, 1, 4, 2, 3)
-        projection = self.patch_embeddings.projection
-        tokens = nn.functional.linear(patches.flatten(2), projection.weight.flatten(1), projection.bias)
-        return cls_token, tokens + positions[ids_visible], positions
+        tokens = self.patch_embeddings(pixel_values, ids_visible)
+        own_positions = positions if ids_visible is None else positions[ids_visible]
+        return cls_token, tokens + own_positions, positions
+
+
+class SharedTokens(NamedTuple):
+    """Tokens of masked patches: the rows `ids` `(B, m)` of `table` `(L, d)`.
+
+    Such a token is an embedding and a position, the same for all images, so in the first block that sees them their
+    norm, query, key and value are computed once for the whole batch, on the table.
+    """
+
+    table: torch.Tensor
+    ids: torch.Tensor
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "SharedTokens":
+        """`function` of the tokens, for a function that treats each token by itself."""
+        return SharedTokens(function(self.table), self.ids)
+
+    def tokens(self) -> torch.Tensor:
+        """`(B, m, d)`."""
+        return nn.functional.embedding(self.ids, self.table)
+
+
+def last_tokens(tokens: torch.Tensor, count: int | None) -> torch.Tensor:
+    """The last `count` of `(B, n, d)`; None: all."""
+    return tokens if count is None else tokens[:, -count:]
 
 
 class ViTMAERobustAttention(ViTMAEAttention):
-    """As stock's, for the work that is needed: see `ViTMAERobustLayer`."""
+    """`dropout(softmax(Q K^T / sqrt(d_k))) V` in several heads (paper, section 2.1), for the work that is needed: see
+    `ViTMAERobustLayer`. Only the decoder's configuration has a dropout above 0, and only training applies it."""
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+        shared: SharedTokens | None = None,
         num_outputs: int | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        projected = []
-        for project in (self.q_proj, self.k_proj, self.v_proj):
-            is_query = project is self.q_proj
-            first = hidden_states[:, -num_outputs:] if is_query and num_outputs and shared is None else hidden_states
-            states = project(first)
-            if shared is not None:
-                table, ids = shared
-                states = torch.cat([states, nn.functional.embedding(ids, project(table))], dim=1)
-                if is_query and num_outputs:
-                    states = states[:, -num_outputs:]
-            projected.append(states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
-        query, key, value = projected
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(B, n, d)` and m shared tokens -> `(B, n + m or num_outputs, d)`, and the probabilities from "eager"."""
+        query = self._split_heads(self._queries(hidden_states, shared, num_outputs))
+        key = self._split_heads(self._project(self.k_proj, hidden_states, shared))
+        value = self._split_heads(self._project(self.v_proj, hidden_states, shared))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        implementation = self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if dropout and implementation == "sdpa" and query.device.type == "cpu" and not torch.compiler.is_compiling():
-            attend = attention_with_dropped_edges
-        output, weights = attend(
+        output, probabilities = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.o_proj(output.flatten(2)), weights
+        return self.o_proj(output.flatten(2)), probabilities
+
+    def _queries(
+        self, hidden_states: torch.Tensor, shared: SharedTokens | None, num_outputs: int | None
+    ) -> torch.Tensor:
+        if shared is None:
+            return self.q_proj(last_tokens(hidden_states, num_outputs))
+        return last_tokens(self._project(self.q_proj, hidden_states, shared), num_outputs)
+
+    @staticmethod
+    def _project(projection: nn.Module, hidden_states: torch.Tensor, shared: SharedTokens | None) -> torch.Tensor:
+        projected = projection(hidden_states)
+        return projected if shared is None else torch.cat([projected, shared.map(projection).tokens()], dim=1)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B, n, d)` -> `(B, heads, n, d / heads)`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class ViTMAERobustLayer(ViTMAELayer):
     """As stock's block, for the work that is needed.
 
-    shared: `(table, ids)`: further tokens, the rows `ids` `(B, m)` of `table` `(L, d)`. Tokens that stand for masked
-    patches are an embedding and a position, the same for all images, so in the first block that sees them their norm,
-    query, key and value are computed once for the whole batch.
-    num_outputs: give only so many of the last tokens; the others are keys and values for them.
+    shared: tokens that join the others in this block, behind them.
+    num_outputs: give only so many of the last tokens; the others are keys and values for them. Default: all.
     """
 
     def __init__(self, config):
@@ -276,23 +354,19 @@ class ViTMAERobustLayer(ViTMAELayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+        shared: SharedTokens | None = None,
         num_outputs: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`(B, n, d)` -> `(B, n + m, d)`, or the last `num_outputs` of these tokens."""
+        """`(B, n, d)` and m shared tokens -> `(B, n + m or num_outputs, d)`."""
         normalized, normalized_shared = self.layernorm_before(hidden_states), None
         if shared is not None:
-            table, ids = shared
-            normalized_shared = self.layernorm_before(table), ids
-            rows = nn.functional.embedding(ids, table).to(hidden_states.dtype)
-            hidden_states = torch.cat([hidden_states, rows], dim=1)
-        if num_outputs:
-            hidden_states = hidden_states[:, -num_outputs:]
+            normalized_shared = shared.map(self.layernorm_before)
+            hidden_states = torch.cat([hidden_states, shared.tokens().to(hidden_states.dtype)], dim=1)
         attended, _ = self.attention(
             normalized, attention_mask, shared=normalized_shared, num_outputs=num_outputs, **kwargs
         )
-        hidden_states = hidden_states + self.dropout(attended)
+        hidden_states = last_tokens(hidden_states, num_outputs) + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 
@@ -338,23 +412,27 @@ class ViTMAERobustDecoder(nn.Module):
         Returns:
             `logits` `(B, num_outputs or L, D)`, in shuffled order.
         """
-        hidden_states = self.decoder_embed(hidden_states)
         positions = interpolate_position_embedding(self.decoder_pos_embed, self.grid_size, grid_size or self.grid_size)
-        num_tokens = hidden_states.shape[1] - 1
-        ids_encoded, ids_missing = ids_shuffle[:, :num_tokens], ids_shuffle[:, num_tokens:]
-        encoded = torch.cat([positions[:, :1].expand(len(ids_shuffle), -1, -1), positions[0, 1:][ids_encoded]], dim=1)
-        hidden_states = hidden_states + encoded
-        # Self-attention does not care about the order of tokens, so they stay in shuffled order. The mask token takes
-        # the remaining places.
-        shared = (self.mask_token[0] + positions[0, 1:], ids_missing)
-        num_outputs = num_outputs or ids_shuffle.shape[1]
+        num_encoded, num_patches = hidden_states.shape[1] - 1, ids_shuffle.shape[1]
+        ids_encoded, ids_missing = ids_shuffle[:, :num_encoded], ids_shuffle[:, num_encoded:]
+        # Self-attention does not care about the order of tokens, so they stay in shuffled order: CLS, the encoded
+        # patches, and the mask token at the places of the others, which joins them in the first block.
+        hidden_states = self.decoder_embed(hidden_states) + self._positions_of_encoded(positions, ids_encoded)
+        mask_tokens = SharedTokens(self.mask_token[0] + positions[0, 1:], ids_missing)
+        last = len(self.decoder_layers) - 1
         for index, layer in enumerate(self.decoder_layers):
             hidden_states = layer(
                 hidden_states,
-                shared=shared if index == 0 else None,
-                num_outputs=num_outputs if index == len(self.decoder_layers) - 1 else None,
+                shared=mask_tokens if index == 0 else None,
+                # Of the last block, nothing but the prediction's tokens is needed.
+                num_outputs=(num_outputs or num_patches) if index == last else None,
             )
         return ViTMAEDecoderOutput(logits=self.decoder_pred(self.decoder_norm(hidden_states)))
+
+    @staticmethod
+    def _positions_of_encoded(positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """`(1, 1 + L, d)` -> those of CLS and of the patches `ids` `(B, n)`: `(B, 1 + n, d)`."""
+        return torch.cat([positions[:, :1].expand(len(ids), -1, -1), positions[0, 1:][ids]], dim=1)
 
 
 @dataclass
@@ -364,12 +442,25 @@ class ViTMAERobustModelOutput(ViTMAEModelOutput):
     ids_shuffle: torch.LongTensor | None = None
 
 
+@contextmanager
+def class_before_sharding(model: nn.Module) -> Iterator[None]:
+    """While entered, the model is of its own class again. FSDP2 makes it one of a class FSDP<Name>, which PyTorch
+    defines: transformers would copy PyTorch's file next to the weights, and name that class in config.json."""
+    sharded = type(model)
+    name = sharded.__name__.removeprefix("FSDP")
+    model.__class__ = next((cls for cls in sharded.__mro__ if cls.__name__ == name), sharded)
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
+
+
 class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
     """Initialisation, loading and saving that both models share."""
 
     config: ViTMAERobustConfig
-    _no_split_modules = ["ViTMAERobustEmbeddings", "ViTMAERobustLayer", "ViTMAERobustDecoder"]
-    _keep_in_fp32_modules_strict = ["target_normalizer"]
+    # Not the embeddings or the decoder, which hold modules that accelerate's FSDP2 shards by themselves.
+    _no_split_modules = ["ViTMAERobustLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -429,7 +520,8 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
             "AutoModel": f"{module}.ViTMAERobustModel",
             "AutoModelForPreTraining": f"{module}.ViTMAERobustForPreTraining",
         }
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        with class_before_sharding(self):
+            return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
@@ -456,7 +548,7 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         noise: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ViTMAERobustModelOutput:
         """
         Args:
@@ -500,7 +592,8 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         cls_token, tokens, positions = self.embeddings(pixel_values, interpolate_pos_encoding, ids_visible)
         if mask_ratio is not None and self.config.mid_mask_ratio > 0:
             num_mid = int(num_patches * self.config.mid_mask_ratio)
-            mid_tokens = (self.mid_mask_token[0] + positions, ids_shuffle[:, num_visible : num_visible + num_mid])
+            ids_mid = ids_shuffle[:, num_visible : num_visible + num_mid]
+            mid_tokens = SharedTokens(self.mid_mask_token[0] + positions, ids_mid)
         hidden_states = torch.cat([cls_token.expand(batch_size, -1, -1).to(tokens.dtype), tokens], dim=1)
         for index, layer in enumerate(self.layers):
             joining = mid_tokens if index == self.config.mid_mask_layer_idx else None
@@ -526,6 +619,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         self.decoder = ViTMAERobustDecoder(config)
         if config.target_normalization == "global_patch":
             self.target_normalizer = TargetNormalizer(config.patch_dim)
+            self._keep_in_fp32_modules_strict = ["target_normalizer"]
         self.register_load_state_dict_pre_hook(_rename_keys_of_4x)
         self.post_init()
 
@@ -623,7 +717,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_logits: bool = True,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ViTMAEForPreTrainingOutput:
         """
         Args:

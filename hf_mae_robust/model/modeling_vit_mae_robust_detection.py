@@ -4,6 +4,7 @@ B images, C channels, H x W pixels; boxes are (x0, y0, x1, y1) in pixels of the 
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +22,11 @@ from torchvision.ops.poolers import LevelMapper
 from transformers import PreTrainedModel, VitDetBackbone
 from transformers import initialization as init
 from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEmbeddings, VitDetLayerNorm
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
-from .modeling_vit_mae_robust import sincos_position_embedding
+from .modeling_vit_mae_robust import class_before_sharding, sincos_position_embedding
 
 # Of an anchor's or proposal's area within a crowd region, from where on it is no negative.
 CROWD_OVERLAP = 0.5
@@ -54,6 +56,18 @@ class InstanceSegmentationOutput(ModelOutput):
     pred_boxes: torch.Tensor | None = None
     pred_masks: torch.Tensor | None = None
     image_sizes: torch.Tensor | None = None
+
+
+def in_full_precision(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`function`, as `nn.Module._apply` takes it, without lowering types: `.to(torch.bfloat16)` changes nothing,
+    and `.to("cuda", torch.bfloat16)` moves the float32 values, which are not rounded."""
+
+    def applied(tensor: torch.Tensor) -> torch.Tensor:
+        result = function(tensor)
+        is_lower = result.is_floating_point() and torch.finfo(result.dtype).bits < 32
+        return tensor.to(result.device, torch.float32) if is_lower else result
+
+    return applied
 
 
 def norm_of(kind: str):
@@ -251,8 +265,8 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
     [`ViTMAERobustInstanceSegmentationConfig`].
 
     The sine-cosine positions are those of MAE at the grid of `image_size`, and train. There is no CLS token and no
-    final norm. Everything behind the encoder computes in float32 under autocast: in bfloat16 anchors would be pixels
-    off.
+    final norm. Everything behind the encoder computes in float32, under autocast and in a model of half precision too:
+    in bfloat16 anchors would be pixels off, and torchvision has no kernels for it.
     """
 
     config_class = ViTMAERobustInstanceSegmentationConfig
@@ -260,7 +274,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # Of a model that is loaded in half precision too.
+    # By loading; `__init__` and `_apply` do the same for models that are built in half precision, or cast to it.
     _keep_in_fp32_modules_strict = ["rescaling", "pyramid", "rpn", "roi_heads"]
 
     def __init__(self, config: ViTMAERobustInstanceSegmentationConfig):
@@ -310,7 +324,20 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         for layer in (*(block[0] for block in head.conv), head.cls_logits, head.bbox_pred, predictor.cls_score):
             layer.init_std = 0.01
         predictor.bbox_pred.init_std = 0.001
+        for part in self._heads():
+            part.float()
         self.post_init()
+
+    def _heads(self) -> list[nn.Module]:
+        return [self.rescaling, self.pyramid, self.rpn, self.roi_heads]
+
+    def _apply(self, fn, recurse=True):
+        """`.to()`, `.half()` and their kin may move the heads, but not lower their type."""
+        if recurse:
+            self.backbone._apply(fn)
+            for part in self._heads():
+                part._apply(in_full_precision(fn))
+        return super()._apply(fn, recurse=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -336,7 +363,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> InstanceSegmentationOutput:
         """
         Args:
@@ -446,7 +473,8 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             "AutoModelForObjectDetection": module,
             "AutoModelForInstanceSegmentation": module,
         }
-        super().save_pretrained(*args, **kwargs)
+        with class_before_sharding(self):
+            super().save_pretrained(*args, **kwargs)
 
 
 # Copies the files of this folder next to every checkpoint, for `trust_remote_code=True`.

@@ -41,7 +41,9 @@ class ModelArguments:
         None, "Share of all patches that join inside the encoder as mid-level mask tokens (0; the paper's study: 0.25)."
     )
     mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = option("sdpa", "Attention kernel.")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "drop_edge_cpu"] | None = option(
+        None, "Attention kernel; default: drop_edge_cpu on a CPU without --torch_compile, else sdpa."
+    )
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")

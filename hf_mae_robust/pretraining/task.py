@@ -1,7 +1,7 @@
 """Masked-autoencoder pre-training as a task of training/run.py."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
 from .arguments import ModelArguments, PretrainArguments
+from .cpu_attention import default_attention
 from .patch_statistics import PatchStatistics
 from .pictures import RECONSTRUCTIONS, save_pictures
 from .statistics_pass import cached_statistics_of_source
@@ -55,8 +56,11 @@ class PretrainingTask(Task[PretrainArguments]):
     def build_model(
         self, arguments: PretrainArguments, class_names: Sequence[str] | None
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
-        config = build_config(arguments.model)
-        return build_model(arguments.model, config), pixels_of(config)
+        model, training, config = arguments.model, arguments.training, build_config(arguments.model)
+        if model.attn_implementation is None:
+            attention = default_attention(training.device, training.torch_compile)
+            model = replace(model, attn_implementation=attention)
+        return build_model(model, config), pixels_of(config)
 
     def record(self, arguments: PretrainArguments, model: ViTMAERobustForPreTraining) -> dict[str, Any]:
         record: dict[str, Any] = {"target_statistics": arguments.model.target_statistics}
@@ -99,7 +103,8 @@ class PretrainingTask(Task[PretrainArguments]):
         return (
             f"Pre-training a masked autoencoder (encoder {config.hidden_size}x{config.num_hidden_layers}, decoder "
             f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} "
-            f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}) on {describe_length(trainer)}"
+            f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}; attention "
+            f"{config._attn_implementation}) on {describe_length(trainer)}"
         )
 
     def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:

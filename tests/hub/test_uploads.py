@@ -28,7 +28,6 @@ LEFT_BEHIND = {
     "preprocessor_config.json",
     "model.safetensors",
     "target_statistics.safetensors",
-    "attention_vit_mae_robust.py",
     "configuration_vit_mae_robust.py",
     "modeling_vit_mae_robust.py",
     "run.json",

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae import modeling_vit_mae as stock_code
 
 from hf_mae_robust import ViTMAERobustForPreTraining
 from hf_mae_robust.model import modeling_vit_mae_robust as our_code
-from hf_mae_robust.model.attention_vit_mae_robust import attention_with_dropped_edges
+from hf_mae_robust.pretraining.cpu_attention import NAME
 from tests.model_helpers import build, images, tiny_config
 
 
@@ -25,16 +24,16 @@ def attention_calls(monkeypatch):
 
         return wrapper
 
-    for name in ("eager_attention_forward", "attention_with_dropped_edges"):
-        monkeypatch.setattr(our_code, name, spy(getattr(our_code, name)))
-    sdpa = spy(ALL_ATTENTION_FUNCTIONS["sdpa"])
+    monkeypatch.setattr(our_code, "eager_attention_forward", spy(our_code.eager_attention_forward))
     # flash_attention_2 need not be installed to see what its function would be given.
-    for name in ("sdpa", "flash_attention_2"):
-        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, sdpa)
+    functions = {"sdpa": "sdpa", "flash_attention_2": "sdpa", NAME: NAME}
+    functions = {name: spy(ALL_ATTENTION_FUNCTIONS[other]) for name, other in functions.items()}
+    for name, function in functions.items():
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, function)
     return calls
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2", NAME])
 def test_decoder_blocks_alone_drop_edges_and_in_training_alone(attention_calls, implementation):
     model = build(decoder_attention_probs_dropout_prob=0.4)
     if implementation == "flash_attention_2":
@@ -51,7 +50,7 @@ def test_decoder_blocks_alone_drop_edges_and_in_training_alone(attention_calls, 
         assert decoder == [0.4 if training else 0.0] * 2
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", NAME])
 def test_the_decoder_is_random_in_training_alone(implementation):
     model = build()
     model.set_attn_implementation(implementation)
@@ -79,7 +78,7 @@ def test_dropped_share_of_attention_edges(attention_calls):
 
 
 @pytest.mark.parametrize("how", ["constructor", "from_pretrained", "set_attn_implementation"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", NAME])
 def test_attention_implementation_reaches_the_decoder(tmp_path, how, implementation):
     if how == "constructor":
         model = ViTMAERobustForPreTraining._from_config(tiny_config(), attn_implementation=implementation)
@@ -95,36 +94,3 @@ def test_attention_implementation_reaches_the_decoder(tmp_path, how, implementat
         if isinstance(module, stock_code.ViTMAEAttention)
     }
     assert used == {implementation}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_attention_with_dropped_edges_on_a_cpu(dtype):
-    """Against the same done step by step, with the edges that were dropped read off the output for one-hot values."""
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(3, 4, n, 8, dtype=dtype, requires_grad=True) for n in (11, 17, 17))
-
-    def ours(value):
-        torch.manual_seed(1)
-        return attention_with_dropped_edges(None, query, key, value, None, dropout=0.3, scaling=0.5)[0].transpose(1, 2)
-
-    kept = ours(torch.eye(17, dtype=dtype).expand(3, 4, 17, 17)) > 0
-    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.03)  # of 2,244 edges: 3 standard deviations
-    probabilities = torch.softmax(query @ key.transpose(2, 3) * 0.5, dim=-1)
-    expected = (probabilities * kept / 0.7) @ value
-    output = ours(value)
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
-    assert_close(output, expected, rtol=tolerance, atol=tolerance)
-    weights = torch.randn_like(output)
-    inputs = (query, key, value)
-    for got, wanted in zip(*(torch.autograd.grad((result * weights).sum(), inputs) for result in (output, expected))):
-        assert_close(got, wanted, rtol=tolerance, atol=5 * tolerance)
-
-
-def test_edges_are_dropped_independently_with_the_probability_asked_for():
-    query = torch.zeros(64, 4, 50, 8)
-    value = torch.eye(50).expand(64, 4, 50, 50)
-    kept = attention_with_dropped_edges(None, query, query, value, None, dropout=0.05, scaling=1.0)[0] > 0
-    # 640,000 edges: a standard deviation of 0.0003.
-    assert kept.float().mean().item() == pytest.approx(0.95, abs=0.0012)
-    neighbours = (~kept[..., 1:] & ~kept[..., :-1]).float().mean().item()
-    assert neighbours == pytest.approx(0.05**2, abs=0.0005)

@@ -15,11 +15,7 @@ from tests.fresh import run_without_the_package
 from tests.model_helpers import tiny_config
 
 FOLDER = Path(hf_mae_robust.model.__file__).parent
-CODE_FILES = {
-    "attention_vit_mae_robust.py",
-    "configuration_vit_mae_robust.py",
-    "modeling_vit_mae_robust.py",
-}
+CODE_FILES = {"configuration_vit_mae_robust.py", "modeling_vit_mae_robust.py"}
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_mae_robust.ViTMAERobustConfig",
     "AutoModel": "modeling_vit_mae_robust.ViTMAERobustModel",
@@ -67,7 +63,7 @@ assert not [name for name in sys.modules if name.startswith("hf_mae_robust")]
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
 def test_model_files_import_nothing_that_a_checkpoint_lacks(path):
     siblings = {file.stem for file in FOLDER.glob("*.py")} - {"__init__"}
-    allowed = {"torch", "transformers", "huggingface_hub", "collections", "copy", "dataclasses", "functools", "math"}
+    allowed = {"torch", "transformers", "huggingface_hub", "collections", "copy", "dataclasses", "contextlib", "math"}
     allowed |= {"typing"} | ({"torchvision"} if path.stem.endswith("_detection") else set())
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

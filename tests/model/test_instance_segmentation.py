@@ -299,6 +299,28 @@ def test_heads_stay_in_float32_in_a_model_loaded_in_half_precision(saved, images
     assert found.pred_boxes.dtype == torch.float32 and torch.allclose(found.scores[:, 0], exact.scores[:, 0], atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["built", "cast"])
+def test_heads_of_a_model_in_half_precision_are_in_float32(images, how, dtype):
+    exact = build()
+    if how == "built":
+        torch.manual_seed(0)
+        config = ViTMAERobustInstanceSegmentationConfig(**TINY_DETECTOR)
+        model = ViTMAERobustForInstanceSegmentation._from_config(config, dtype=dtype)
+    else:
+        model = build().to(dtype)
+        assert all(torch.equal(*weights) for weights in zip(model.roi_heads.parameters(), exact.roi_heads.parameters()))
+    heads = [model.rescaling, model.pyramid, model.rpn, model.roi_heads]
+    assert {parameter.dtype for parameter in model.backbone.parameters()} == {dtype}
+    assert {parameter.dtype for head in heads for parameter in head.parameters()} == {torch.float32}
+    losses = model.train()(images.to(dtype), labels=LABELS)
+    losses.loss.backward()
+    found = model.eval()(images.to(dtype))
+    assert losses.loss.isfinite() and losses.loss.dtype == found.pred_boxes.dtype == torch.float32
+    if how == "cast":
+        assert torch.isclose(losses.loss, exact.train()(images, labels=LABELS).loss, rtol=0.05)
+
+
 @pytest.mark.parametrize("size", [(1, 700), (700, 1), (2, 700), (1, 1), (3, 1), (48, 64), (64, 45), (87, 68), (65, 33)])
 def test_images_of_any_shape_fit_the_square(size):
     """As large as in training (`fit_size`): the long side is that of the square, the other keeps the aspect ratio."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import AutoModelForPreTraining
 
 from hf_mae_robust import ViTMAERobustForPreTraining
 from tests.model_helpers import OFF, TARGETS, build, gradients, images, patches_of, tiny_config
@@ -106,6 +107,21 @@ def test_statistics_are_saved_in_float32_and_come_back(tmp_path):
         assert loaded.target_normalizer.mean.dtype == loaded.target_normalizer.std.dtype == torch.float32
         assert torch.equal(loaded.compute_target(pixel_values), expected)
         assert loaded(pixel_values.to(dtype)).loss.dtype == torch.float32
+
+
+def test_a_model_built_in_low_precision_keeps_the_statistics_in_float32(tmp_path):
+    config, mean, std = tiny_config(target_normalization="global_patch"), torch.rand(192), 0.1 + torch.rand(192)
+    model = AutoModelForPreTraining.from_config(config, dtype=torch.bfloat16)
+    assert model.decoder.decoder_pred.weight.dtype == torch.bfloat16
+    model.set_target_statistics(mean, std)
+    assert torch.equal(model.target_normalizer.mean, mean) and torch.equal(model.target_normalizer.std, std)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["target_normalizer.mean"], mean)
+
+
+def test_only_a_model_with_statistics_has_a_module_to_keep_in_float32():
+    assert build(target_normalization="global_patch")._keep_in_fp32_modules_strict == {"target_normalizer"}
+    assert build()._keep_in_fp32_modules_strict == build().vit._keep_in_fp32_modules_strict == set()
 
 
 @pytest.mark.parametrize(("kind", "norm_pix"), TARGETS)

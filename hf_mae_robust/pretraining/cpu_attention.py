@@ -1,7 +1,16 @@
-"""Attention with dropped edges on a CPU, for which PyTorch has no fused kernel."""
+"""Attention with dropped edges on a CPU, for which PyTorch has no fused kernel.
+
+Importing this module registers it with transformers as "drop_edge_cpu". Pre-training on a CPU takes it unless another
+implementation is asked for.
+"""
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "drop_edge_cpu"
 
 
 class _DroppedEdges(torch.autograd.Function):
@@ -27,6 +36,7 @@ class _DroppedEdges(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable  # `kept` and `probabilities` are constants for autograd: second derivatives would be wrong
     def backward(ctx, gradient):
         query, key, value, probabilities, kept, output = ctx.saved_tensors
         scaled = gradient * ctx.scale
@@ -36,24 +46,40 @@ class _DroppedEdges(torch.autograd.Function):
         return scores @ key, scores.transpose(-2, -1) @ query, kept.transpose(-2, -1) @ scaled, None
 
 
-def attention_with_dropped_edges(
+def drop_edge_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: None,
-    dropout: float,
-    scaling: float,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention with dropout of its probabilities, in the form of transformers' attention functions.
+    It is "sdpa" where nothing is dropped (the encoder, and evaluation), on other devices, with an attention mask, and
+    where `torch.compile` generates the kernels.
 
     Args:
-        query (`(B, heads, n, d)`), key, value (`(B, heads, m, d)`): on a CPU, of one floating-point type.
-        dropout: in (0, 1). scaling: of the products of query and key.
+        query (`(B, heads, n, d)`), key, value (`(B, heads, m, d)`): of one floating-point type.
+        dropout: in [0, 1). scaling: of the products of query and key; default: `d ** -0.5`.
 
     Returns:
         `(B, n, heads, d)`, contiguous; None for the probabilities.
     """
+    fused = query.device.type == "cpu" and attention_mask is None and not torch.compiler.is_compiling()
+    if not dropout or not fused:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = _DroppedEdges.apply((query * scaling).contiguous(), key.contiguous(), value.contiguous(), dropout)
     return output.transpose(1, 2).contiguous(), None
+
+
+def default_attention(device: torch.device, torch_compile: bool) -> str:
+    """The attention implementation of a pre-training run that asks for none."""
+    return NAME if device.type == "cpu" and not torch_compile else "sdpa"
+
+
+AttentionInterface.register(NAME, drop_edge_attention)
