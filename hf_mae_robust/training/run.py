@@ -114,7 +114,8 @@ def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str 
     opened = open_run(task, given)
     arguments, source, checkpoint = opened.arguments, opened.source, opened.checkpoint
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
-    class_names = (source or opened.eval_source).class_names
+    labelled = source if source is not None else opened.eval_source
+    class_names = labelled.class_names
     model, pixels = task.build_model(arguments, class_names)
     common: dict[str, Any] = {
         "args": training,

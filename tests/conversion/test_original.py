@@ -417,9 +417,8 @@ def test_convert_leaves_no_half_written_folder(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "hf_mae_robust.conversion.original.evaluation_processor", fail
-        )  # called when the weights are written
+        # When the weights are written already.
+        patch.setattr("transformers.CLIPImageProcessor.save_pretrained", fail)
         with pytest.raises(OSError, match="disk full"):
             convert(tmp_path / "file.pth", output_dir, **HEADS)
     assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
