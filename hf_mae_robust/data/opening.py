@@ -25,7 +25,8 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
 from ..errors import DataError
-from ..hub.network import describe, retry
+from ..hub.faults import describe
+from ..hub.network import retry
 from .labels import LabelFinder, Labels, find_labels
 from .parquet import ParquetSplit, parquet_source, parquet_splits
 from .source import DataLocation, ImageSource, TableRows, digest, encoded, fingerprint_parts

@@ -18,7 +18,8 @@ from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..hub.network import RETRY_SECONDS, describe, public
+from ..hub.faults import describe, public
+from ..hub.network import RETRY_SECONDS
 from .labels import Labels
 from .order import NUM_SLOTS
 from .remote_file import VerifiedFile
