@@ -13,6 +13,7 @@ from ..errors import DataError, ImageDecodingError
 from .bad_images import SkippedImage
 from .decoding import decode_regions
 from .labels import Labels
+from .preprocessing import Transform, in_two_steps
 from .source import ImageSource
 
 # More bad images than this one after another are no accident: a wrong column, or files that are gone.
@@ -58,7 +59,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         source: ImageSource,
-        transform: Callable,
+        transform: Transform | Callable[..., Any],
         num_channels: int,
         seed: int = 0,
         noise_length: int | None = None,
@@ -76,7 +77,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
         Items raise DataError where MAX_BAD_IN_A_ROW rows after one another cannot be decoded.
         """
-        self.source, self.transform, self.num_channels = source, transform, num_channels
+        self.source, self.transform, self.num_channels = source, in_two_steps(transform), num_channels
         self.seed, self.noise_length, self.replace_bad_images = seed, noise_length, replace_bad_images
         self.num_views = num_views
 
@@ -89,7 +90,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """All views, those of a key together: what torch's DataLoader calls for a batch."""
-        return [item for key in keys for item in self._views(key, self.num_views)]
+        # In the order in which they are stored, so that a batch reads no block of rows twice.
+        views = {key: self._views(key, self.num_views) for key in sorted(set(keys))}
+        return [item for key in keys for item in views[key]]
 
     def _views(self, key: tuple[int, int], num_views: int) -> list[dict[str, Any]]:
         epoch, row = key
@@ -139,14 +142,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def _decoded(
-    transform: Callable, value: Any, num_channels: int, row: int, num_views: int, draws: ViewDraws | None = None
+    transform: Transform, value: Any, num_channels: int, row: int, num_views: int, draws: ViewDraws | None = None
 ) -> list[torch.Tensor]:
-    """The image, or the parts of it that the views of a transform in two steps (transforms.RandomCrop) ask for. draws:
-    None: the views draw one after the other."""
+    """The parts of the image that the views of a transform ask for. draws: None: the views draw one after the other."""
 
     def regions(height: int, width: int) -> list[tuple[int, int, int, int]]:
-        if not hasattr(transform, "region"):
-            return [(0, 0, height, width)] * num_views
         places = []
         for view in range(num_views):
             if draws is not None:
@@ -157,15 +157,11 @@ def _decoded(
     return decode_regions(value, num_channels, regions, row)
 
 
-def _finished(transform: Callable, labels: Labels | None, image: torch.Tensor, label: Any) -> dict[str, Any]:
+def _finished(transform: Transform, labels: Labels | None, pixels: torch.Tensor, label: Any) -> dict[str, Any]:
     """What `_decoded` gave -> the item's content."""
-    return _transformed(getattr(transform, "finish", transform), labels, image, label)
-
-
-def _transformed(transform: Callable, labels: Labels | None, image: torch.Tensor, label: Any) -> dict[str, Any]:
     if labels is not None and labels.is_joint:
-        return transform(image, label)
-    return {"pixel_values": transform(image), **({} if labels is None else {"labels": label})}
+        return transform.finish(pixels, label)
+    return {"pixel_values": transform.finish(pixels), **({} if labels is None else {"labels": label})}
 
 
 def _item(content: dict[str, Any], row: int, noise_length: int | None, skipped: list[SkippedImage]) -> dict[str, Any]:
@@ -178,15 +174,16 @@ def _item(content: dict[str, Any], row: int, noise_length: int | None, skipped: 
 
 
 def _filler(
-    transform: Callable,
+    transform: Transform,
     labels: Labels | None,
     num_channels: int,
     noise_length: int | None,
     skipped: list[SkippedImage],
 ) -> dict[str, Any]:
     """Zeros of the shape that the transform gives, and a label that stands for none."""
-    blank = torch.zeros(num_channels, 16, 16, dtype=torch.uint8)
-    content = _transformed(transform, labels, blank, None if labels is None else labels.filler())
+    _, _, height, width = transform.region(16, 16)
+    blank = torch.zeros(num_channels, height, width, dtype=torch.uint8)
+    content = _finished(transform, labels, blank, None if labels is None else labels.filler())
     content["pixel_values"] = torch.zeros_like(content["pixel_values"])
     return _item(content, -1, noise_length, skipped)
 
@@ -222,7 +219,7 @@ class ImageStream(torch.utils.data.IterableDataset):
     def __init__(
         self,
         source: ImageSource,
-        transform: Callable,
+        transform: Transform | Callable[..., Any],
         num_channels: int,
         *,
         rank: int,
@@ -240,7 +237,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
         self.description, self.rank, self.world_size = source.description, rank, world_size
-        self.transform, self.num_channels, self.endless = transform, num_channels, endless
+        self.transform, self.num_channels, self.endless = in_two_steps(transform), num_channels, endless
         self.labels = source.labels
         self.noise_length, self.num_views = noise_length, num_views
 

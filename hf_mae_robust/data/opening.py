@@ -6,55 +6,98 @@ read from their beginning.
 
 A Hub data set is read at one commit, `ImageSource.revision`, whatever happens to its branches meanwhile. Of Parquet,
 only the image column is read. Memory: tables on disk are memory-mapped; of streamed Parquet, all workers of a rank
-together keep at most `buffer_size` encoded images and 2 * NUM_SLOTS row groups of the image column, and each worker
-beside that the row group it is reading (twice) and the footers of NUM_SLOTS files.
+together keep at most `buffer_size` encoded images and 2 * NUM_SLOTS row groups of the image column (if they are 1, 2,
+4, 8 or 16; see `ParquetRows`), and each worker beside that the row group it is reading (twice) and the footers of
+NUM_SLOTS files.
 """
 
 import hashlib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, IterableDataset, load_dataset_builder
-from huggingface_hub.constants import HF_HUB_OFFLINE
-from sklearn.datasets import load_digits
+from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
-from ..hub.network import describe, retry
 from .labels import LabelFinder, Labels, find_labels
-from .parquet import ParquetSplit, parquet_source, parquet_splits
+from .loading import load_embedded_digits, load_splits
+from .parquet import ParquetSplit, parquet_source
 from .source import DataLocation, ImageSource, TableRows, digest, encoded, fingerprint_parts
 
 EMBEDDED = "digits"
 EVAL_SPLITS = ("validation", "valid", "val", "test")
+# A local folder -> functions that load its splits, by name; None where it is not of the kind that is recognised.
+SplitFinder = Callable[[Path], dict[str, Callable[[], Dataset]] | None]
 
 
-def load_embedded_digits() -> DatasetDict:
-    """scikit-learn's handwritten digits (1,797 real images of 8 x 8 pixels), 1,500 to train and 297 to test."""
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=[str(name) for name in range(10)])})
+def open_splits(
+    location: DataLocation,
+    train_split: str | None = "train",
+    eval_split: str | None = "auto",
+    train_val_split: float | None = None,
+    seed: int = 42,
+    buffer_size: int = 8192,
+    find_labels: LabelFinder = find_labels,
+    find_splits: SplitFinder | None = None,
+) -> tuple[ImageSource | None, ImageSource | None]:
+    """Open the training split and the one to evaluate on.
 
-    def table(part: slice) -> datasets.Dataset:
-        return datasets.Dataset.from_dict(
-            {"image": list(pixels[part]), "label": digits.target[part].tolist()}, features=features
-        )
+    Args:
+        location: which data set. `dataset_name` is a Hub id, a folder (of images, of Parquet files, or written by
+            `save_to_disk`), or None for scikit-learn's digits.
+        eval_split: a name; "auto": the first there is of validation, valid, val, test; None: none.
+        train_val_split: share of the training images to hold out where there is no split to evaluate on.
+        buffer_size: rows that a streamed source may hold in memory (`--shuffle_buffer_size`).
+        find_labels: as that of labels.py. find_splits: recognises a local folder that `load_dataset` does not
+            understand, and gives functions that load its splits; None for others.
 
-    return DatasetDict(train=table(slice(0, 1500)), test=table(slice(1500, None)))
+    Raises:
+        DataError: there is no such data set, split or column, a split is empty, the source cannot do what was
+            asked, or the Hub refuses or cannot be reached for `dataset_retry_seconds`.
+    """
+    name = location.dataset_name or EMBEDDED
+    tables, revision = _find_tables(location, find_splits)
+    if eval_split == "auto":
+        eval_split = next((split for split in EVAL_SPLITS if split in tables and split != train_split), None)
+    sources, labels, data = [], None, None
+    for split in (train_split, eval_split):
+        if split is None:
+            sources.append(None)
+            continue
+        if split not in tables:
+            raise DataError(f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}.")
+        data, description = tables[split], f"{name} ({split})"
+        if callable(data):
+            data = data()
+        column = _choose_column(data, location.image_column_name, name)
+        labels = _choose_labels(data, description, location, find_labels, labels)
+        source = source_of(data, column, location, description, buffer_size, labels)
+        if source.num_rows == 0:
+            raise DataError(f"Split '{split}' of {name} is empty.")
+        sources.append(replace(source, revision=revision, split=split))
+    train, evaluation = sources
+    if train_val_split and evaluation is None and train is not None:
+        return _hold_out(train, data, train_val_split, seed)
+    return train, evaluation
 
 
-def _choose_split(available: list[str], wanted: str, name: str) -> str:
-    if wanted not in available:
-        raise DataError(f"{name} has no split '{wanted}'. It has: {', '.join(available) or 'none'}.")
-    return wanted
+def _find_tables(location: DataLocation, find_splits: SplitFinder | None) -> tuple[Mapping[str, Any], str | None]:
+    """Which splits there are: name -> data set, `ParquetSplit` or function that loads one; and the commit of a data set
+    on the Hub."""
+    if location.dataset_name is None:
+        return load_embedded_digits(), None
+    folder = Path(location.dataset_name)
+    if find_splits is not None and folder.is_dir() and (tables := find_splits(folder)) is not None:
+        return tables, None
+    return load_splits(location)
 
 
-def _choose_column(features: Features | None, wanted: str | None, name: str) -> str:
+def _choose_column(data: Any, wanted: str | None, name: str) -> str:
+    """The column of images."""
+    features = getattr(data, "features", None)
     if features is None:
         if wanted is None:
             raise DataError(f"{name} does not say which columns it has: name the one to use with --image_column_name.")
@@ -73,132 +116,39 @@ def _choose_column(features: Features | None, wanted: str | None, name: str) -> 
     return images[0]
 
 
-def open_splits(
-    location: DataLocation,
-    train_split: str | None = "train",
-    eval_split: str | None = "auto",
-    train_val_split: float | None = None,
-    seed: int = 42,
-    buffer_size: int = 8192,
-    find_labels: LabelFinder = find_labels,
-    find_splits: Callable[[Path], dict[str, Callable] | None] | None = None,
-) -> tuple[ImageSource | None, ImageSource | None]:
-    """Open the training split and the one to evaluate on.
+def _choose_labels(
+    data: Any, description: str, location: DataLocation, find_labels: LabelFinder, known: Labels | None
+) -> Labels | None:
+    """The labels of a split: those that are known of another one, or what `find_labels` finds; None where none were
+    asked for."""
+    features = getattr(data, "features", None)
+    if known is not None:
+        return known.of_split(features, description)
+    if location.label_column_name is None:
+        return None
+    read_column = (lambda column: data[column][:]) if isinstance(data, Dataset) else None
+    return find_labels(features, location.label_column_name, description, read_column)
 
-    Args:
-        location: which data set. `dataset_name` is a Hub id, a folder (of images, of Parquet files, or written by
-            `save_to_disk`), or None for scikit-learn's digits.
-        eval_split: a name; "auto": the first there is of validation, valid, val, test; None: none.
-        train_val_split: share of the training images to hold out where there is no split to evaluate on.
-        buffer_size: rows that a streamed source may hold in memory (`--shuffle_buffer_size`).
-        find_labels: as that of labels.py. find_splits: recognises a local folder that `load_dataset` does not
-            understand, and gives functions that load its splits; None for others.
 
-    Raises:
-        DataError: there is no such data set, split or column, a split is empty, the source cannot do what was
-            asked, or the Hub refuses or cannot be reached for `dataset_retry_seconds`.
-    """
-    name = location.dataset_name or EMBEDDED
-    tables, revision = None, None
-    if find_splits is not None and location.dataset_name is not None and Path(name).is_dir():
-        tables = find_splits(Path(name))
-    if tables is None:
-        tables, revision = (load_embedded_digits(), None) if location.dataset_name is None else _load(location)
-    splits = list(tables)
-    if eval_split == "auto":
-        eval_split = next((split for split in EVAL_SPLITS if split in splits and split != train_split), None)
-    sources, labels, data = [], None, None
-    for split in (train_split, eval_split):
-        if split is None:
-            sources.append(None)
-            continue
-        data = tables[_choose_split(splits, split, name)]
-        if callable(data):
-            data = data()
-        features, description = getattr(data, "features", None), f"{name} ({split})"
-        column = _choose_column(features, location.image_column_name, name)
-        if labels is not None:
-            labels = labels.of_split(features, description)
-        elif location.label_column_name is not None:
-            read_column = (lambda column, data=data: data[column][:]) if isinstance(data, datasets.Dataset) else None
-            labels = find_labels(features, location.label_column_name, description, read_column)
-        source = _source(data, column, location, description, buffer_size, labels)
-        if source.num_rows == 0:
-            raise DataError(f"Split '{split}' of {name} is empty.")
-        sources.append(replace(source, revision=revision))
-    train, evaluation = sources
-    if train_val_split and evaluation is None and train is not None:
-        if not train.seekable_at_no_cost:
-            raise DataError(
-                "--train_val_split needs a data set that is not streamed; name a split with --eval_split_name."
-            )
-        if not 0 < train_val_split < 1:
-            raise DataError(f"--train_val_split {train_val_split}: must lie between 0 and 1.")
-        parts = data.train_test_split(test_size=train_val_split, seed=seed)
-        train, evaluation = (
-            replace(
-                _source(
-                    parts[part], train.rows.column, location, f"{part} part of {train.description}", buffer_size, labels
-                ),
-                revision=revision,
-            )
-            for part in ("train", "test")
+def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
+    """Two parts of the training images, at random: to train, and a share of them to evaluate on."""
+    if not train.seekable_at_no_cost:
+        raise DataError("--train_val_split needs a data set that is not streamed; name a split with --eval_split_name.")
+    if not 0 < share < 1:
+        raise DataError(f"--train_val_split {share}: must lie between 0 and 1.")
+    parts = table.train_test_split(test_size=share, seed=seed)
+    kept, held_out = (
+        replace(
+            table_source(parts[part], train.rows.column, f"{part} part of {train.description}", train.labels),
+            revision=train.revision,
+            split=train.split,
         )
-    return train, evaluation
+        for part in ("train", "test")
+    )
+    return kept, held_out
 
 
-def _load(location: DataLocation) -> tuple[dict, str | None]:
-    """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub."""
-    name = location.dataset_name
-    try:
-        if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
-            loaded = datasets.load_from_disk(name)
-            return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
-        is_local = Path(name).exists()
-        options = {"name": location.dataset_config_name, "token": location.token}
-        if not is_local:
-            options["revision"] = location.dataset_revision
-
-        def persist(attempt: Callable, **retry_options) -> Any:
-            dataset = None if is_local else name.removeprefix("hf://datasets/")
-            return retry(f"--dataset_name {name}", attempt, location.dataset_retry_seconds, dataset, **retry_options)
-
-        with TemporaryDirectory() as nothing:
-            # Where the Hub does not answer, `datasets` turns to its cache, if there is anything in it. For a stream
-            # that would be another order of the images, and not what was asked for while the Hub can still be tried.
-            if location.dataset_streaming and not HF_HUB_OFFLINE:
-                options["cache_dir"] = nothing
-            builder = persist(lambda: load_dataset_builder(name, **options))
-        revision = None if is_local else _commit(builder, location)
-        if not location.dataset_streaming:
-            persist(builder.download_and_prepare, counts_attempts=False)
-            return builder.as_dataset(), revision
-        return parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
-    except DataError:
-        raise
-    except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
-        raise DataError(
-            f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
-            "with images, Parquet files or a data set written by save_to_disk."
-        ) from error
-
-
-def _commit(builder: DatasetBuilder, location: DataLocation) -> str | None:
-    """The commit that a builder of a Hub data set is bound to. Where the Hub does not answer, `datasets` takes the
-    newest copy in its cache, whose folder is named after the commit, and forgets which revision was asked for."""
-    sha = "[0-9a-f]{40}"
-    match = re.match(f"hf://datasets/[^@]+@({sha})", builder.base_path or "") or re.fullmatch(f"({sha})", builder.hash)
-    revision, wanted = match and match[1], location.dataset_revision
-    is_another = wanted and wanted != revision and (re.fullmatch(sha, wanted) or not HF_HUB_OFFLINE)
-    if builder.name == "cache" and is_another:
-        raise DataError(
-            f"--dataset_name {location.dataset_name}: --dataset_revision {wanted} cannot be had from the Hub now, and "
-            f"the copy in the cache is of {revision or 'an unknown commit'}."
-        )
-    return revision
-
-
-def _source(
+def source_of(
     data: Any,
     column: str,
     location: DataLocation,
@@ -206,25 +156,34 @@ def _source(
     buffer_size: int,
     labels: Labels | None = None,
 ) -> ImageSource:
+    """One split as `load_splits` gives it -> its images. column: of the images."""
     if isinstance(data, ParquetSplit):
         return parquet_source(data, column, location, buffer_size, description, labels)
     if isinstance(data, IterableDataset):
-        used = [column] if labels is None else [column, labels.column]
-        if data.features is not None:
-            data = encoded(data.select_columns(used))
+        return stream_source(data, column, description, labels)
+    return table_source(data, column, description, labels)
 
-        def columns(row: dict) -> dict:
-            label = {} if labels is None else {"label": labels.check([row[labels.column]], None)[0]}
-            return {"image": row[column], **label}
 
-        rows = data.map(columns, remove_columns=data.column_names)
-        return ImageSource(rows, None, False, description, digest(description), labels=labels)
-    rows = TableRows(data, column, labels)
-    fingerprint = _fingerprint(rows, len(data))
+def stream_source(stream: IterableDataset, column: str, description: str, labels: Labels | None) -> ImageSource:
+    used = [column] if labels is None else [column, labels.column]
+    if stream.features is not None:
+        stream = encoded(stream.select_columns(used))
+
+    def columns(row: dict) -> dict:
+        label = {} if labels is None else {"label": labels.check([row[labels.column]], None)[0]}
+        return {"image": row[column], **label}
+
+    rows = stream.map(columns, remove_columns=stream.column_names)
+    return ImageSource(rows, None, False, description, digest(description), labels=labels)
+
+
+def table_source(table: Dataset, column: str, description: str, labels: Labels | None) -> ImageSource:
+    rows = TableRows(table, column, labels)
+    fingerprint = _fingerprint(rows, len(table))
     if labels is not None:
         content = hashlib.sha256(rows.classes.tobytes()).hexdigest() if rows.classes is not None else ""
         fingerprint = digest(fingerprint, *fingerprint_parts(labels), content)
-    return ImageSource(rows, (len(data),), True, description, fingerprint, labels=labels)
+    return ImageSource(rows, (len(table),), True, description, fingerprint, labels=labels)
 
 
 def _fingerprint(rows: TableRows, num_rows: int) -> str:

@@ -1,8 +1,9 @@
 """Parquet files with random access, from a disk or the Hub, row group by row group."""
 
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..hub.network import RETRY_SECONDS, describe, public
+from ..hub.faults import describe, public
+from ..hub.network import RETRY_SECONDS
 from .labels import Labels
 from .order import NUM_SLOTS
 from .remote_file import VerifiedFile
@@ -29,8 +31,9 @@ class ParquetRows:
     """Random access to the image column of Parquet files, local or remote, and to labels.
 
     A row costs the reading of its row group, so the last ones are kept: for each slot of order.py that this process
-    reads, the stretch of rows that is shuffled, and a row group more at either end. Over all worker processes of a
-    rank that makes `buffer_size` rows and 2 * NUM_SLOTS row groups at the most.
+    reads, the stretch of rows that is shuffled, and a row group more at either end. Over 1, 2, 4, 8 or 16 worker
+    processes of a rank that makes `buffer_size` rows and 2 * NUM_SLOTS of the largest row groups at the most. With
+    another number of workers several of them read each slot, and each keeps it.
     """
 
     def __init__(
@@ -48,21 +51,26 @@ class ParquetRows:
         self.ends = np.cumsum([num_rows for *_, num_rows in groups])
         self.largest = max((num_rows for *_, num_rows in groups), default=1)
         self.rows: OrderedDict[int, tuple[list, Sequence | None]] = OrderedDict()
+        self.num_held = 0  # rows in all of these
         self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self.process = os.getpid()
 
     def __getstate__(self):
         # Worker processes open files of their own.
-        return {**self.__dict__, "rows": OrderedDict(), "files": OrderedDict()}
+        return {**self.__dict__, "rows": OrderedDict(), "num_held": 0, "files": OrderedDict()}
 
     def _read(self, group: int) -> tuple[list, Sequence | None]:
         url, index, _ = self.groups[group]
         columns = [self.column] if self.labels is None else [self.column, self.labels.column]
         if self.process != os.getpid():  # forked: connections and event loops stayed behind
             self.files, self.process = OrderedDict(), os.getpid()
-        file = _recent(self.files, url, NUM_SLOTS, lambda: open_parquet(url, self.token, self.retry_seconds))
+        if url not in self.files:
+            self.files[url] = open_parquet(url, self.token, self.retry_seconds)
+        self.files.move_to_end(url)
+        while len(self.files) > NUM_SLOTS:
+            self.files.popitem(last=False)
         with parquet_errors(f"Row group {index} of {url}"):
-            table = file.read_row_group(index, columns=columns)
+            table = self.files[url].read_row_group(index, columns=columns)
         images, first_row = table.column(self.column).to_pylist(), int(self.ends[group - 1]) if group else 0
         if self.labels is None:
             return images, None
@@ -79,21 +87,21 @@ class ParquetRows:
 
     def _find(self, row: int) -> tuple[tuple[list, Sequence | None], int]:
         group = int(np.searchsorted(self.ends, row, side="right"))
+        if group not in self.rows:
+            self.rows[group] = self._read(group)
+            self.num_held += self.groups[group][2]
+            limit = self.max_held()
+            while self.num_held > limit:
+                oldest, _ = self.rows.popitem(last=False)
+                self.num_held -= self.groups[oldest][2]
+        self.rows.move_to_end(group)
+        return self.rows[group], row - (int(self.ends[group - 1]) if group else 0)
+
+    def max_held(self) -> int:
+        """How many rows this process may hold: what the stretches touch that it reads from at the same time."""
         workers = get_worker_info()
-        slots = -(-NUM_SLOTS // (workers.num_workers if workers else 1))
-        groups_a_slot = -(-self.buffer_size // (NUM_SLOTS * self.largest)) + 1
-        columns = _recent(self.rows, group, slots * groups_a_slot, lambda: self._read(group))
-        return columns, row - (int(self.ends[group - 1]) if group else 0)
-
-
-def _recent(cache: OrderedDict, key: Any, limit: int, make: Callable) -> Any:
-    """`cache[key]`, made where it is not there; the `limit` entries used last are kept."""
-    if key not in cache:
-        cache[key] = make()
-    cache.move_to_end(key)
-    while len(cache) > limit:
-        cache.popitem(last=False)
-    return cache[key]
+        slots = NUM_SLOTS // math.gcd(NUM_SLOTS, workers.num_workers if workers else 1)
+        return slots * (-(-self.buffer_size // NUM_SLOTS) + 2 * self.largest)
 
 
 def parquet_source(

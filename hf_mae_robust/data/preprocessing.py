@@ -1,7 +1,8 @@
 """Augmentation for pre-training, and the preprocessing of evaluation as an image processor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn.functional import interpolate
@@ -74,6 +75,34 @@ class Normalization:
         number the first, as gray."""
         pixels = ((image - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
         return pixels[:3] if len(pixels) in (3, 4) else pixels[:1].expand(3, -1, -1)
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A transform in two steps, so that no more of an image is decoded than is needed. Both may draw from torch's
+    global random number generator."""
+
+    def region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width, in pixels, of the part that `finish` needs of an image of this size."""
+
+    def finish(self, pixels: torch.Tensor, *label: Any) -> Any:
+        """`(C, h, w)` uint8 of that part -> `(C, H, W)`. With a label that belongs to places in the image (`is_joint`
+        of labels.py): image and label -> the item's content, a dict."""
+
+
+class WholeImage:
+    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.finish = function
+
+    def region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        return 0, 0, height, width
+
+
+def in_two_steps(transform: Transform | Callable[..., Any]) -> Transform:
+    """A transform as it is; any other function as one of the whole image."""
+    return transform if isinstance(transform, Transform) else WholeImage(transform)
 
 
 class EvaluationTransform:

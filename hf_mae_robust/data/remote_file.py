@@ -1,6 +1,7 @@
 """Remote files that give exactly the bytes that were asked for, or raise."""
 
 import io
+import re
 import threading
 from collections.abc import Callable
 
@@ -8,7 +9,14 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from ..errors import DataError
-from ..hub.network import RETRY_SECONDS, T, describe, hub_dataset, public, retry
+from ..hub.faults import describe, public
+from ..hub.network import RETRY_SECONDS, T, retry
+
+
+def _dataset_of(url: str) -> str | None:
+    """Its id, of a file on the Hub."""
+    match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", url)
+    return match and match[1]
 
 
 class UnexpectedLengthError(OSError):
@@ -33,7 +41,7 @@ class VerifiedFile(io.RawIOBase):
 
     def _retry(self, what: str, attempt: Callable[[], T]) -> T:
         try:
-            return retry(what, attempt, self._retry_seconds, hub_dataset(self.url))
+            return retry(what, attempt, self._retry_seconds, _dataset_of(self.url))
         except OSError as error:  # not transient, such as a file that is gone
             raise DataError(f"{public(what)}: {describe(error)}") from error
 

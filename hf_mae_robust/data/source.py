@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -51,6 +52,7 @@ class ImageSource:
         revision: commit (40 hexadecimal digits) of a data set on the Hub, at which everything is read; None for local
             ones, and where a copy in the cache does not tell.
         labels: what `rows.label(i)` is, with the names of its classes; None where no labels were asked for.
+        split: name of the split, such as "train"; of images that were held out of it, too.
     """
 
     rows: Any
@@ -60,12 +62,13 @@ class ImageSource:
     fingerprint: str
     revision: str | None = None
     labels: Labels | None = None
+    split: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return None if self.labels is None else self.labels.class_names
 
-    @property
+    @cached_property  # asked for with every image, of what may be a million row groups
     def num_rows(self) -> int | None:
         return None if self.row_groups is None else sum(self.row_groups)
 
@@ -73,7 +76,7 @@ class ImageSource:
         """The Trainer asks for it."""
         if self.row_groups is None:
             raise TypeError(f"{self.description} is a stream of unknown length.")
-        return sum(self.row_groups)
+        return self.num_rows
 
     def head(self, num_rows: int | None) -> "ImageSource":
         """The first `num_rows` rows; all of them where None."""

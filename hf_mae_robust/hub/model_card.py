@@ -115,8 +115,6 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     is_gray = _encoder(config).get("num_channels", 3) == 1
     measured = [(label, kind, results[key]) for key, kind, label in METRICS[task] if key in results]
     examples = [example for example in EXAMPLES if (folder / example).exists()]
-    # "first 8 of digits (test)" -> "test"
-    split = (about["evaluated_on"] or "").rpartition("(")[2].rstrip(")")
     # Widgets make three channels of an image with one.
     widget = [{"src": example, "example_title": example} for example in examples if not is_gray]
     card_data = ModelCardData(
@@ -129,7 +127,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
                 task_type=PIPELINES[task],
                 dataset_type=about["dataset"],
                 dataset_name=about["dataset"],
-                dataset_split=split,
+                dataset_split=_evaluated_split(about),
                 dataset_revision=run.get("dataset_revision"),
                 metric_type=kind,
                 metric_name=label,
@@ -225,6 +223,11 @@ def _read_run(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         ) from None
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} does not say what was run ({type(error).__name__}: {error}).") from error
+
+
+def _evaluated_split(about: Mapping[str, Any]) -> str:
+    """Such as "test". Older run.json files have it in the description only: "first 8 of digits (test)"."""
+    return about.get("split") or (about["evaluated_on"] or "").rpartition("(")[2].rstrip(")")
 
 
 def _log_history(folder: Path) -> Sequence[Mapping[str, Any]]:

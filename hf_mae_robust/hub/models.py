@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: models from it at one commit, and sentences for what goes wrong there."""
+"""Models from the Hub, at one commit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from .network import patient, reason_of
+from .network import retrying
+from .refusals import MODEL, refusal
 
 # All that loading a model reads; repositories often hold the weights in other forms too.
 _CONFIGURATION = ["*.json", "*.py"]
@@ -46,15 +47,15 @@ def local_model(name: str, revision: str | None, token: str | None) -> tuple[str
         return name, None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if isinstance(error.__cause__, HfHubHTTPError):
-            raise ValueError(f"{name} cannot be loaded: {reason_of(error.__cause__, name)}.") from error
+            raise ValueError(f"{name} cannot be loaded: {refusal(error.__cause__, name, MODEL)}.") from error
         return name, None
     except (HTTPError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        raise ValueError(f"{name}{at} cannot be loaded: {reason_of(error, name)}.") from error
+        raise ValueError(f"{name}{at} cannot be loaded: {refusal(error, name, MODEL)}.") from error
     return folder, Path(folder).name
 
 
 # What is complete already is not downloaded again, and the rest goes on where it was.
-@patient(attempts=6)
+@retrying(attempts=6, expects_json=True).wraps
 def _download(name: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> str:
     return snapshot_download(name, revision=revision, token=token, allow_patterns=list(patterns))

@@ -56,6 +56,7 @@ def about_run(
         "dataset": short_name(dataset_name) or built_in_dataset,
         "is_dataset_on_hub": dataset_name is not None and not Path(dataset_name).exists(),
         "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],
+        "split": None if evaluated is None else evaluated.split,
         "num_evaluated": None if evaluated is None else evaluated.num_rows,
         "recipe": short_name(recipe),
         "license": model_license,

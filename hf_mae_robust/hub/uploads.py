@@ -15,7 +15,8 @@ from transformers.trainer_utils import HubStrategy
 from ..errors import HubError
 from ..files import MANIFEST
 from .model_card import EXAMPLES, PICTURES
-from .network import patient, reason_of
+from .network import retrying
+from .refusals import MODEL, refusal
 from .run_record import RECORD
 
 logger = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ def open_repository(name: str, token: str | None, revision: str | None, private:
     try:
         return _open_repository(name, token, revision, private)
     except (HTTPError, OSError, JSONDecodeError) as error:
-        raise ValueError(f"--push_to_hub: {reason_of(error, name)}.") from error
+        raise ValueError(f"--push_to_hub: {refusal(error, name, MODEL)}.") from error
 
 
-@patient(attempts=4)
+@retrying(attempts=4, expects_json=True).wraps
 def _open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(f"--hub_revision {revision} is a commit; nothing can be pushed to one. Give a branch.")
@@ -129,7 +130,7 @@ class Pushes:
                 logger.warning(
                     "%s was not pushed: %s. Later checkpoints, and the finished model, are pushed all the same.",
                     self._checkpoint,
-                    reason_of(error, self.repo_id),
+                    refusal(error, self.repo_id, MODEL),
                 )
         self._running = []
 
@@ -142,13 +143,13 @@ class Pushes:
         except UPLOAD_ERRORS as error:
             branch = f" --revision {self.revision}" if self.revision else ""
             command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch} --exclude 'checkpoint-*/*'"
+            reason = refusal(error, self.repo_id, MODEL)
             raise HubError(
-                f"The model is complete in {folder}, but was not pushed: {reason_of(error, self.repo_id)}. `{command}` "
-                "pushes it later."
+                f"The model is complete in {folder}, but was not pushed: {reason}. `{command}` pushes it later."
             ) from error
 
     # Files that have arrived are not sent again, and a commit whose answer was lost is not made twice.
-    @patient(attempts=4)
+    @retrying(attempts=4, expects_json=True).wraps
     def _upload(self, folder: Path, message: str) -> str:
         done = self.api.upload_folder(
             repo_id=self.repo_id,

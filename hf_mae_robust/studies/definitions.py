@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from ..paper import FIGURES
+
 # What all variants leave off but for their own flags: MAE, whose target is normalised by channel, then by patch.
 BASELINE = {
     "target_normalization": "global_rgb",
@@ -53,7 +55,7 @@ class Study:
     variants: tuple[Variant, ...]
     task: str | None = "classification"
     metrics: tuple[tuple[str, str], ...] = (("eval_accuracy", "top-1"),)
-    paper: dict[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+    paper: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     paper_source: str = ""
 
     @property
@@ -82,21 +84,22 @@ def studies(num_blocks: int) -> dict[str, Study]:
             for name, variant, label in scalings
         ),
     ]
-    paper = {"paper_source": "ImageNet-1K, ViT-B/16, 800 epochs"}
+    paper = {table: encoders["ViT-B"] for table, encoders in FIGURES.items()}
+    imagenet = "ImageNet-1K, ViT-B/16, 800 epochs"
     made = [
         Study(
             "table1",
             "Table 1: the population statistics of the target, with the step per patch",
             (SCRATCH, MAE, RAW, PATCH),
-            paper={"raw": (81.99,), "mae": (83.25,), "global_patch": (83.28,)},
-            **paper,
+            paper=paper["Table 1"],
+            paper_source=imagenet,
         ),
         Study(
             "table2",
             "Table 2: scratch, MAE, and what the ingredients add",
             (SCRATCH, MAE, EDGE, PATCH, middle, ROBUST, everything),
-            paper={"scratch": (82.3,), "mae": (83.3,), "robust": (83.6,)},
-            **paper,
+            paper=paper["Table 2"],
+            paper_source=imagenet,
         ),
         Study(
             "table3",
@@ -104,7 +107,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
             (SCRATCH, MAE, ROBUST),
             task="detection",
             metrics=(("eval_box_ap", "box AP"), ("eval_mask_ap", "mask AP")),
-            paper={"mae": (48.8, 43.6), "robust": (48.9, 43.7)},
+            paper=paper["Table 3"],
             paper_source="COCO, ViT-B, learning rate 1.6e-4",
         ),
         Study(
@@ -113,7 +116,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
             (SCRATCH, MAE, ROBUST),
             task="segmentation",
             metrics=(("eval_mean_iou", "mean IoU"),),
-            paper={"mae": (45.92,), "robust": (46.92,)},
+            paper=paper["Table 4"],
             paper_source="ADE20K, ViT-B, UperNet",
         ),
         Study(
@@ -127,8 +130,8 @@ def studies(num_blocks: int) -> dict[str, Study]:
                 Variant("mid_50", f"50% from block {late}", _mid(0.5, late)),
                 Variant("mid_25_early", f"25% from block {early}", _mid(0.25, early)),
             ),
-            paper={"mae": (83.3,), "mid_25": (83.5,)},
-            **paper,
+            paper=paper["Table 5"],
+            paper_source=imagenet,
         ),
         Study("figure2", "Figure 2: the losses of the six targets", tuple(targets), task=None, metrics=()),
     ]

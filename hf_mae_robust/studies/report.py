@@ -124,7 +124,7 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     if finetuned:
         lines += ["", "## Fine-tuned"]
         for index, (metric, label) in enumerate(study.metrics):
-            paper = {name: str(figures[index]) for name, figures in study.paper.items()}
+            paper = {name: figures[index] for name, figures in study.paper.items()}
             lines += ["", *_table(study, label, finetuned.get(metric, {}), paper)]
         lines += [
             "",

@@ -1,7 +1,6 @@
 import json
 import logging
 import os
-import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.bad_images import SkippedImage, SkippedImages
 from hf_mae_robust.data.dataset import MAX_BAD_IN_A_ROW, ImageDataset
 from hf_mae_robust.data.loaders import sequential_loader, training_loader
-from hf_mae_robust.data.opening import _source as source_of
-from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.opening import open_splits, source_of
 from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor, training_transform
 from hf_mae_robust.data.source import DataLocation, ImageSource
 from hf_mae_robust.errors import DataError
@@ -403,24 +401,3 @@ def test_a_limit_of_none_and_of_all():
 def test_the_fraction_is_checked(fraction):
     with pytest.raises(ValueError, match="max_bad_images"):
         SkippedImages(None, fraction)
-
-
-# ---- worker processes ----
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_workers_outlive_an_interrupt_and_one_termination():
-    loader = training(source(encoded(40)), num_workers=2, persistent_workers=True, prefetch_factor=2)
-    batches = iter(loader)
-    next(batches), next(batches)  # one of each worker: both have taken their places
-    workers = batches._workers
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-        for worker in workers:
-            os.kill(worker.pid, number)
-    assert len(list(batches)) == 8
-    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
-        os.kill(workers[0].pid, signal.SIGTERM)
-        workers[0].join(10)
-        list(loader)
-    workers[0].join(10)
-    assert workers[0].exitcode == -signal.SIGTERM

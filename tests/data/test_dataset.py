@@ -1,20 +1,16 @@
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset
-from datasets import Image as ImageFeature
+from datasets import IterableDataset
 from PIL import Image
 
 from hf_mae_robust.data.dataset import ImageDataset
 from hf_mae_robust.data.loaders import sequential_loader, training_loader
-from hf_mae_robust.data.opening import _source as source_of
-from hf_mae_robust.data.opening import load_embedded_digits, open_splits
-from hf_mae_robust.data.parquet import ParquetRows
+from hf_mae_robust.data.opening import open_splits, source_of
 from hf_mae_robust.data.preprocessing import training_transform
 from hf_mae_robust.data.source import DataLocation, load_head_of_stream
-from hf_mae_robust.errors import DataError
 from tests.helpers import image_table, photos, write_parquet_set
 
 
@@ -106,38 +102,6 @@ def test_augmentation_leaves_the_global_random_numbers_alone(parquet_set):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_streamed_rows_read_each_row_group_few_times(parquet_set, monkeypatch):
-    train, _ = open_splits(DataLocation(str(parquet_set), dataset_streaming=True), buffer_size=16)
-    reads = []
-    original = ParquetRows._read
-    monkeypatch.setattr(ParquetRows, "_read", lambda self, group: reads.append(group) or original(self, group))
-    list(training_loader(train, identity, 3, batch_size=5, seed=1, rank=0, world_size=1, buffer_size=16))
-    assert len(reads) <= 1.5 * len(set(reads))
-
-
-def test_first_rows_only(parquet_set):
-    for streaming in (False, True):
-        train, _ = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming))
-        head = train.head(13)
-        assert head.num_rows == 13 and train.head(1000) is train
-        loader = training_loader(head, identity, 3, batch_size=13, seed=1, rank=0, world_size=1, buffer_size=8)
-        assert sorted(next(iter(loader))["row"].tolist()) == list(range(13))
-        assert head.fingerprint != train.fingerprint
-
-
-def test_image_folder_and_save_to_disk(tmp_path):
-    for name, pixels in zip("abcd", photos(4)):
-        (tmp_path / "images" / "train").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "images" / "train" / f"{name}.png")
-    folder, none = open_splits(DataLocation(str(tmp_path / "images")))
-    assert none is None and folder.num_rows == 4
-    assert ImageDataset(folder, identity, 3)[0, 2]["pixel_values"].shape == (3, 16, 16)
-
-    DatasetDict(train=image_table(6), test=image_table(4)).save_to_disk(tmp_path / "saved")
-    train, test = open_splits(DataLocation(str(tmp_path / "saved")))
-    assert (train.num_rows, test.num_rows) == (6, 4)
-
-
 def test_a_stream_that_cannot_seek_still_trains(tmp_path):
     """An image folder, streamed: no length, so the loader goes on for ever, and shares the files among ranks."""
     (tmp_path / "train").mkdir()
@@ -168,85 +132,20 @@ def test_a_generator_trains(tmp_path):
     assert batch["pixel_values"].shape == (4, 3, 16, 16)
 
 
-def test_embedded_digits_are_the_real_ones():
-    digits = load_embedded_digits()
-    assert {split: len(table) for split, table in digits.items()} == {"train": 1500, "test": 297}
-    assert digits["train"][0]["image"].size == (8, 8) and digits["train"][0]["label"] == 0
-    train, test = open_splits(DataLocation())
-    assert (train.num_rows, test.num_rows) == (1500, 297)
+def test_a_batch_reads_its_rows_in_the_order_in_which_they_are_stored(parquet_set):
+    """And its items, with several views and a place that is to stay empty, are in the order asked for."""
+    train, _ = open_splits(DataLocation(str(parquet_set)))
+    keys, read = [(2, 31), (2, 4), (0, -1), (2, 59), (2, 5)], []
 
+    class Recorded:
+        def __getitem__(self, row):
+            read.append(row)
+            return train.rows[row]
 
-def test_hold_out_where_there_is_no_split(tmp_path):
-    folder = write_parquet_set(tmp_path / "set", {"train": 20})
-    train, held_out = open_splits(DataLocation(str(folder)), train_val_split=0.25)
-    assert (train.num_rows, held_out.num_rows) == (15, 5)
-    with pytest.raises(DataError, match="not streamed"):
-        open_splits(DataLocation(str(folder), dataset_streaming=True), train_val_split=0.25)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_what_is_missing_is_named_with_what_there_is(parquet_set, tmp_path, streaming):
-    location = DataLocation(str(parquet_set), dataset_streaming=streaming)
-    with pytest.raises(DataError, match="no split 'training'.*train, validation"):
-        open_splits(location, train_split="training")
-    with pytest.raises(DataError, match="no column 'photo'.*image.*label"):
-        open_splits(DataLocation(str(parquet_set), image_column_name="photo", dataset_streaming=streaming))
-    with pytest.raises(DataError, match="nowhere"):
-        open_splits(DataLocation(str(tmp_path / "nowhere"), dataset_streaming=streaming))
-
-
-@pytest.mark.parametrize("columns", [["image", "annotation"], ["photo", "annotation"]])
-def test_of_several_image_columns_the_one_called_image(tmp_path, columns):
-    features = Features({column: ImageFeature() for column in columns})
-    (tmp_path / "set").mkdir()
-    Dataset.from_dict({c: photos(2) for c in columns}, features=features).to_parquet(tmp_path / "set/train.parquet")
-    if "image" in columns:
-        assert open_splits(DataLocation(str(tmp_path / "set")))[0].rows.column == "image"
-    else:
-        with pytest.raises(DataError, match="2 image columns.*photo.*annotation"):
-            open_splits(DataLocation(str(tmp_path / "set")))
-
-
-def test_no_image_column_empty_split_and_too_few_images(tmp_path):
-    (tmp_path / "words").mkdir()
-    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "words" / "train.parquet")
-    with pytest.raises(DataError, match="no column of type Image.*--image_column_name.*text"):
-        open_splits(DataLocation(str(tmp_path / "words")))
-    empty = write_parquet_set(tmp_path / "empty", {"train": 0}, files=1)
-    for streaming in (False, True):
-        with pytest.raises(DataError, match="Split 'train'.*is empty|corresponds to no data"):
-            open_splits(DataLocation(str(empty), dataset_streaming=streaming))
-    DatasetDict(train=image_table(4)).save_to_disk(tmp_path / "four")
-    train, _ = open_splits(DataLocation(str(tmp_path / "four")))
-    with pytest.raises(DataError, match="4 images.*batch of 3 on each of 2"):
-        training_loader(train, identity, 3, batch_size=3, seed=0, rank=0, world_size=2, buffer_size=8)
-
-
-def test_a_location_is_made_from_flags_and_does_not_show_its_token():
-    flags = SimpleNamespace(
-        dataset_name="a/b", dataset_config_name=None, dataset_revision="v1", image_column_name=None,
-        dataset_streaming=True, dataset_retry_seconds=7.0,
-    )  # fmt: skip
-    location = DataLocation.of(flags, "hf_secret")
-    assert location == DataLocation("a/b", None, "v1", None, True, "hf_secret", 7.0)
-    assert "hf_secret" not in repr(location)
-    del flags.dataset_retry_seconds  # a command without this flag
-    assert DataLocation.of(flags, None).dataset_retry_seconds == 300
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_files_on_disk_have_no_revision(parquet_set, streaming):
-    train, _ = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming))
-    assert train.revision is None and train.head(3).revision is None
-
-
-def test_a_damaged_file_is_named_with_the_row_group(tmp_path):
-    folder = write_parquet_set(tmp_path / "set", {"train": 20}, files=1)
-    (path,) = (folder / "data").iterdir()
-    content = bytearray(path.read_bytes())
-    content[4:2000] = bytes(1996)
-    path.write_bytes(content)
-    train, _ = open_splits(DataLocation(str(folder), dataset_streaming=True))
-    with pytest.raises(DataError, match=r"Row group 0 of .*train-00000-of-00001\.parquet cannot be read as Parquet"):
-        train.rows[0]
-    assert train.rows[19]["bytes"]
+    options = {"seed": 1, "noise_length": 4, "num_views": 2}
+    items = ImageDataset(replace(train, rows=Recorded()), training_transform(16), 3, **options).__getitems__(keys)
+    assert read == [4, 5, 31, 59]
+    assert [item["row"] for item in items] == [31, 31, 4, 4, -1, -1, 59, 59, 5, 5]
+    alone = ImageDataset(train, training_transform(16), 3, **options)
+    for key, item in zip(keys, items[::2], strict=True):
+        assert all(torch.equal(item[name], alone[key][name]) for name in ("pixel_values", "noise"))

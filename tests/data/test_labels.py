@@ -8,8 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 from hf_mae_robust.data.dataset import ImageDataset
 from hf_mae_robust.data.labels import find_labels
 from hf_mae_robust.data.loaders import sequential_loader, training_loader
-from hf_mae_robust.data.opening import _source as source_of
-from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.opening import open_splits, source_of
 from hf_mae_robust.data.source import DataLocation, load_head_of_stream
 from hf_mae_robust.errors import DataError
 from tests.helpers import photos, write_parquet_set

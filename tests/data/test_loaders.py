@@ -1,12 +1,14 @@
-"""Several views of each image in a batch, from one decoding."""
+"""Several views of each image in a batch, from one decoding; and worker processes that get signals."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from hf_mae_robust.data import loaders as data
+from hf_mae_robust.data import dataset as data
 from hf_mae_robust.data.dataset import ImageDataset
 from hf_mae_robust.data.decoding import decode_image
 from hf_mae_robust.data.loaders import training_loader
@@ -90,3 +92,24 @@ def test_a_stream_that_cannot_seek(tmp_path):
 def test_a_batch_that_views_do_not_fill_is_refused(parquet_set):
     with pytest.raises(ValueError, match="--repeated_augmentation 5: must .* divide the batch, which is 12"):
         training_loader(source_of(parquet_set), training_transform(16), 3, num_views=5, **PLAN)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_workers_outlive_an_interrupt_and_one_termination(parquet_set):
+    source, options = source_of(parquet_set), {**PLAN, "batch_size": 6}
+    loader = training_loader(
+        source, training_transform(16), 3, num_workers=2, persistent_workers=True, prefetch_factor=2, **options
+    )
+    batches = iter(loader)
+    next(batches), next(batches)  # one of each worker: both have taken their places
+    workers = batches._workers
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        for worker in workers:
+            os.kill(worker.pid, number)
+    assert len(list(batches)) == 8
+    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
+        os.kill(workers[0].pid, signal.SIGTERM)
+        workers[0].join(10)
+        list(loader)
+    workers[0].join(10)
+    assert workers[0].exitcode == -signal.SIGTERM

@@ -9,7 +9,13 @@ from torchvision.transforms.v2.functional import resized_crop
 from transformers import AutoImageProcessor
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor, training_transform
+from hf_mae_robust.data.preprocessing import (
+    EvaluationTransform,
+    Transform,
+    evaluation_processor,
+    in_two_steps,
+    training_transform,
+)
 
 
 def picture(height=300, width=400):
@@ -138,3 +144,13 @@ def test_the_pixels_of_a_crop_are_those_of_torchvision():
         flipped += not torch.equal(got, expected)
         assert torch.equal(got, expected) or torch.equal(got, expected.flip(-1))
     assert 4 <= flipped <= 16
+
+
+def test_any_function_is_a_transform_of_the_whole_image_and_one_in_two_steps_stays_itself():
+    crop = training_transform(16)
+    assert in_two_steps(crop) is crop
+    whole = in_two_steps(lambda image, *label: (image + 1, *label))
+    assert isinstance(whole, Transform) and whole.region(30, 20) == (0, 0, 30, 20)
+    pixels = torch.arange(12).view(1, 3, 4)
+    changed, label = whole.finish(pixels, "a map")
+    assert torch.equal(changed, pixels + 1) and label == "a map"

@@ -19,7 +19,7 @@ from hf_mae_robust.finetune import main as finetune
 from hf_mae_robust.finetuning.classification.models import build_classifier
 from hf_mae_robust.finetuning.detection.models import build_detector
 from hf_mae_robust.finetuning.segmentation.models import build_segmenter
-from hf_mae_robust.hub.model_card import METRICS, PIPELINES, card_of_recipe
+from hf_mae_robust.hub.model_card import METRICS, PIPELINES, card_of_recipe, card_of_run
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.recipes import recipe_path
@@ -102,6 +102,14 @@ def test_a_picture_that_is_gone_is_left_out_when_the_card_is_written_again(pretr
     assert [example["src"] for example in card.data.widget] == ["example_2.png"]
     assert 'from_pretrained("somebody/waves"' in card.text and 'hf_hub_download("somebody/waves", "example_2.png")'
     assert not list(folder.glob("*.part"))
+
+
+def test_a_record_of_before_it_named_the_split_gives_the_same_card(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "masked-waves")
+    run = json.loads((folder / "run.json").read_text())
+    assert run["about"].pop("split") == "validation"
+    (folder / "run.json").write_text(json.dumps(run))
+    assert card_of_run(folder) == card_of_run(pretrained)
 
 
 def test_a_checkpoint_has_a_card_too(pretrained):

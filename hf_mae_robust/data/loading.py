@@ -1,0 +1,88 @@
+"""From a name to the splits of a data set, by `datasets`, at one commit of the Hub."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dataset_builder
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from sklearn.datasets import load_digits
+
+from ..errors import DataError
+from ..hub.faults import describe
+from ..hub.network import retry
+from .parquet import parquet_splits
+from .source import DataLocation
+
+
+def load_embedded_digits() -> DatasetDict:
+    """scikit-learn's handwritten digits (1,797 real images of 8 x 8 pixels), 1,500 to train and 297 to test."""
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=[str(name) for name in range(10)])})
+
+    def table(part: slice) -> datasets.Dataset:
+        return datasets.Dataset.from_dict(
+            {"image": list(pixels[part]), "label": digits.target[part].tolist()}, features=features
+        )
+
+    return DatasetDict(train=table(slice(0, 1500)), test=table(slice(1500, None)))
+
+
+def load_splits(location: DataLocation) -> tuple[dict, str | None]:
+    """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub.
+
+    Raises DataError: there is no such data set, or it cannot be read, or the Hub refuses or cannot be reached for
+    `dataset_retry_seconds`.
+    """
+    name = location.dataset_name
+    try:
+        if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(name)
+            return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
+        is_local = Path(name).exists()
+        options = {"name": location.dataset_config_name, "token": location.token}
+        if not is_local:
+            options["revision"] = location.dataset_revision
+
+        def persist(attempt: Callable, **retry_options) -> Any:
+            dataset = None if is_local else name.removeprefix("hf://datasets/")
+            return retry(f"--dataset_name {name}", attempt, location.dataset_retry_seconds, dataset, **retry_options)
+
+        with TemporaryDirectory() as nothing:
+            # Where the Hub does not answer, `datasets` turns to its cache, if there is anything in it. For a stream
+            # that would be another order of the images, and not what was asked for while the Hub can still be tried.
+            if location.dataset_streaming and not HF_HUB_OFFLINE:
+                options["cache_dir"] = nothing
+            builder = persist(lambda: load_dataset_builder(name, **options))
+        revision = None if is_local else _commit(builder, location)
+        if not location.dataset_streaming:
+            persist(builder.download_and_prepare, counts_attempts=False)
+            return builder.as_dataset(), revision
+        return parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
+    except DataError:
+        raise
+    except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
+        raise DataError(
+            f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
+            "with images, Parquet files or a data set written by save_to_disk."
+        ) from error
+
+
+def _commit(builder: DatasetBuilder, location: DataLocation) -> str | None:
+    """The commit that a builder of a Hub data set is bound to. Where the Hub does not answer, `datasets` takes the
+    newest copy in its cache, whose folder is named after the commit, and forgets which revision was asked for."""
+    sha = "[0-9a-f]{40}"
+    match = re.match(f"hf://datasets/[^@]+@({sha})", builder.base_path or "") or re.fullmatch(f"({sha})", builder.hash)
+    revision, wanted = match and match[1], location.dataset_revision
+    is_another = wanted and wanted != revision and (re.fullmatch(sha, wanted) or not HF_HUB_OFFLINE)
+    if builder.name == "cache" and is_another:
+        raise DataError(
+            f"--dataset_name {location.dataset_name}: --dataset_revision {wanted} cannot be had from the Hub now, and "
+            f"the copy in the cache is of {revision or 'an unknown commit'}."
+        )
+    return revision

@@ -1,0 +1,84 @@
+"""Which splits, columns and rows are opened, and what is said where they are not there."""
+
+import pytest
+from datasets import Dataset, DatasetDict, Features
+from datasets import Image as ImageFeature
+
+from hf_mae_robust.data.loaders import training_loader
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.errors import DataError
+from tests.helpers import image_table, photos, write_parquet_set
+
+
+def identity(image):
+    return image
+
+
+@pytest.fixture(scope="module")
+def parquet_set(tmp_path_factory):
+    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 60, "validation": 14})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_first_split_to_evaluate_on_is_found_and_each_source_knows_its_own(parquet_set, streaming):
+    train, evaluation = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming))
+    assert (train.split, evaluation.split) == ("train", "validation")
+    assert evaluation.head(3).split == "validation"
+    again, none = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming), "validation")
+    assert again.fingerprint == evaluation.fingerprint and none is None
+    none, only = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming), None, "train")
+    assert none is None and only.fingerprint == train.fingerprint
+
+
+def test_hold_out_where_there_is_no_split(tmp_path):
+    folder = write_parquet_set(tmp_path / "set", {"train": 20})
+    train, held_out = open_splits(DataLocation(str(folder)), train_val_split=0.25)
+    assert (train.num_rows, held_out.num_rows) == (15, 5)
+    assert train.split == held_out.split == "train" and train.fingerprint != held_out.fingerprint
+    with pytest.raises(DataError, match="not streamed"):
+        open_splits(DataLocation(str(folder), dataset_streaming=True), train_val_split=0.25)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_missing_is_named_with_what_there_is(parquet_set, tmp_path, streaming):
+    location = DataLocation(str(parquet_set), dataset_streaming=streaming)
+    with pytest.raises(DataError, match="no split 'training'.*train, validation"):
+        open_splits(location, train_split="training")
+    with pytest.raises(DataError, match="no column 'photo'.*image.*label"):
+        open_splits(DataLocation(str(parquet_set), image_column_name="photo", dataset_streaming=streaming))
+    with pytest.raises(DataError, match="nowhere"):
+        open_splits(DataLocation(str(tmp_path / "nowhere"), dataset_streaming=streaming))
+
+
+@pytest.mark.parametrize("columns", [["image", "annotation"], ["photo", "annotation"]])
+def test_of_several_image_columns_the_one_called_image(tmp_path, columns):
+    features = Features({column: ImageFeature() for column in columns})
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict({c: photos(2) for c in columns}, features=features).to_parquet(tmp_path / "set/train.parquet")
+    if "image" in columns:
+        assert open_splits(DataLocation(str(tmp_path / "set")))[0].rows.column == "image"
+    else:
+        with pytest.raises(DataError, match="2 image columns.*photo.*annotation"):
+            open_splits(DataLocation(str(tmp_path / "set")))
+
+
+def test_no_image_column_empty_split_and_too_few_images(tmp_path):
+    (tmp_path / "words").mkdir()
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "words" / "train.parquet")
+    with pytest.raises(DataError, match="no column of type Image.*--image_column_name.*text"):
+        open_splits(DataLocation(str(tmp_path / "words")))
+    empty = write_parquet_set(tmp_path / "empty", {"train": 0}, files=1)
+    for streaming in (False, True):
+        with pytest.raises(DataError, match="Split 'train'.*is empty|corresponds to no data"):
+            open_splits(DataLocation(str(empty), dataset_streaming=streaming))
+    DatasetDict(train=image_table(4)).save_to_disk(tmp_path / "four")
+    train, _ = open_splits(DataLocation(str(tmp_path / "four")))
+    with pytest.raises(DataError, match="4 images.*batch of 3 on each of 2"):
+        training_loader(train, identity, 3, batch_size=3, seed=0, rank=0, world_size=2, buffer_size=8)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_on_disk_have_no_revision(parquet_set, streaming):
+    train, _ = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming))
+    assert train.revision is None and train.head(3).revision is None

@@ -1,0 +1,67 @@
+"""Which names are of the Hub, and what is said where a model cannot be had. With a Hub: test_uploads.py."""
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from hf_mae_robust.hub import models
+from hf_mae_robust.hub.models import local_model
+from tests.hub.errors import chained, refused
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Answers with what is in `answers`, and lists the patterns asked for."""
+
+    class Hub:
+        answers, asked = [], []
+
+        def snapshot_download(self, name, *, revision, token, allow_patterns):
+            self.asked.append((name, revision, token, allow_patterns))
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            folder = tmp_path / ("c" * 40)
+            folder.mkdir(exist_ok=True)
+            (folder / answer).touch()
+            return str(folder)
+
+    hub = Hub()
+    hub.answers, hub.asked = [], []
+    monkeypatch.setattr(models, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_paths_are_left_alone(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours").mkdir()
+    for name in ("ours", str(tmp_path), "./none", "~/none", "a/b/c"):
+        assert local_model(name, None, None) == (name, None)
+    with pytest.raises(ValueError, match="--model_revision v1: ours is no model on the Hub"):
+        local_model("ours", "v1", None)
+    assert not hub.asked
+
+
+def test_a_model_comes_at_a_commit_and_old_weights_only_where_there_are_no_others(hub, tmp_path):
+    hub.answers = ["model.safetensors"]
+    assert local_model("ada/encoder", "v1", "token") == (str(tmp_path / ("c" * 40)), "c" * 40)
+    ((name, revision, token, patterns),) = hub.asked
+    assert (name, revision, token) == ("ada/encoder", "v1", "token") and "*.safetensors" in patterns
+    (tmp_path / ("c" * 40) / "model.safetensors").unlink()
+    hub.answers = ["config.json", "pytorch_model.bin"]
+    local_model("ada/encoder", None, None)
+    assert "pytorch_model*.bin" in hub.asked[-1][3] and "*.safetensors" not in hub.asked[-1][3]
+
+
+def test_a_refusal_is_a_sentence(hub):
+    hub.answers = [refused(404, RepositoryNotFoundError)]
+    with pytest.raises(ValueError, match=r"a/b at revision v1 cannot be loaded: a/b is not on the Hub, or is private"):
+        local_model("a/b", "v1", None)
+    hub.answers = [chained(LocalEntryNotFoundError("not in the cache"), refused(403))]
+    with pytest.raises(ValueError, match="a/b cannot be loaded: this token has no right"):
+        local_model("a/b", None, None)
+
+
+def test_what_the_cache_lacks_offline_is_left_to_whoever_loads_it(hub):
+    for error in (LocalEntryNotFoundError("not in the cache"), OfflineModeIsEnabled("offline")):
+        hub.answers = [error]
+        assert local_model("a/b", None, None) == ("a/b", None)
