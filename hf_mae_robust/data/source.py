@@ -78,6 +78,10 @@ class ImageSource:
             raise TypeError(f"{self.description} is a stream of unknown length.")
         return self.num_rows
 
+    def __bool__(self) -> bool:
+        """`source or other` asks whether there is a source, not how long it is: a stream does not know."""
+        return True
+
     def head(self, num_rows: int | None) -> "ImageSource":
         """The first `num_rows` rows; all of them where None."""
         if num_rows is None or (self.num_rows is not None and self.num_rows <= num_rows):

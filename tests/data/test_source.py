@@ -60,3 +60,10 @@ def test_a_stream_has_no_length_and_keeps_its_split():
     assert source.num_rows is None and source.split == "test"
     with pytest.raises(TypeError, match="unknown length"):
         len(source)
+
+
+def test_a_stream_is_there_whatever_its_length(parquet_set):
+    stream = ImageSource(iter(()), None, False, "a stream", "fingerprint")
+    assert stream and (stream or None) is stream
+    with pytest.raises(TypeError, match="unknown length"):
+        len(stream)

@@ -13,7 +13,7 @@ import time
 import pytest
 from PIL import Image
 
-from hf_mae_robust.data import loaders as data
+from hf_mae_robust.data import dataset as data
 from hf_mae_robust.errors import EXIT_STOPPED, SavingError, StopRequested
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.training.checkpoints import fault_of, newest_checkpoint
