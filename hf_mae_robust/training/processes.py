@@ -18,14 +18,14 @@ def first_process(function: Callable[[], Value]) -> Value:
 
     The value travels as a pickle.
     """
-    value, kind, message = None, None, ""
-    state = PartialState()
-    try:
-        value = function() if state.is_main_process else None
-    except Exception as error:
-        broadcast_object_list([None, type(error), str(error)])
-        raise
-    value, kind, message = broadcast_object_list([value, kind, message])
+    outcome = [None, None, ""]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            broadcast_object_list([None, type(error), str(error)])
+            raise
+    value, kind, message = broadcast_object_list(outcome)
     if kind is not None:
         raise _error_of(kind, message)
     return value
