@@ -62,14 +62,18 @@ class FinetuningTrainer(ImageTrainer):
         except ValueError as error:
             raise CheckpointError(f"{error} Nothing was resumed.") from error
 
+    def load_weights(self, checkpoint: str) -> None:
+        """Strictly, into the model; with FSDP and DeepSpeed the Trainer loads instead. Raises CheckpointError."""
+        self.model.load_state_dict(self.loaded_weights(checkpoint))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            (self.model if model is None else model).load_state_dict(self.loaded_weights(resume_from_checkpoint))
+            self.load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self.load_weights(self.state.best_model_checkpoint)

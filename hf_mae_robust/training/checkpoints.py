@@ -15,8 +15,22 @@ from ..errors import CheckpointError
 from ..files import broken_file_of, flush
 from ..hub.run_record import RECORD, read_record
 
+logger = logging.getLogger(__name__)
+
 # The Trainer's upload to the Hub leaves out "_*".
 STAGING = "_staging"
+# What a run record says that a resumed run may have otherwise.
+NO_CONDITION = ("dataset_name", "about")
+
+
+def checkpoint_of_step(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is named as a checkpoint; others hold a finished model."""
+    return folder.name.startswith(PREFIX_CHECKPOINT_DIR)
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
@@ -73,10 +87,6 @@ def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = 
     for checkpoint in others[limit - 1 :] if limit else ():
         if checkpoint.name not in kept:
             remove(checkpoint)
-
-
-logger = logging.getLogger(__name__)
-NO_CONDITION = ("dataset_name", "about")
 
 
 def check_all_have_written(checkpoint: Path, num_processes: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
 from ..errors import NonFiniteError
 
@@ -17,12 +18,13 @@ class _Step:
     gradient_norm: torch.Tensor | None = None
 
 
-class NonFiniteGuard:
+class NonFiniteGuard(TrainerCallback):
     """Collects loss, gradient norm and row numbers of each step, and looks at them where the trainer waits for the
     device anyway: before logging, evaluating and saving. So it costs no waiting, and no checkpoint holds weights that
     such a step has touched.
 
     With `allowed_steps` > 0 a bad step has to be known before the weights are touched: it is looked at in every step.
+    Losses and gradient norms come from the trainer: no event hands them to a callback.
     """
 
     def __init__(self, output_dir: str | Path, rank: int, description: str, allowed_steps: int = 0):
@@ -63,6 +65,12 @@ class NonFiniteGuard:
                 "lengthen the warm-up; use --bf16 rather than --fp16; or pass over such steps with "
                 "--skip_nonfinite_steps N. Started again, the run goes on from its last checkpoint."
             )
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.check()
+
+    on_epoch_end = on_step_end
 
     def skip(self) -> str | None:
         """With `allowed_steps`: whether to pass over the step that was just closed; says why.

@@ -8,6 +8,10 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from transformers import TrainerCallback
+
+from ..errors import StopRequested
+from .checkpoints import checkpoint_of_step
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # torchrun and `accelerate launch` pass a signal on that a terminal or a scheduler has sent to the whole group already:
@@ -56,3 +60,34 @@ class StopSignals:
         number = torch.tensor(self.received)
         dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
         return int(number)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends a training after SIGTERM or SIGINT: after the step, in all processes, with a checkpoint instead of the
+    evaluation that was due. Raises StopRequested.
+
+    `signals` is for the trainer to enter around the training. Within an evaluation it has to ask `is_asked_for` itself,
+    and save, and `end`: an event can ask for a checkpoint between steps only.
+    """
+
+    def __init__(self):
+        self.signals = StopSignals()
+        self.number = 0
+
+    def is_asked_for(self) -> bool:
+        """To be called by all processes at the same points."""
+        self.number = self.signals.agreed()
+        return self.number != 0
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.is_asked_for():
+            control.should_evaluate, control.should_save = False, True
+
+    on_epoch_end = on_step_end
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if self.number:
+            self.end(args, state)
+
+    def end(self, args, state) -> None:
+        raise StopRequested(self.number, state.global_step, str(checkpoint_of_step(args.output_dir, state.global_step)))

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_mae_robust.data.order import epoch_batches
 from hf_mae_robust.errors import NonFiniteError
@@ -58,6 +59,23 @@ def test_a_bad_step_stops_before_it_is_saved_and_names_its_images(trainer_of, tm
     checkpoint = newest_checkpoint(tmp_path / "out")
     assert checkpoint.name == "checkpoint-3"
     assert all(torch.isfinite(value).all() for value in load_file(checkpoint / "model.safetensors").values())
+
+
+class SaveAtStep(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step == self.step
+
+
+def test_a_callback_that_comes_after_the_guard_cannot_save_a_bad_step(trainer_of, tmp_path):
+    trainer = trainer_of("--logging_steps", "100")
+    trainer.add_callback(SaveAtStep(5))
+    spoil_losses(trainer, 5)
+    with pytest.raises(NonFiniteError, match="Step 5"):
+        trainer.train()
+    assert trainer.state.global_step == 5 and newest_checkpoint(tmp_path / "out") is None
 
 
 def test_a_step_that_is_passed_over_changes_nothing(trainer_of):

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_mae_robust.errors import StopRequested
-from hf_mae_robust.training.stopping import StopSignals
+from hf_mae_robust.training.stopping import StopOnSignal, StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -18,6 +19,21 @@ def test_the_first_signal_is_remembered_and_handlers_are_restored(number):
         assert signals.agreed() == number
     assert signal.getsignal(number) is before
     assert number.name in str(StopRequested(number, 7, "out/checkpoint-7"))
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
+def test_a_signal_asks_for_a_checkpoint_and_ends_the_training_when_it_is_written(tmp_path, event):
+    args, state = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), TrainerState(global_step=7)
+    control, stop = TrainerControl(should_log=True, should_evaluate=True), StopOnSignal()
+    with stop.signals:
+        getattr(stop, event)(args, state, control)
+        stop.on_save(args, state, control)
+        assert control == TrainerControl(should_log=True, should_evaluate=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        getattr(stop, event)(args, state, control)
+        assert control == TrainerControl(should_log=True, should_save=True)
+        with pytest.raises(StopRequested, match=rf"Stopped by SIGTERM after step 7; {tmp_path / 'checkpoint-7'} holds"):
+            stop.on_save(args, state, control)
 
 
 PROGRAM = """

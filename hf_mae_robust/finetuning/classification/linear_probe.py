@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast
@@ -13,12 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...data.features import extract_features
 from ...data.loaders import EpochDataLoader
 from ...data.order import EpochBatchSampler
 from ...errors import CheckpointError
+from ...training.checkpoints import is_checkpoint
 from ...training.optimization import lars_groups
 from .trainer import ClassificationTrainer
 
@@ -128,9 +129,9 @@ class ProbeTrainer(ClassificationTrainer):
             rank=self.args.process_index,
             world_size=self.args.world_size,
             batch_size=self._train_batch_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=self.shuffle_seed,
         )
-        generator = torch.Generator()  # as in ImageTrainer._loader_options
+        generator = torch.Generator()  # as in DataFeeding.loader_options
         return EpochDataLoader(
             _Features(features, labels), batch_sampler=sampler, collate_fn=_as_it_is, generator=generator
         )
@@ -147,19 +148,18 @@ class ProbeTrainer(ClassificationTrainer):
             inputs = self._prepare_inputs(dict(zip(("features", "labels"), batch)))
             yield inputs, torch.ones_like(inputs["labels"], dtype=torch.bool)
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+    def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
         probe, trained = self.accelerator.unwrap_model(self.model), self.model
         try:
             self.model = probe.folded()
-            super()._save(output_dir)
+            super().save_weights(folder)
         finally:
             self.model = trained
-        folder = Path(output_dir or self.args.output_dir)
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.args.should_save:
+        if is_checkpoint(folder) and self.args.should_save:
             save_file(probe.head.state_dict(), folder / PROBE_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        path = Path(resume_from_checkpoint) / PROBE_FILE
+    def load_weights(self, checkpoint: str) -> None:
+        path = Path(checkpoint) / PROBE_FILE
         try:
             self.accelerator.unwrap_model(self.model).head.load_state_dict(load_file(path))
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -21,10 +21,10 @@ from peft import (
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...errors import CheckpointError
 from ...files import allow_group, replace_files
+from ...training.checkpoints import is_checkpoint
 from .trainer import ClassificationTrainer
 
 ALL_LINEAR = "all-linear"
@@ -111,7 +111,7 @@ class LoraTrainer(ClassificationTrainer):
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        with self._staged() as staging:
+        with self.staged() as staging:
             if self.args.should_save:
                 copy.deepcopy(self.adapted).unload().save_pretrained(staging / BASE)
                 self.processing_class.save_pretrained(staging / BASE)
@@ -121,16 +121,16 @@ class LoraTrainer(ClassificationTrainer):
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        folder, trained, adapted = Path(output_dir or self.args.output_dir), self.model, self.adapted
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            super()._save(output_dir, state_dict)
+    def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+        trained, adapted = self.model, self.adapted
+        if is_checkpoint(folder):
+            super().save_weights(folder, state_dict)
             (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in
             adapted.config.save_pretrained(folder)
             return
         try:
             self.model = copy.deepcopy(adapted).merge_and_unload()
-            super()._save(output_dir)
+            super().save_weights(folder)
         finally:
             self.model = trained
         adapted.save_pretrained(folder / ADAPTER)

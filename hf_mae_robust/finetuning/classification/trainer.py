@@ -13,9 +13,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput
 
 from ...errors import CheckpointError, DataError
+from ...training.checkpoints import is_checkpoint
 from ..trainer import FinetuningTrainer
 from .augmentation import seeded
 from .metrics import classification_metrics
@@ -98,19 +99,17 @@ class ClassificationTrainer(FinetuningTrainer):
 
     # ---- checkpoints ----
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
-        if self.ema is not None and not is_checkpoint:
+    def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+        if self.ema is not None and not is_checkpoint(folder):
             state_dict = self.ema.module.state_dict()
-        super()._save(output_dir, state_dict)
-        if self.ema is not None and is_checkpoint and self.args.should_save:
+        super().save_weights(folder, state_dict)
+        if self.ema is not None and is_checkpoint(folder) and self.args.should_save:
             save_file(self.ema.module.state_dict(), folder / EMA_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def load_weights(self, checkpoint: str) -> None:
+        super().load_weights(checkpoint)
         if self.ema is not None:
-            path = Path(resume_from_checkpoint) / EMA_FILE
+            path = Path(checkpoint) / EMA_FILE
             if not path.exists():
                 raise CheckpointError(f"{path} is missing: the checkpoint was written without --model_ema_decay.")
             self.ema.module.load_state_dict(load_file(path))

@@ -1,0 +1,122 @@
+"""How a training writes its checkpoints and its finished model: complete, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+
+from ..errors import SavingError
+from ..files import allow_group, replace_files, seal
+from ..hub.run_record import write_record
+from .checkpoints import STAGING, check_all_have_written, checkpoint_of_step, checkpoints_in, publish, rotate
+
+
+class Checkpointing(Trainer):
+    """The part of `ImageTrainer` that writes folders. Each is written under `_staging/` first (see files.py).
+
+    Args (beside the Trainer's):
+        record: what a resumed run must have in common with this one, written into each checkpoint (hub/run_record.py).
+        about: what else a model card says (hub/run_record.py); empty: no cards are written.
+
+    A subclass whose folders hold something else than the model itself overrides `save_weights`.
+    """
+
+    def __init__(self, *, record: dict[str, Any] | None = None, about: dict[str, Any] | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.record, self.about = record or {}, about or {}
+        self._staging: Path | None = None
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """While entered, the Trainer writes to the staging folder. What goes wrong leaves nothing behind. Raises
+        SavingError."""
+        staging = Path(self.args.output_dir) / STAGING
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            yield staging
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            newest = next(iter(checkpoints_in(self.args.output_dir)), None)
+            raise SavingError(
+                f"Step {self.state.global_step}: the checkpoint could not be written to {self.args.output_dir} "
+                f"({type(error).__name__}: {error}). The newest complete one is {newest or 'none'}; the same command "
+                "goes on from it once there is space again."
+            ) from error
+        finally:
+            self._staging = None
+
+    def _get_output_dir(self, trial=None) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        """As the Trainer's, but complete or not at all; older checkpoints are deleted afterwards."""
+        final = checkpoint_of_step(self.args.output_dir, self.state.global_step)
+        with self.staged() as staging:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._finish_checkpoint(staging / final.name, final)
+        if self.args.should_save:
+            rotate(final, self.args.save_total_limit, keep=self.checkpoints_to_keep())
+        self.accelerator.wait_for_everyone()
+
+    def _finish_checkpoint(self, staged: Path, final: Path) -> None:
+        """Complete what the Trainer wrote, and give it its name."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).parent == staged.parent:
+            self.state.best_model_checkpoint = str(final.with_name(Path(best).name))
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        each_node = self.args.save_on_each_node
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if each_node else self.args.world_size
+        check_all_have_written(staged, sharing)
+        self.describe(staged, final)
+        seal(staged)
+        publish(staged, final)
+
+    def checkpoints_to_keep(self) -> tuple[str | Path | None, ...]:
+        """Those that are not deleted, however old."""
+        return (self.state.best_model_checkpoint,)
+
+    def describe(self, folder: Path, final: Path) -> None:
+        """What was run, for people and for a resume, beside the weights. final: where the folder will lie."""
+        write_record(folder, {**self.record, "about": self.about})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Each file replaces its predecessor as a whole."""
+        final = Path(output_dir or self.args.output_dir)
+        if _internal_call or final != Path(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        with self.staged() as staging:
+            super().save_model(str(staging / "model"), _internal_call=True)
+            if self.args.should_save:
+                write_record(staging / "model", {**self.record, "about": self.about})
+                replace_files(staging / "model", final)
+                staging.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        self.save_weights(Path(output_dir or self.args.output_dir), state_dict)
+
+    def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+        """Write model, image processor and arguments into a folder; `is_checkpoint` tells a checkpoint from a finished
+        model. By all processes; those that do not save write nothing.
+
+        The arguments go beside the weights as JSON: the Trainer's pickle of them is read by nobody.
+        """
+        super()._save(str(folder), state_dict)
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
+            allow_group(folder)

@@ -1,0 +1,130 @@
+"""How images reach the model: the loaders of both splits, and what happens to a batch on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from ..data.bad_images import SkippedImages
+from ..data.loaders import sequential_loader, training_loader
+from ..data.preprocessing import EvaluationTransform, Normalization
+from ..data.source import ImageSource
+from .bad_images import BadImages
+
+
+class DataFeeding(Trainer):
+    """The part of `ImageTrainer` that feeds `ImageSource`s.
+
+    Args (beside the Trainer's):
+        train_source, eval_source: the images. `processing_class`: the image processor of evaluation, which also says
+            how uint8 batches are normalised on the device.
+        train_transform: `(C, h, w)` uint8 -> `(C, H, W)`, uint8 or, normalised already, float; see also `ImageDataset`.
+        eval_transform: the same for evaluation; None: the geometric part of the image processor.
+        num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
+        repeated_augmentation: views of each image in a batch, see `training_loader`; what is called images elsewhere
+            (per second, an epoch's number of samples) are views then.
+        max_bad_images: share of the images that may be undecodable, see data/bad_images.py.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_source: ImageSource | None = None,
+        eval_source: ImageSource | None = None,
+        train_transform: Callable | None = None,
+        eval_transform: Callable | None = None,
+        num_channels: int = 3,
+        noise_length: int | None = None,
+        shuffle_buffer_size: int = 8192,
+        repeated_augmentation: int = 1,
+        max_bad_images: float = 0.01,
+        **kwargs,
+    ):
+        super().__init__(train_dataset=train_source, eval_dataset=eval_source, **kwargs)
+        self.train_transform = train_transform
+        self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
+        self.num_channels, self.noise_length = num_channels, noise_length
+        self.shuffle_buffer_size, self.repeated_augmentation = shuffle_buffer_size, repeated_augmentation
+        self.normalization = Normalization(self.processing_class, self.args.device)
+        self.bad_images = BadImages(self, max_bad_images)
+        # Of the checkpoint that the training resumes from; the loader is made before the Trainer knows it.
+        self.resumed_step = 0
+        if train_source is not None and train_source.row_groups is None:
+            # Otherwise a resume would read and decode everything up to its place, in an order that is not exact anyway.
+            self.args.ignore_data_skip = True
+
+    @property
+    def skipped_images(self) -> SkippedImages:
+        return self.bad_images.skipped
+
+    @property
+    def shuffle_seed(self) -> int:
+        """Decides the order of the images."""
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    def loader_options(self) -> dict[str, Any]:
+        """What all loaders have in common, for `DataLoader`."""
+        return {
+            "num_workers": self.args.dataloader_num_workers,
+            "persistent_workers": self.args.dataloader_num_workers > 0,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "multiprocessing_context": self.args.dataloader_multiprocessing_context,
+            "pin_memory": self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            # Otherwise each epoch draws a number from the generator that dropout uses, or not: that depends on whether
+            # there are worker processes.
+            "generator": torch.Generator(),
+        }
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Not prepared by accelerate: the plan has already given each rank its own batches."""
+        seed = self.shuffle_seed
+        if self.train_dataset.row_groups is None:
+            # A stream starts over after a resume; at least not with the same images.
+            seed += self.resumed_step
+        return training_loader(
+            self.train_dataset,
+            self.train_transform,
+            self.num_channels,
+            noise_length=self.noise_length,
+            batch_size=self._train_batch_size,
+            seed=seed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            buffer_size=self.shuffle_buffer_size,
+            num_views=self.repeated_augmentation,
+            **self.loader_options(),
+        )
+
+    def get_eval_dataloader(self, eval_dataset: ImageSource | None = None) -> DataLoader:
+        return sequential_loader(
+            eval_dataset or self.eval_dataset,
+            self.eval_transform,
+            self.num_channels,
+            noise_length=self.noise_length,
+            batch_size=self.args.eval_batch_size,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            **self.loader_options(),
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Images (with repeated augmentation: views) of an epoch over all ranks; without the remainder that fills no
+        batch."""
+        return len(dataloader) * self._train_batch_size * self.args.world_size
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """uint8 images -> normalised float ones, on the device: a quarter of the bytes to hand over and copy. Row
+        numbers stay on the CPU."""
+        rows = inputs.pop("row", None)
+        self.bad_images.add(inputs.pop("skipped", ()))
+        inputs = super()._prepare_inputs(inputs)
+        if rows is not None:
+            inputs["row"] = rows
+        images = inputs.get("pixel_values")
+        if images is not None:
+            # Images of different sizes are a list.
+            is_batch = isinstance(images, torch.Tensor)
+            inputs["pixel_values"] = self.normalization(images) if is_batch else list(map(self.normalization, images))
+        return inputs

@@ -1,0 +1,40 @@
+"""One process does something, and all get its result."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+Value = TypeVar("Value")
+
+
+def first_process(function: Callable[[], Value]) -> Value:
+    """Call `function` in the first process only; all processes return its value. To be called by all of them.
+
+    Whatever it raises is raised in all processes, so that none waits for the others: in the first process as it is, in
+    the others as an error of the same class with the same message. A class that takes more than a message is replaced
+    by the nearest parent class that does not.
+
+    The value travels as a pickle.
+    """
+    outcome = [None, None, ""]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            broadcast_object_list([None, type(error), str(error)])
+            raise
+    value, kind, message = broadcast_object_list(outcome)
+    if kind is not None:
+        raise _error_of(kind, message)
+    return value
+
+
+def _error_of(kind: type[BaseException], message: str) -> BaseException:
+    for each in kind.__mro__:
+        try:
+            return each(message)
+        except TypeError:
+            continue
+    raise AssertionError(f"{kind} is not an error")  # BaseException takes any message

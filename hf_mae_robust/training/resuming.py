@@ -1,0 +1,62 @@
+"""How a training resumes from a checkpoint: strictly, at the place in the data where it was cut."""
+
+from transformers import Trainer
+
+from ..errors import CheckpointError
+
+
+class Resuming(Trainer):
+    """The part of `ImageTrainer` that resumes.
+
+    Args (beside the Trainer's):
+        allow_elastic_resume: the resumed run has other settings than its checkpoint. With another number of processes
+            or another batch the same share of the epoch counts as done, in steps of the new size. The order of the
+            images is another one then, so that in this one epoch some come twice and others not at all. The learning
+            rate is that of the new settings.
+    """
+
+    def __init__(self, *, allow_elastic_resume: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.allow_elastic_resume = allow_elastic_resume
+
+    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+        """Where in the data to go on: epochs done, batches done of the next one."""
+        position = super()._init_training_state(
+            max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None:
+            return position
+        # The Trainer goes on with the intervals of the interrupted run, whatever was asked for now.
+        self.state.compute_steps(self.args, max_steps)
+        if self.allow_elastic_resume and self.state.epoch is not None and self.train_dataset.num_rows is not None:
+            self.state.global_step = min(round(self.state.epoch * steps_per_epoch), max_steps)
+            batches = self.state.global_step % steps_per_epoch * self.args.gradient_accumulation_steps
+            position = (self.state.global_step // steps_per_epoch, batches)
+        if self.state.global_step >= max_steps:
+            # Nothing is left to do; the Trainer would do one more step.
+            return num_train_epochs, 0
+        return position
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.allow_elastic_resume:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # The checkpoint's learning rate was that of its batch size, and its step one of its steps.
+        scheduler, base_rates = self.lr_scheduler, list(self.lr_scheduler.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        step = self.state.global_step
+        scheduler.base_lrs, scheduler.last_epoch = base_rates, step
+        scheduler._last_lr = [base * rate(step) for base, rate in zip(base_rates, scheduler.lr_lambdas)]
+        for group, base, rate in zip(self.optimizer.param_groups, base_rates, scheduler._last_lr):
+            group["initial_lr"], group["lr"] = base, rate
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Resuming loads the weights with `strict=False` and only warns; training on with fresh blocks would look like
+        training."""
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise CheckpointError(
+                "The checkpoint does not fit the model, and nothing was resumed. Missing in it: "
+                f"{', '.join(load_result.missing_keys) or 'nothing'}; not known to the model: "
+                f"{', '.join(load_result.unexpected_keys) or 'nothing'}. Use the settings it was trained with, or "
+                "start anew with --overwrite_output_dir."
+            )
