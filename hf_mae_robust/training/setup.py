@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import set_seed
 
@@ -26,6 +25,7 @@ from .checkpoints import (
 )
 from .launch import check_launch
 from .optimization import scale_learning_rate, warmup_steps
+from .processes import first_process
 from .trainer import ImageTrainer
 
 # An evaluation set that cannot seek is held in memory.
@@ -176,15 +176,7 @@ def agree_on_checkpoint(recipe: RecipeArguments, training: ImageTrainingArgument
 
     Raises CheckpointError in all of them, and where a process does not see the checkpoint.
     """
-    outcome = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome = [find_checkpoint(recipe, training), None]
-        except (ValueError, OSError) as error:
-            outcome = [None, str(error)]
-    checkpoint, error = broadcast_object_list(outcome)
-    if error:
-        raise CheckpointError(error)
+    checkpoint = first_process(lambda: find_checkpoint(recipe, training))
     if checkpoint and not Path(checkpoint).is_dir():
         raise CheckpointError(f"Process {PartialState().process_index} does not see {checkpoint}, which others do.")
     return checkpoint
@@ -193,15 +185,7 @@ def agree_on_checkpoint(recipe: RecipeArguments, training: ImageTrainingArgument
 def fetch_model(name: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
     """`local_model`, at the same commit in all processes, though the branch may move between their requests: the first
     one asks. Raises ValueError in all of them."""
-    outcome = [None, None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome = [*local_model(name, revision, token), None]
-        except ValueError as error:
-            outcome = [None, None, str(error)]
-    path, commit, error = broadcast_object_list(outcome)
-    if error:
-        raise ValueError(error)
+    path, commit = first_process(lambda: local_model(name, revision, token))
     if commit is None or PartialState().is_main_process:
         return path, commit
     return local_model(name, commit, token)  # another machine has another cache
