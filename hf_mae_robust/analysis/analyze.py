@@ -10,13 +10,14 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
+from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
+from ..conversion.source import Access, ModelSource
 from ..data.opening import open_splits
 from ..data.source import DataLocation, load_head_of_stream
 from ..hub.models import local_model
-from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from ..pretraining.arguments import ModelArguments
-from ..pretraining.task import build_config, build_model
+from ..model import ViTMAERobustForPreTraining
 from ..training.arguments import add_data_arguments
+from ..training.setup import say
 from .evaluators import EVALUATORS, Similarity
 from .plots import save_pictures, table
 from .samples import Samples
@@ -26,13 +27,16 @@ def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForP
     """A pre-training checkpoint, ours or stock ViT-MAE's. Raises ValueError for others."""
     path, _ = local_model(name, revision, token)
     kind = AutoConfig.from_pretrained(path, token=token).model_type
-    if kind not in (ViTMAERobustConfig.model_type, "vit_mae"):
+    if kind not in PRETRAINING_KINDS:
         raise ValueError(
             f"{name} is a '{kind}' model; these analyses are for pre-training checkpoints ('vit_mae_robust' or "
             "'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
         )
-    arguments = ModelArguments(model_name_or_path=str(path), token=token)
-    return build_model(arguments, build_config(arguments))
+    source = ModelSource(path, access=Access(token))
+    model, note = load_pretraining_model(source, read_pretraining_config(source))
+    if note:
+        say(note)
+    return model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

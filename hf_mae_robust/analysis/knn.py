@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from ..conversion.encoders import load_encoder, read_processor
+from ..conversion.frozen import load_encoder
+from ..conversion.pixels import read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, evaluation_processor

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import BeitConfig
+from transformers import BeitConfig, BeitModel, PreTrainedModel
 
 from ..model.configuration_vit_mae_robust import to_pair
+from .positions import resized_positions
 
 
 def without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -56,12 +57,7 @@ def mae_beit_config(**fields) -> BeitConfig:
     return config
 
 
-# Settings of a ViT that its BEiT has under the same names.
-SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-SHARED_SETTINGS += ("layer_norm_eps", "patch_size", "num_channels")
-
-
-def vit_to_beit(encoder: Mapping[str, torch.Tensor], uses_mean: bool) -> dict[str, torch.Tensor]:
+def vit_to_beit(encoder: Mapping[str, Tensor], uses_mean: bool) -> dict[str, Tensor]:
     """The tensors of a ViT encoder (`embeddings.*`, `layers.N.*`, `layernorm.*`) by the names of `BeitModel`.
 
     uses_mean: the norm stands after the pooling, and the one before it is left out. So are mask tokens, the pooler of
@@ -73,3 +69,16 @@ def vit_to_beit(encoder: Mapping[str, torch.Tensor], uses_mean: bool) -> dict[st
         if name.endswith(("q_proj.weight", "v_proj.weight")):
             tensors.setdefault(name.replace(".weight", ".bias"), torch.zeros_like(tensor[:, 0]))
     return without_key_biases(tensors)
+
+
+def fill_beit(beit: BeitModel, encoder: PreTrainedModel) -> None:
+    """Give a BEiT of `mae_beit_config` the weights of a ViT encoder, with positions for its own size of images. A norm
+    after the pooling and relative positions, which the ViT may lack, stay as they are.
+
+    Raises RuntimeError for another tensor that is absent or has no place.
+    """
+    tensors = vit_to_beit(encoder.state_dict(), beit.config.use_mean_pooling)
+    tensors["embeddings.position_embeddings"] = resized_positions(encoder, beit.config.image_size)
+    new = {name: tensor for name, tensor in beit.state_dict().items() if name.startswith("pooler.")}
+    new |= {name: tensor for name, tensor in beit.state_dict().items() if "relative_position" in name}
+    beit.load_state_dict({**new, **tensors})

@@ -11,6 +11,7 @@ from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
 from .encoders import read_config
 from .original import from_original, read_original
+from .source import Access, ModelSource
 from .stock import STOCK_KINDS, read_stock
 from .timm_format import is_of_timm, read_timm
 
@@ -53,8 +54,8 @@ def convert(
         model = from_original(read_original(source), *heads, **config_overrides)
     else:
         source, _ = local_model(source, revision, token)
-        config = read_config(source, STOCK_KINDS, token=token)
-        model, preprocessing = read_stock(source, config, token, config_overrides)
+        checkpoint = ModelSource(source, config_overrides, Access(token))
+        model, preprocessing = read_stock(checkpoint, read_config(checkpoint, STOCK_KINDS))
     processor = default_processor(model.config)
     if preprocessing:
         form = model.config

@@ -29,6 +29,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from ..data.preprocessing import default_processor
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
+from .loading import first_line
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
 from .stock import (
@@ -58,10 +59,6 @@ ONNX_SOURCES = (
 )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 def _load(checkpoint: str, to: str) -> PreTrainedModel:
     """The model of a folder or Hub id, as the class that config.json names, whole, in evaluation mode."""
     sources = ONNX_SOURCES if to == "onnx" else SOURCES
@@ -69,7 +66,7 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(
-            f"{checkpoint}: no folder with a config.json, and not found on the Hub. {_first_line(error)}"
+            f"{checkpoint}: no folder with a config.json, and not found on the Hub. {first_line(error)}"
         ) from error
     name = (config.architectures or ["no class"])[0]
     model_class = next((source for source in sources if source.__name__ == name), None)
@@ -79,9 +76,9 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
     try:
         model, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
     except OSError as error:
-        raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {_first_line(error)}") from error
+        raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
     except SafetensorError as error:
-        raise ValueError(f"{checkpoint}: its weights are truncated or damaged. {_first_line(error)}") from error
+        raise ValueError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
     except RuntimeError as error:  # tensors of other shapes
         raise ValueError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
     problems = [

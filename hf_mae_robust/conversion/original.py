@@ -28,6 +28,7 @@ from transformers import (
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from ..model.configuration_vit_mae_robust import to_pair
 from .beit import mae_beit_config, with_key_biases, without_key_biases
+from .loading import listed
 
 _BLOCK = {
     "norm1": "layernorm_before",
@@ -83,11 +84,6 @@ def _expand(key_map: Mapping[str, str], num_blocks: int, num_decoder_blocks: int
     return keys
 
 
-def _listed(keys: Iterable[str], limit: int = 6) -> str:
-    keys = sorted(keys)
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
-
-
 def read_original(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an official checkpoint, on the CPU, under their official names.
 
@@ -125,7 +121,7 @@ def read_original(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f'{path} holds no tensors: needs a state dict, bare or under "model".')
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if others:
-        raise ValueError(f"{path} is no state dict: these entries are no named tensors: {_listed(others)}.")
+        raise ValueError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
     return dict(content)
 
 
@@ -138,14 +134,14 @@ def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[
     found, expected = set(found), set(expected)
     unknown, missing = found - expected, expected - found
     problems = [
-        f"{what} {_listed(keys)}" for what, keys in (("unknown keys:", unknown), ("missing keys:", missing)) if keys
+        f"{what} {listed(keys)}" for what, keys in (("unknown keys:", unknown), ("missing keys:", missing)) if keys
     ]
     if problems:
         form = "the encoder alone, or both" if key_map in (KEY_MAP, ENCODER_KEY_MAP) else "a fine-tuned classifier"
-        listed = KEY_MAP if key_map is ENCODER_KEY_MAP else key_map
+        expected_map = KEY_MAP if key_map is ENCODER_KEY_MAP else key_map
         raise ValueError(
             f"Not the layout of the official MAE: {'; '.join(problems)}. Expected, with N the number of a block and * "
-            f"weight and bias ({form}): {', '.join(listed)}."
+            f"weight and bias ({form}): {', '.join(expected_map)}."
         )
 
 
@@ -205,7 +201,7 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head of a linear probe as one linear layer, `head.weight` and `head.bias`. In evaluation the BatchNorm is
     `(x - mean) / sqrt(variance + eps)` with fixed numbers."""
     if missing := _PROBE_KEYS - state_dict.keys():
-        raise ValueError(f"The head of this linear probe is incomplete: missing keys: {_listed(missing)}.")
+        raise ValueError(f"The head of this linear probe is incomplete: missing keys: {listed(missing)}.")
     weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
     mean, variance = (state_dict[f"head.0.running_{name}"] for name in ("mean", "var"))
     if weight.dim() != 2 or mean.shape != weight.shape[1:] or variance.shape != mean.shape:
@@ -268,7 +264,7 @@ def from_original(
         sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
     config_class = BeitConfig if is_classifier else ViTMAERobustConfig
     if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
-        raise ValueError(f"{_listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+        raise ValueError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
     if is_classifier:
         sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
         config = mae_beit_config(**{**sizes, **config_overrides})
@@ -301,12 +297,12 @@ def rename_to_original(tensors: Mapping[str, Tensor], layout: Mapping[str, str])
     expected = {name for names in key_map.values() for name in names}
     if homeless := tensors.keys() - expected:
         raise ValueError(
-            f"The layout of the official MAE has no place for {_listed(homeless)}. A model with mid-level mask tokens "
+            f"The layout of the official MAE has no place for {listed(homeless)}. A model with mid-level mask tokens "
             "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it, "
             "nor can a BEiT with layer scale or relative positions."
         )
     if absent := expected - tensors.keys():
-        raise ValueError(f"The layout of the official MAE needs {_listed(absent)}, which this model does not have.")
+        raise ValueError(f"The layout of the official MAE needs {listed(absent)}, which this model does not have.")
     return {key: torch.cat([tensors[name].detach() for name in names]) for key, names in key_map.items()}
 
 

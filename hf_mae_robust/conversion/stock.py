@@ -15,34 +15,36 @@ from transformers import (
 )
 
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
-from .beit import SHARED_SETTINGS, mae_beit_config, with_key_biases, without_key_biases
-from .encoders import load_strictly, load_vit, read_pixels
+from .beit import mae_beit_config, with_key_biases, without_key_biases
+from .encoders import load_vit
+from .loading import load_strictly
+from .pixels import read_pixels
+from .pretraining_model import PRETRAINING_KINDS
+from .settings import SHARED_SETTINGS, mae_settings, settings_of
+from .source import ModelSource
 
 # Encoders whose tensors have the names and the meaning of a ViT-MAE's.
-STOCK_KINDS = ("vit_mae", ViTMAERobustConfig.model_type, "vit", "vit_msn")
+STOCK_KINDS = (*PRETRAINING_KINDS, "vit", "vit_msn")
 
 
-def read_stock(
-    source: str, config: PreTrainedConfig, token: str | None, config_overrides: dict
-) -> tuple[PreTrainedModel, dict]:
+def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict]:
     """A checkpoint of one of STOCK_KINDS as a model of this package, with its decoder where it has one, in evaluation
-    mode, and the mean and deviation of its images. Raises ValueError where a tensor is missing."""
-    pixels = read_pixels(source, config, token)
+    mode, and the mean and deviation of its images. The source's overrides are fields of [`ViTMAERobustConfig`].
+
+    Raises ValueError where a tensor is missing.
+    """
+    pixels = read_pixels(source, config)
     statistics = {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
-    known = ViTMAERobustConfig.__dataclass_fields__
-    if config.model_type in STOCK_KINDS[:2]:
-        form = {key: value for key, value in config.to_dict().items() if key in known}
-    else:
-        form = {name: getattr(config, name) for name in (*SHARED_SETTINGS, "image_size", "qkv_bias")}
-    settings = ViTMAERobustConfig(**{**form, **statistics, **config_overrides})
-    has_decoder = any(name.endswith("ForPreTraining") for name in config.architectures or ())
-    if config.model_type in STOCK_KINDS[:2]:
+    is_mae = config.model_type in PRETRAINING_KINDS
+    form = mae_settings(config) if is_mae else settings_of(config, (*SHARED_SETTINGS, "image_size", "qkv_bias"))
+    settings = ViTMAERobustConfig(**{**form, **statistics, **source.overrides})
+    if is_mae:
+        has_decoder = any(name.endswith("ForPreTraining") for name in config.architectures or ())
         model_class = ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel
         new = ("vit.mid_mask_token", "mid_mask_token", "target_normalizer.")
-        model = load_strictly(model_class, source, new, config=settings, token=token)
+        model = load_strictly(model_class, source.name, new, config=settings, token=source.access.token)
     else:
-        there = load_vit(source, config, None, {"token": token})
-        tensors = getattr(there, "vit", there).state_dict()
+        tensors = load_vit(source, config).base_model.state_dict()
         model = ViTMAERobustModel(settings)
         model.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_NOT_MAES)})
     return model.eval(), statistics
@@ -60,18 +62,6 @@ SOURCES = (
 )
 # Of timm's ViT and of the official code; no argument that a config.json can hold changes it.
 ORIGINAL_EPS = 1e-6
-_SHARED_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "initializer_range",
-    "image_size",
-    "patch_size",
-    "num_channels",
-)
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 
@@ -156,9 +146,9 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
         raise ValueError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
     check_exportable(model)
     has_head, config = is_classifier(model), model.config
-    fields = {field: getattr(config, field) for field in _SHARED_FIELDS}
+    fields = settings_of(config, (*SHARED_SETTINGS, "initializer_range", "image_size"))
     if has_head:
-        fields |= {field: getattr(config, field) for field in ("id2label", "label2id", "problem_type")}
+        fields |= settings_of(config, ("id2label", "label2id", "problem_type"))
     if target == "beit":
         config = mae_beit_config(**fields, use_mean_pooling=has_head and config.use_mean_pooling)
         stock = (BeitForImageClassification if has_head else BeitModel)(config)

@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from ..model.configuration_vit_mae_robust import to_pair
+from .loading import first_line
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
 from .stock import encoder_tensors, is_classifier
 
@@ -66,8 +67,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, dict]:
     try:
         there = timm.create_model(_timm_name(source), pretrained=True)
     except Exception as error:  # timm and the Hub raise whatever they like
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{source} cannot be loaded by timm ({type(error).__name__}: {reason}).") from error
+        raise ValueError(f"{source} cannot be loaded by timm ({type(error).__name__}: {first_line(error)}).") from error
     form = timm.data.resolve_model_data_config(there)
     mean, std = list(form["mean"]), list(form["std"])
     labels = there.pretrained_cfg.get("label_names")

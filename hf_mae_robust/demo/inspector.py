@@ -8,8 +8,11 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..conversion.encoders import load_encoder, load_strictly, read_config, read_processor
+from ..conversion.encoders import has_head, read_config, read_encoder
+from ..conversion.loading import load_strictly
 from ..conversion.original import from_original, read_original
+from ..conversion.pixels import read_processor
+from ..conversion.source import Access, ModelSource
 from ..conversion.stock import STOCK_KINDS, read_stock
 from ..data.decoding import PIL_MODES
 from ..data.preprocessing import EvaluationTransform, default_processor
@@ -159,12 +162,13 @@ def load_inspector(
     if Path(source).is_file():
         model = from_original(read_original(source), num_attention_heads, decoder_num_attention_heads).float()
         return Inspector(model, default_processor(model.config), device)
-    config = read_config(source, token=token)
-    if any(architecture.endswith("ForImageClassification") for architecture in config.architectures or ()):
+    checkpoint = ModelSource(source, access=Access(token))
+    config = read_config(checkpoint)
+    if has_head(config):
         model = load_strictly(AutoModelForImageClassification, source, token=token)
     elif config.model_type in STOCK_KINDS:
-        model, _ = read_stock(source, config, token, {})
+        model, _ = read_stock(checkpoint, config)
     else:
-        model = load_encoder(source, token=token)[0].model
+        model, _ = read_encoder(checkpoint)
     processor = read_processor(source, token)
     return Inspector(model, default_processor(model.config) if processor is None else processor, device)

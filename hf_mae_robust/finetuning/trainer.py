@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..conversion.encoders import load_strictly
+from ..conversion.loading import load_strictly
 from ..errors import CheckpointError
 from ..training.optimization import param_groups_layer_decay
 from ..training.trainer import ImageTrainer

@@ -1,15 +1,15 @@
 """Masked-autoencoder pre-training as a task of training/run.py."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoConfig
 from transformers.utils import is_flash_attn_2_available
 
-from ..conversion.encoders import Pixels, pixels_of, unreadable
+from ..conversion.pixels import Pixels, pixels_of
+from ..conversion.pretraining_model import load_pretraining_model, read_pretraining_config
+from ..conversion.source import ModelSource
 from ..data.preprocessing import evaluation_processor
 from ..data.source import ImageSource
 from ..hub.model_card import PRETRAINING
@@ -131,23 +131,9 @@ def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
 
     Raises ValueError for unknown settings and values out of range.
     """
-    known = {setting.name for setting in fields(ViTMAERobustConfig)}
-    settings = {}
-    if arguments.model_name_or_path:
-        base = AutoConfig.from_pretrained(
-            arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code, token=arguments.token
-        )
-        if base.model_type not in ("vit_mae", ViTMAERobustConfig.model_type):
-            raise ValueError(
-                f"--model_name_or_path {arguments.model_name_or_path} is a '{base.model_type}' model; pre-training "
-                f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
-            )
-        settings = {key: value for key, value in base.to_dict().items() if key in known}
     overrides = parse_config_overrides(arguments.config_overrides)
     overrides |= {flag: value for flag in CONFIG_FLAGS if (value := getattr(arguments, flag)) is not None}
-    if unknown := sorted(set(overrides) - known):
-        raise ValueError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
-    return ViTMAERobustConfig(**{**settings, **overrides})
+    return read_pretraining_config(ModelSource.of(arguments, overrides))
 
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
@@ -155,23 +141,9 @@ def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAE
         raise ValueError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
-    try:
-        model, info = ViTMAERobustForPreTraining.from_pretrained(
-            arguments.model_name_or_path,
-            config=config,
-            attn_implementation=arguments.attn_implementation,
-            token=arguments.token,
-            output_loading_info=True,
-        )
-    except (OSError, SafetensorError) as error:
-        raise unreadable(arguments.model_name_or_path, error) from error
-    # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
-    expected = ("target_normalizer.", "vit.mid_mask_token")
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(expected)):
-        say(
-            f"Note: {arguments.model_name_or_path} lacks {len(missing)} tensors, which start from scratch: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
-        )
+    model, note = load_pretraining_model(ModelSource.of(arguments, {}), config, arguments.attn_implementation)
+    if note:
+        say(note)
     return model
 
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from ..conversion.encoders import Pixels
+from ..conversion.pixels import Pixels
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .trainer import ImageTrainer
 

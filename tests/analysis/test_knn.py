@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.analysis.knn import knn_accuracy
-from hf_mae_robust.conversion.encoders import load_encoder
+from hf_mae_robust.conversion.frozen import load_encoder
 from hf_mae_robust.data.features import extract_features
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor

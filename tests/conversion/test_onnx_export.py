@@ -20,9 +20,10 @@ from transformers import (
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.export import export
+from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.data.preprocessing import evaluation_processor
-from hf_mae_robust.finetuning.detection.models import build_detector
-from hf_mae_robust.finetuning.segmentation.models import backbone_config
+from hf_mae_robust.finetuning.detection.models import detector_from_scratch
+from hf_mae_robust.finetuning.segmentation.models import SegmenterSettings, backbone_config
 from hf_mae_robust.model.configuration_vit_mae_robust import to_pair
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, stock_of
@@ -102,7 +103,10 @@ def test_classifiers(form, tmp_path):
 def test_a_segmenter(tmp_path):
     encoder = build(**{**SIZES, "num_hidden_layers": 4}).config
     config = UperNetConfig(
-        backbone_config=backbone_config(encoder, 32, 0.1, False), hidden_size=8, pool_scales=[1, 2], **NAMES
+        backbone_config=backbone_config(encoder, 32, SegmenterSettings(drop_path_rate=0.1)),
+        hidden_size=8,
+        pool_scales=[1, 2],
+        **NAMES,
     )
     model = UperNetForSemanticSegmentation(config)
     saved(model, tmp_path / "model")
@@ -118,10 +122,8 @@ def test_a_segmenter(tmp_path):
 
 
 def test_a_detector_is_refused(tmp_path):
-    model, _ = build_detector(
-        None, ["a"], from_scratch=True, overrides={"image_size": 32, "hidden_size": 32, "num_hidden_layers": 4,
-        "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8, "fpn_channels": 8},
-    )  # fmt: skip
+    model, _ = detector_from_scratch(ModelSource(None, {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8, "fpn_channels": 8}), ["a"])  # fmt: skip
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="ViTMAERobustForInstanceSegmentation; one of .* can be exported to onnx"):
         export(tmp_path / "model", tmp_path / "onnx", "onnx")

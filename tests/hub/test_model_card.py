@@ -14,11 +14,12 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining, SegformerI
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustDetectionImageProcessor, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.data.preprocessing import evaluation_processor
 from hf_mae_robust.finetune import main as finetune
-from hf_mae_robust.finetuning.classification.models import build_classifier
-from hf_mae_robust.finetuning.detection.models import build_detector
-from hf_mae_robust.finetuning.segmentation.models import build_segmenter
+from hf_mae_robust.finetuning.classification.models import classifier_from_checkpoint
+from hf_mae_robust.finetuning.detection.models import DetectorSettings, detector_from_scratch
+from hf_mae_robust.finetuning.segmentation.models import SegmenterSettings, segmenter_from_scratch
 from hf_mae_robust.hub.model_card import METRICS, PIPELINES, card_of_recipe, card_of_run
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
@@ -257,11 +258,11 @@ def stand_ins(encoder_dir, tmp_path_factory):
     """For each pipeline a folder `outputs/small` with a tiny model of random weights, and an image."""
     folders, heads = {}, {"fpn_channels": 16, "box_fc_dim": 32, "box_num_convs": 1, "mask_num_convs": 1}
     deep = {**TINY, "num_hidden_layers": 4}
-    from_scratch = {"name": None, "class_names": ["a", "b"], "from_scratch": True, "image_size": 16}
     pretrained = ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY))
-    classifier, _ = build_classifier(str(encoder_dir), ["a", "b"])
-    segmenter, _ = build_segmenter(**from_scratch, overrides=deep, channels=8)
-    detector, _ = build_detector(**from_scratch, overrides=deep | heads, settings={"window_size": 2})
+    classifier, _ = classifier_from_checkpoint(ModelSource(str(encoder_dir)), ["a", "b"])
+    segmenter, _ = segmenter_from_scratch(ModelSource(None, deep), ["a", "b"], SegmenterSettings(16, channels=8))
+    small = DetectorSettings(16, fields={"window_size": 2})
+    detector, _ = detector_from_scratch(ModelSource(None, deep | heads), ["a", "b"], small)
     square = {"height": 16, "width": 16}
     for tag, model, processor in (
         ("image-feature-extraction", pretrained, evaluation_processor(16, 1.0)),

@@ -4,44 +4,56 @@ Encoders of the ViT family (ours, stock and official MAE, ViT and with it DINO, 
 `BeitForImageClassification` (conversion/beit.py says why); BEiT, data2vec, DeiT and DINOv2 train as their own classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from transformers import AutoModelForImageClassification, BeitForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ...conversion.beit import SHARED_SETTINGS, mae_beit_config, vit_to_beit
+from ...conversion.beit import fill_beit, mae_beit_config
 from ...conversion.encoders import (
     DINOV2,
     OWN_CLASSES,
     WITH_POOLING,
-    Pixels,
-    check_classes,
-    grid_size,
+    config_to_start_from,
+    encoder_from_scratch,
     has_head,
-    load_strictly,
     load_vit,
-    pixels_of,
-    read_config,
-    read_pixels,
-    resized_positions,
-    square_size,
-    start_encoder,
 )
+from ...conversion.finetuned import check_classes, label_settings
+from ...conversion.loading import load_strictly
+from ...conversion.pixels import Pixels, read_pixels
+from ...conversion.positions import grid_size, resized_positions, square_size
+from ...conversion.settings import settings_of
+from ...conversion.source import ModelSource
 
 # Official code: main_finetune.py, main_linprobe.py.
 HEAD_STD = 2e-5
 PROBE_HEAD_STD = 0.01
 
 
-def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> None:
-    """Raises ValueError where the head of a classifier cannot be kept."""
-    check_classes(name, config, class_names)
-    own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
-    if pooling not in (None, own):
-        raise ValueError(
-            f"--pooling {pooling}: {name} is a classifier with --pooling {own}. --ignore_mismatched_sizes puts a new "
-            "head on it."
-        )
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Of a classifier to be trained.
+
+    Attributes:
+        image_size: other than the checkpoint's: its positions are interpolated (bicubic, 2-D), and train.
+        pooling: "mean" of the patch tokens, then a new LayerNorm (MAE's fine-tuning), or "cls", after the final norm
+            (MAE's linear probe). None: "mean", or what the class of the checkpoint has.
+        drop_path_rate: of the last block; it grows linearly from 0.
+        head_std: of the weights of a new head.
+        new_head: put a new head on a classifier. Without it the head is kept, and other classes, or another pooling,
+            are an error.
+        attn_implementation: "sdpa" or "eager".
+    """
+
+    image_size: int | None = None
+    pooling: str | None = None
+    drop_path_rate: float = 0.0
+    head_std: float = HEAD_STD
+    new_head: bool = False
+    attn_implementation: str = "sdpa"
 
 
 def init_head(model: PreTrainedModel, std: float) -> None:
@@ -49,133 +61,110 @@ def init_head(model: PreTrainedModel, std: float) -> None:
     nn.init.zeros_(model.classifier.bias)
 
 
-def build_classifier(
-    name: str | None,
-    class_names: Sequence[str],
-    *,
-    from_scratch: bool = False,
-    overrides: Mapping | None = None,
-    image_size: int | None = None,
-    pooling: str | None = None,
-    drop_path_rate: float = 0.0,
-    head_std: float = HEAD_STD,
-    new_head: bool = False,
-    needs_head: bool = False,
-    attn_implementation: str = "sdpa",
-    trust_remote_code: bool = False,
-    token: str | None = None,
-) -> tuple[PreTrainedModel, Pixels]:
-    """A classifier to be trained, and how it wants its images.
+def classifier_from_scratch(
+    source: ModelSource, class_names: Sequence[str], settings: ClassifierSettings = ClassifierSettings()
+) -> tuple[BeitForImageClassification, Pixels]:
+    """A classifier that starts as an MAE encoder does before pre-training, with positions that train; and how it wants
+    its images. It is in float32 and in training mode, with `config.id2label` set.
 
-    Args:
-        name: folder, Hub id or official file to start from; None (from scratch only): `overrides` tell the sizes.
-        class_names: of the data, in the order of their numbers.
-        from_scratch: take the architecture of `name` only, and start as an MAE encoder does before pre-training:
-            Xavier weights and sine-cosine positions, which then train.
-        overrides: fields of [`ViTMAERobustConfig`] for a model from scratch; `num_attention_heads` of an official file.
-        image_size: other than the checkpoint's: its positions are interpolated (bicubic, 2-D), and train.
-        pooling: "mean" of the patch tokens, then a new LayerNorm (MAE's fine-tuning), or "cls", after the final norm
-            (MAE's linear probe). None: "mean", or what the class of the checkpoint has.
-        drop_path_rate: of the last block; it grows linearly from 0.
-        new_head: put a new head on a classifier. Without it the head is kept, and other classes, or another pooling,
-            are an error.
-        needs_head: `name` has to be a classifier (of any stock class), which is loaded as it is.
-
-    Returns a model in float32 and in training mode, with `config.id2label` set and position embeddings that train; with
-    `needs_head` in evaluation mode.
-
-    Raises ValueError: another architecture, other classes, a missing tensor, or settings that the class does not have.
+    source: see `encoder_from_scratch`; class_names: of the data, in the order of their numbers. Raises ValueError.
     """
-    access, overrides = {"trust_remote_code": trust_remote_code, "token": token}, dict(overrides or {})
-    if len(set(class_names)) != len(class_names):
-        raise ValueError("Two classes of the data have the same name.")
-    names = dict(enumerate(class_names))
-    settings = {"id2label": names, "label2id": {label: i for i, label in names.items()}}
-    config = read_config(name, **access) if name is not None else None
-    if not from_scratch:
-        if name is None:
-            raise ValueError("--model_name_or_path is needed, or --from_scratch.")
-        if overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
-            raise ValueError(f"--config_overrides {', '.join(overrides)}: these are for --from_scratch.")
-    heads, options = overrides.get("num_attention_heads"), {"attn_implementation": attn_implementation}
-    if needs_head:
-        if from_scratch:
-            raise ValueError("--from_scratch gives no classifier to evaluate.")
-        model = _load_classifier(name, config, class_names, heads, settings, {**options, **access})
-        return model, pixels_of(model.config) if config is None else read_pixels(name, config, token)
-
-    settings |= {"drop_path_rate": drop_path_rate, "problem_type": "single_label_classification"}
-    keeps_head = False
-    if from_scratch:
-        encoder, pixels = start_encoder(
-            name, config, from_scratch=True, overrides=overrides, image_size=image_size, **access
-        )
-        model = _beit_of(encoder, None, pooling, keeps_head, settings, options)
-    elif config is not None and config.model_type in OWN_CLASSES:
-        pixels, keeps_head = read_pixels(name, config, token), has_head(config) and not new_head
-        _check_settings_of_kind(config, pooling, drop_path_rate, image_size)
-        if keeps_head:
-            _check_head(name, config, class_names, pooling)
-        model = _own_class(name, config, image_size, pooling, keeps_head, settings, {**options, **access})
-    else:
-        source = load_vit(name, config, heads, access)
-        pixels = pixels_of(source.config) if config is None else read_pixels(name, config, token)
-        keeps_head = hasattr(source, "classifier") and not new_head
-        if keeps_head:
-            _check_head(name, source.config, class_names, pooling)
-        model = _beit_of(source, image_size, pooling, keeps_head, settings, options)
-    if not keeps_head:
-        init_head(model, head_std)
+    fields = _config_fields(class_names, settings)
+    encoder, pixels = encoder_from_scratch(source, settings.image_size)
+    model = _beit_of(encoder, fields, replace(settings, image_size=None))
+    init_head(model, settings.head_std)
     return model.train(), pixels
 
 
-def _load_classifier(
-    name: str,
-    config: PreTrainedConfig | None,
-    class_names: Sequence[str],
-    heads: int | None,
-    labels: dict,
-    options: dict,
-) -> PreTrainedModel:
-    """A classifier as it is. labels: for an official file, which holds no names."""
-    is_classifier = config is None or any("ForImageClassification" in kind for kind in config.architectures or ())
-    model = load_vit(name, None, heads, options) if config is None else None
-    if not is_classifier or (model is not None and not hasattr(model, "classifier")):
-        raise ValueError(f"--model_name_or_path {name} is no classifier.")
-    check_classes(name, config or model.config, class_names)
+def classifier_from_checkpoint(
+    source: ModelSource, class_names: Sequence[str], settings: ClassifierSettings = ClassifierSettings()
+) -> tuple[PreTrainedModel, Pixels]:
+    """A classifier with the weights of an encoder, or of another classifier; and how it wants its images. It is in
+    float32 and in training mode, with `config.id2label` set and position embeddings that train.
+
+    source: a checkpoint of a kind that `read_encoder` takes; class_names: of the data, in the order of their numbers.
+
+    Raises ValueError: another architecture, other classes, a missing tensor, or settings that the class does not have.
+    """
+    fields = _config_fields(class_names, settings)
+    config = config_to_start_from(source)
+    if config is not None and config.model_type in OWN_CLASSES:
+        _check_settings_of_kind(config, settings)
+        keeps_head = has_head(config) and not settings.new_head
+        if keeps_head:
+            _check_head(source.name, config, class_names, settings.pooling)
+        model = _own_class(source, config, fields, keeps_head, settings)
+    else:
+        vit = load_vit(source, config)
+        keeps_head = hasattr(vit, "classifier") and not settings.new_head
+        if keeps_head:
+            own_pooling = _check_head(source.name, vit.config, class_names, settings.pooling)
+            settings = replace(settings, pooling=own_pooling)
+        model = _beit_of(vit.base_model, fields, settings)
+        if keeps_head:
+            model.classifier.load_state_dict(vit.classifier.state_dict())
+    if not keeps_head:
+        init_head(model, settings.head_std)
+    return model.train(), read_pixels(source, config or vit.config)
+
+
+def classifier_for_evaluation(
+    source: ModelSource, class_names: Sequence[str], attn_implementation: str = "sdpa"
+) -> tuple[PreTrainedModel, Pixels]:
+    """A classifier of any stock class as it is, in float32 and in evaluation mode; and how it wants its images.
+
+    Raises ValueError: not a classifier, other classes than the data's, a missing tensor.
+    """
+    labels, config = _labels(class_names), config_to_start_from(source)
+    model = load_vit(source, None) if config is None else None
+    is_classifier = hasattr(model, "classifier")
+    if config is not None:  # also DeiTForImageClassificationWithTeacher
+        is_classifier = any("ForImageClassification" in name for name in config.architectures or ())
+    if not is_classifier:
+        raise ValueError(f"--model_name_or_path {source.name} is no classifier.")
+    check_classes(source.name, config or model.config, class_names)
     if model is None:
-        return load_strictly(AutoModelForImageClassification, name, **options)
-    model.config.update(labels)
-    return model
+        options = {"attn_implementation": attn_implementation, **source.access.options}
+        model = load_strictly(AutoModelForImageClassification, source.name, **options)
+    else:  # a file holds no names
+        model.config.update(labels)
+    return model, read_pixels(source, config or model.config)
+
+
+def _labels(class_names: Sequence[str]) -> dict[str, dict]:
+    if len(set(class_names)) != len(class_names):
+        raise ValueError("Two classes of the data have the same name.")
+    return label_settings(class_names)
+
+
+def _config_fields(class_names: Sequence[str], settings: ClassifierSettings) -> dict[str, Any]:
+    labels, rate = _labels(class_names), settings.drop_path_rate
+    return {**labels, "drop_path_rate": rate, "problem_type": "single_label_classification"}
+
+
+def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> str:
+    """The pooling of a classifier whose head is kept. Raises ValueError where it cannot be kept."""
+    check_classes(name, config, class_names)
+    own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
+    if pooling not in (None, own):
+        raise ValueError(
+            f"--pooling {pooling}: {name} is a classifier with --pooling {own}. --ignore_mismatched_sizes puts a new "
+            "head on it."
+        )
+    return own
 
 
 def _beit_of(
-    source: PreTrainedModel,
-    image_size: int | None,
-    pooling: str | None,
-    keeps_head: bool,
-    settings: dict,
-    options: dict,
+    encoder: PreTrainedModel, fields: dict[str, Any], settings: ClassifierSettings
 ) -> BeitForImageClassification:
-    """A BEiT that computes what a ViT does. source: encoder or classifier; settings: of the config: labels, drop path.
-
-    Without pooling: mean, or as in the head that is kept.
-    """
-    encoder, has_mean_norm = source.base_model, getattr(source.config, "use_mean_pooling", False)
-    size = image_size or square_size(encoder.config.image_size)
-    uses_mean = has_mean_norm if keeps_head else pooling != "cls"
-    if has_mean_norm and not uses_mean:
+    """A BEiT that computes what a ViT does. fields: of the config: labels, drop path. Without pooling: mean."""
+    size = settings.image_size or square_size(encoder.config.image_size)
+    uses_mean = settings.pooling != "cls"
+    if getattr(encoder.config, "use_mean_pooling", False) and not uses_mean:
         raise ValueError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
-    same = {name: getattr(encoder.config, name) for name in SHARED_SETTINGS}
-    config = mae_beit_config(**same, image_size=size, use_mean_pooling=uses_mean, **settings)
-    model = BeitForImageClassification._from_config(config, **options)
-    tensors = vit_to_beit(encoder.state_dict(), uses_mean)
-    positions, grid = tensors["embeddings.position_embeddings"], grid_size(encoder.config.image_size, config.patch_size)
-    tensors["embeddings.position_embeddings"] = resized_positions(positions, grid, size, config.patch_size)
-    new = {f"pooler.{name}": tensor for name, tensor in model.beit.pooler.named_parameters()}
-    model.beit.load_state_dict({**new, **tensors})  # an absent tensor, or one without a place, is an error
-    if keeps_head:
-        model.classifier.load_state_dict(source.classifier.state_dict())
+    config = mae_beit_config(**settings_of(encoder.config), image_size=size, use_mean_pooling=uses_mean, **fields)
+    model = BeitForImageClassification._from_config(config, attn_implementation=settings.attn_implementation)
+    fill_beit(model.beit, encoder)
     return model
 
 
@@ -188,48 +177,46 @@ def _has_plain_positions(config: PreTrainedConfig) -> bool:
     return is_beit and not any(getattr(config, name) for name in relative)
 
 
-def _check_settings_of_kind(
-    config: PreTrainedConfig, pooling: str | None, drop_path_rate: float, image_size: int | None
-) -> None:
+def _check_settings_of_kind(config: PreTrainedConfig, settings: ClassifierSettings) -> None:
     """Raises ValueError for a setting that the stock class of this kind does not have."""
     kind, size = config.model_type, square_size(config.image_size)
+    pooling, image_size = settings.pooling, settings.image_size
     if pooling is not None and kind not in WITH_POOLING:
         raise ValueError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
     # A pre-trained BEiT has that norm, though its config says that it pools the mean.
     is_pretrained = "BeitForMaskedImageModeling" in (config.architectures or ())
     if pooling == "cls" and config.use_mean_pooling and not is_pretrained:
         raise ValueError(f"--pooling cls: this '{kind}' pools the mean, and has no norm for the CLS token.")
-    if drop_path_rate and not hasattr(config, "drop_path_rate"):
+    if settings.drop_path_rate and not hasattr(config, "drop_path_rate"):
         raise ValueError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
     if image_size not in (None, size) and not _has_plain_positions(config):
         raise ValueError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
 
 
 def _own_class(
-    name: str,
+    source: ModelSource,
     config: PreTrainedConfig,
-    image_size: int | None,
-    pooling: str | None,
+    fields: dict[str, Any],
     keeps_head: bool,
-    settings: dict,
-    options: dict,
+    settings: ClassifierSettings,
 ) -> PreTrainedModel:
     """The classifier of the checkpoint's own kind."""
     kind, model_class = config.model_type, OWN_CLASSES[config.model_type]
-    settings = {key: value for key, value in settings.items() if hasattr(config, key)}  # DeiT has no drop path
+    fields = {key: value for key, value in fields.items() if hasattr(config, key)}  # DeiT has no drop path
     may_be_missing = () if keeps_head else ("classifier.",)
     if kind in WITH_POOLING:
-        uses_mean = config.use_mean_pooling if pooling is None else pooling == "mean"
-        settings["use_mean_pooling"] = uses_mean
+        uses_mean = config.use_mean_pooling if settings.pooling is None else settings.pooling == "mean"
+        fields["use_mean_pooling"] = uses_mean
         if not has_head(config) or uses_mean != config.use_mean_pooling:  # the norm after the pooling is new
             may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
-    model = load_strictly(model_class, name, may_be_missing, **settings, **options)
-    if image_size not in (None, square_size(config.image_size)):
-        _resize(model, image_size)
+    options = {"attn_implementation": settings.attn_implementation, **source.access.options}
+    model = load_strictly(model_class, source.name, may_be_missing, **fields, **options)
+    if settings.image_size not in (None, square_size(config.image_size)):
+        _resize(model, settings.image_size)
     if kind in DINOV2:  # stock gives the same rate to all blocks
         blocks = [module for module in model.modules() if hasattr(module, "drop_path")]
         for number, block in enumerate(blocks):
-            rate = settings["drop_path_rate"] * number / max(len(blocks) - 1, 1)
+            rate = settings.drop_path_rate * number / max(len(blocks) - 1, 1)
             block.drop_path = type(block.drop_path)(rate) if rate else nn.Identity()
     return model
 
@@ -237,12 +224,11 @@ def _own_class(
 def _resize(model: PreTrainedModel, image_size: int) -> None:
     """Interpolate the positions, so that the model is saved and loaded with a table of its own size."""
     config, embeddings = model.config, model.base_model.embeddings
-    table, grid = embeddings.position_embeddings.detach(), grid_size(image_size, config.patch_size)
     if config.model_type in DINOV2:  # as each does in every step; that with registers smooths
-        tokens = table.new_zeros(1, 1 + grid[0] * grid[1], table.shape[-1])
+        rows, columns = grid_size(image_size, config.patch_size)
+        tokens = embeddings.position_embeddings.new_zeros(1, 1 + rows * columns, config.hidden_size)
         table = embeddings.interpolate_pos_encoding(tokens, image_size, image_size).detach()
     else:
-        old_grid = grid_size(config.image_size, config.patch_size)
-        table = resized_positions(table, old_grid, image_size, config.patch_size)
+        table = resized_positions(model.base_model, image_size)
     embeddings.position_embeddings = nn.Parameter(table.clone())
     config.image_size = image_size

@@ -9,7 +9,8 @@ from typing import Any
 from timm.data import Mixup
 from transformers import PreTrainedModel
 
-from ...conversion.encoders import Pixels, read_processor
+from ...conversion.pixels import Pixels, read_processor
+from ...conversion.source import ModelSource
 from ...data.preprocessing import EvaluationTransform, evaluation_processor
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.parser import parse_config_overrides
@@ -18,7 +19,14 @@ from ..task import FinetuningTask
 from .augmentation import FinetuningTransform
 from .linear_probe import LinearProbe, ProbeTrainer
 from .metrics import save_confusion
-from .models import HEAD_STD, PROBE_HEAD_STD, build_classifier
+from .models import (
+    HEAD_STD,
+    PROBE_HEAD_STD,
+    ClassifierSettings,
+    classifier_for_evaluation,
+    classifier_from_checkpoint,
+    classifier_from_scratch,
+)
 from .trainer import ClassificationTrainer
 
 
@@ -29,25 +37,23 @@ class ClassificationTask(FinetuningTask):
     loss = "cross-entropy"
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
-        model, eval_only, pooling = arguments.model, arguments.recipe.eval_only, arguments.model.pooling
-        if model.linear_probe and pooling is None and not eval_only:
-            pooling = "cls"
-        classifier, pixels = build_classifier(
-            model.model_name_or_path,
-            class_names,
-            from_scratch=model.from_scratch,
-            overrides=parse_config_overrides(model.config_overrides),
+        model = arguments.model
+        source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
+        if arguments.recipe.eval_only:
+            if model.from_scratch:
+                raise ValueError("--from_scratch gives no classifier to evaluate.")
+            return classifier_for_evaluation(source, class_names, model.attn_implementation)
+        settings = ClassifierSettings(
             image_size=model.image_size,
-            pooling=pooling,
-            drop_path_rate=0.0 if model.linear_probe or eval_only else model.drop_path_rate,
+            pooling="cls" if model.linear_probe and model.pooling is None else model.pooling,
+            drop_path_rate=0.0 if model.linear_probe else model.drop_path_rate,
             head_std=PROBE_HEAD_STD if model.linear_probe else HEAD_STD,
             new_head=model.ignore_mismatched_sizes,
-            needs_head=eval_only,
             attn_implementation=model.attn_implementation,
-            trust_remote_code=model.trust_remote_code,
-            token=model.token,
         )
-        if model.lora_r is not None and not eval_only:
+        build = classifier_from_scratch if model.from_scratch else classifier_from_checkpoint
+        classifier, pixels = build(source, class_names, settings)
+        if model.lora_r is not None:
             from .lora import BASE, add_adapter  # peft is optional
 
             adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)

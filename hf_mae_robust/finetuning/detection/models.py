@@ -1,26 +1,21 @@
 """Mask R-CNN on top of pre-trained encoders."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from ...conversion.encoders import (
-    VIT_ENCODERS,
-    Pixels,
-    check_classes,
-    grid_size,
-    load_strictly,
-    pixels_of,
-    read_config,
-    resized_positions,
-    start_encoder,
-)
+from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_encoder
+from ...conversion.finetuned import label_settings, read_finetuned
+from ...conversion.pixels import Pixels, read_pixels
+from ...conversion.positions import positions_for
+from ...conversion.settings import SIZES, settings_of
+from ...conversion.source import ModelSource
 from ...model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustInstanceSegmentationConfig
 from ...model.configuration_vit_mae_robust import to_pair
-from ...model.modeling_vit_mae_robust import sincos_position_embedding
 
-SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels")
 NAMES = {
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
@@ -60,89 +55,95 @@ def vit_to_vitdet(encoder: Mapping[str, torch.Tensor], positions: torch.Tensor) 
     return renamed
 
 
-def positions_for(encoder, image_size: int) -> torch.Tensor:
-    """Positions `(1, 1 + L, d)` for images of another size: MAE's own sine-cosine table where the encoder has that one,
-    otherwise interpolated (bicubic, 2-D)."""
-    config, table = encoder.config, encoder.embeddings.position_embeddings.detach()
-    grid = grid_size(config.image_size, config.patch_size)
-    new_grid = grid_size(image_size, config.patch_size)
-    if torch.allclose(table, sincos_position_embedding(grid, config.hidden_size).to(table), atol=1e-4):
-        return sincos_position_embedding(new_grid, config.hidden_size)
-    return resized_positions(table, grid, image_size, config.patch_size)
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Of a Mask R-CNN to be trained.
+
+    Attributes:
+        image_size: side of the square that images are fitted into.
+        drop_path_rate: of the last block; it grows linearly from 0.
+        fields: more fields of [`ViTMAERobustInstanceSegmentationConfig`], such as `window_size`.
+    """
+
+    image_size: int = ViTMAERobustInstanceSegmentationConfig.image_size
+    drop_path_rate: float = 0.0
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_detector(
-    name: str | None,
-    class_names: Sequence[str],
-    *,
-    from_scratch: bool = False,
-    overrides: Mapping | None = None,
-    image_size: int | None = None,
-    drop_path_rate: float = 0.0,
-    settings: Mapping[str, Any] | None = None,
-    needs_head: bool = False,
-    trust_remote_code: bool = False,
-    token: str | None = None,
+def detector_from_scratch(
+    source: ModelSource, class_names: Sequence[str], settings: DetectorSettings = DetectorSettings()
+) -> tuple[ViTMAERobustForInstanceSegmentation, Pixels]:
+    """Mask R-CNN on an encoder as it is before MAE's pre-training, and how it wants its images; in float32 and in
+    training mode.
+
+    source: see `encoder_from_scratch`; its overrides may also be fields of [`ViTMAERobustInstanceSegmentationConfig`]
+    for the heads (`fpn_channels=64`). Raises ValueError.
+    """
+    source, settings = _heads_apart(source, settings)
+    encoder, pixels = encoder_from_scratch(source)
+    return _detector_on(encoder, pixels, class_names, settings), pixels
+
+
+def detector_from_encoder(
+    source: ModelSource, class_names: Sequence[str], settings: DetectorSettings = DetectorSettings()
 ) -> tuple[ViTMAERobustForInstanceSegmentation, Pixels]:
     """Mask R-CNN to be trained, and how it wants its images.
 
-    Args:
-        name: folder, Hub id or official file of a ViT to start from; None (from scratch only): `overrides` tell the
-            sizes.
-        overrides: fields of [`ViTMAERobustInstanceSegmentationConfig`] for the heads (`fpn_channels=64`); from scratch
-            also of [`ViTMAERobustConfig`]; `num_attention_heads` of an official file.
-        image_size: side of the square that images are fitted into (1024). settings: more fields of the detector's
-            config.
-        needs_head: `name` has to be a detector, which is loaded as it is.
+    source: of a ViT; its overrides may be fields of [`ViTMAERobustInstanceSegmentationConfig`] for the heads.
 
-    Returns a model in float32; the encoder has all its weights from the checkpoint, relative positions are zero,
-    pyramid and heads are new.
+    Returns a model in float32 and in training mode; the encoder has all its weights from the checkpoint, relative
+    positions are zero, pyramid and heads are new.
 
-    Raises ValueError: another architecture, other classes, a missing tensor, sizes that do not fit.
+    Raises ValueError: another architecture, a missing tensor, sizes that do not fit.
     """
-    access, overrides = {"trust_remote_code": trust_remote_code, "token": token}, dict(overrides or {})
-    if name is None and not from_scratch:
-        raise ValueError("--model_name_or_path is needed, or --from_scratch.")
-    detector_class = ViTMAERobustForInstanceSegmentation
-    kinds = (detector_class.config_class.model_type,) if needs_head else tuple(VIT_ENCODERS)
-    config = read_config(name, kinds, **access) if name is not None else None
-    if needs_head:
-        if from_scratch or config is None:
-            raise ValueError("--eval_only needs a detector: a folder or Hub id in --model_name_or_path.")
-        check_classes(name, config, class_names, "detector")
-        return load_strictly(detector_class, name, token=token).eval(), pixels_of(config)
+    source, settings = _heads_apart(source, settings)
+    encoder, pixels = read_encoder(source, tuple(VIT_ENCODERS))
+    return _detector_on(encoder, pixels, class_names, settings), pixels
+
+
+def detector_for_evaluation(
+    source: ModelSource, class_names: Sequence[str]
+) -> tuple[ViTMAERobustForInstanceSegmentation, Pixels]:
+    """A detector as it is, in evaluation mode, and how it wants its images. Raises ValueError as `read_finetuned`."""
+    model = read_finetuned(source, ViTMAERobustForInstanceSegmentation, class_names, "detector")
+    return model, read_pixels(source, model.config)
+
+
+def _heads_apart(source: ModelSource, settings: DetectorSettings) -> tuple[ModelSource, DetectorSettings]:
+    """Overrides that are for the heads, not for the encoder, become fields of the settings."""
     of_heads = set(ViTMAERobustInstanceSegmentationConfig.__dataclass_fields__)
     of_heads -= set(ViTMAERobustConfig.__dataclass_fields__)
-    heads = {field: overrides.pop(field) for field in list(overrides) if field in of_heads}
-    encoder, pixels = start_encoder(
-        name, config, from_scratch=from_scratch, overrides=overrides, image_size=None, **access
-    )
-    encoder_config = encoder.config
-    if len(set(to_pair(encoder_config.patch_size))) > 1:
-        raise ValueError(f"Detection needs square patches, not {encoder_config.patch_size}.")
-    if encoder_config.intermediate_size % encoder_config.hidden_size:
+    heads = {name: value for name, value in source.overrides.items() if name in of_heads}
+    others = {name: value for name, value in source.overrides.items() if name not in of_heads}
+    return replace(source, overrides=others), replace(settings, fields={**settings.fields, **heads})
+
+
+def _detector_on(
+    encoder: PreTrainedModel, pixels: Pixels, class_names: Sequence[str], settings: DetectorSettings
+) -> ViTMAERobustForInstanceSegmentation:
+    config = encoder.config
+    if len(set(to_pair(config.patch_size))) > 1:
+        raise ValueError(f"Detection needs square patches, not {config.patch_size}.")
+    if config.intermediate_size % config.hidden_size:
         raise ValueError(
-            f"Detection needs an intermediate_size that is a multiple of the hidden_size {encoder_config.hidden_size}, "
-            f"not {encoder_config.intermediate_size}."
+            f"Detection needs an intermediate_size that is a multiple of the hidden_size {config.hidden_size}, "
+            f"not {config.intermediate_size}."
         )
-    size = image_size or detector_class.config_class.image_size
-    same = {field: getattr(encoder_config, field) for field in SHARED_SETTINGS}
-    same["patch_size"] = to_pair(encoder_config.patch_size)[0]
-    model = detector_class(
-        detector_class.config_class(
+    same = settings_of(config, (*SIZES, "layer_norm_eps"))
+    same["patch_size"] = to_pair(config.patch_size)[0]
+    model = ViTMAERobustForInstanceSegmentation(
+        ViTMAERobustInstanceSegmentationConfig(
             **same,
-            mlp_ratio=encoder_config.intermediate_size // encoder_config.hidden_size,
-            layer_norm_eps=encoder_config.layer_norm_eps,
-            image_size=size,
-            drop_path_rate=drop_path_rate,
+            mlp_ratio=config.intermediate_size // config.hidden_size,
+            image_size=settings.image_size,
+            drop_path_rate=settings.drop_path_rate,
             image_mean=list(pixels.image_mean),
             image_std=list(pixels.image_std),
-            id2label=dict(enumerate(class_names)),
-            label2id={label: i for i, label in enumerate(class_names)},
-            **{**(settings or {}), **heads},
+            **label_settings(class_names),
+            **settings.fields,
         )
     )
-    tensors = vit_to_vitdet(encoder.state_dict(), positions_for(encoder, size))
+    tensors = vit_to_vitdet(encoder.state_dict(), positions_for(encoder, settings.image_size))
     new = {key: tensor for key, tensor in model.backbone.state_dict().items() if "rel_pos" in key}
     model.backbone.load_state_dict({**new, **tensors})  # an absent tensor, or one without a place, is an error
-    return model.train(), pixels
+    return model.train()

@@ -7,7 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ...conversion.encoders import Pixels
+from ...conversion.finetuned import nothing_to_evaluate
+from ...conversion.pixels import Pixels
+from ...conversion.source import ModelSource
 from ...data.labels import read_id2label
 from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
@@ -15,7 +17,7 @@ from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
 from .coco import coco_splits
 from .metrics import save_pictures
-from .models import build_detector
+from .models import DetectorSettings, detector_for_evaluation, detector_from_encoder, detector_from_scratch
 from .objects import find_objects
 from .trainer import DetectionTrainer
 from .transforms import DetectionEvaluationTransform, LargeScaleJitter
@@ -42,18 +44,18 @@ class DetectionTask(FinetuningTask):
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model, detection = arguments.model, arguments.detection
-        return build_detector(
-            model.model_name_or_path,
-            class_names,
-            from_scratch=model.from_scratch,
-            overrides=parse_config_overrides(model.config_overrides),
-            image_size=model.image_size,
+        source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
+        if arguments.recipe.eval_only:
+            if model.from_scratch:
+                raise nothing_to_evaluate("detector")
+            return detector_for_evaluation(source, class_names)
+        settings = DetectorSettings(
+            image_size=model.image_size or DetectorSettings.image_size,
             drop_path_rate=model.drop_path_rate,
-            settings={name: getattr(detection, name) for name in SETTINGS},
-            needs_head=arguments.recipe.eval_only,
-            trust_remote_code=model.trust_remote_code,
-            token=model.token,
+            fields={name: getattr(detection, name) for name in SETTINGS},
         )
+        build = detector_from_scratch if model.from_scratch else detector_from_encoder
+        return build(source, class_names, settings)
 
     def make_trainer(
         self,

@@ -3,25 +3,41 @@
 conversion/beit.py says why a BEiT is the MAE ViT.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import BeitConfig, PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
-from ...conversion.beit import SHARED_SETTINGS, mae_beit_config, vit_to_beit
-from ...conversion.encoders import (
-    VIT_ENCODERS,
-    Pixels,
-    check_classes,
-    grid_size,
-    load_strictly,
-    read_config,
-    read_pixels,
-    resized_positions,
-    start_encoder,
-)
+from ...conversion.beit import fill_beit, mae_beit_config
+from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_encoder
+from ...conversion.finetuned import label_settings, read_finetuned
+from ...conversion.pixels import Pixels, read_pixels
+from ...conversion.settings import settings_of
+from ...conversion.source import ModelSource
 from .maps import IGNORED
 
 DEFAULT_IMAGE_SIZE = 512
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """Of a UperNet to be trained.
+
+    Attributes:
+        image_size: of the square crops; the positions are interpolated (bicubic, 2-D), and train.
+        drop_path_rate: of the last block; it grows linearly from 0.
+        relative_position_bias: add BEiT's relative positions to each block, which start at zero.
+        auxiliary_loss_weight: of the loss of the auxiliary head.
+        channels: of UperNet's head (mmsegmentation: 768 for ViT-B, 1024 for ViT-L).
+        attn_implementation: "sdpa" or "eager".
+    """
+
+    image_size: int = DEFAULT_IMAGE_SIZE
+    drop_path_rate: float = 0.0
+    relative_position_bias: bool = False
+    auxiliary_loss_weight: float = 0.4
+    channels: int = 512
+    attn_implementation: str = "sdpa"
 
 
 def tap_indices(num_hidden_layers: int) -> list[int]:
@@ -33,85 +49,60 @@ def tap_indices(num_hidden_layers: int) -> list[int]:
     return taps
 
 
-def backbone_config(encoder_config, image_size: int, drop_path_rate: float, relative_position_bias: bool) -> BeitConfig:
-    same = {name: getattr(encoder_config, name) for name in SHARED_SETTINGS}
+def backbone_config(encoder_config: PreTrainedConfig, image_size: int, settings: SegmenterSettings) -> BeitConfig:
     return mae_beit_config(
-        **same,
+        **settings_of(encoder_config),
         image_size=image_size,
         out_indices=tap_indices(encoder_config.num_hidden_layers),
         add_fpn=True,
         use_mean_pooling=True,  # so there is no final norm, which nothing would use
-        use_relative_position_bias=relative_position_bias,
-        drop_path_rate=drop_path_rate,
+        use_relative_position_bias=settings.relative_position_bias,
+        drop_path_rate=settings.drop_path_rate,
     )
 
 
-def build_segmenter(
-    name: str | None,
-    class_names: Sequence[str],
-    *,
-    from_scratch: bool = False,
-    overrides: Mapping | None = None,
-    image_size: int | None = None,
-    drop_path_rate: float = 0.0,
-    relative_position_bias: bool = False,
-    auxiliary_loss_weight: float = 0.4,
-    channels: int = 512,
-    needs_head: bool = False,
-    attn_implementation: str = "sdpa",
-    trust_remote_code: bool = False,
-    token: str | None = None,
+def segmenter_from_scratch(
+    source: ModelSource, class_names: Sequence[str], settings: SegmenterSettings = SegmenterSettings()
+) -> tuple[UperNetForSemanticSegmentation, Pixels]:
+    """UperNet on an encoder as it is before MAE's pre-training, and how it wants its images; in float32 and in training
+    mode. source: see `encoder_from_scratch`; an `image_size` in its overrides wins. Raises ValueError."""
+    encoder, pixels = encoder_from_scratch(source, settings.image_size)
+    return _segmenter_on(encoder, encoder.config.image_size, class_names, settings), pixels
+
+
+def segmenter_from_encoder(
+    source: ModelSource, class_names: Sequence[str], settings: SegmenterSettings = SegmenterSettings()
 ) -> tuple[UperNetForSemanticSegmentation, Pixels]:
     """UperNet to be trained, and how it wants its images.
 
-    Args:
-        name: folder, Hub id or official file of a ViT to start from; None (from scratch only): `overrides` tell the
-            sizes.
-        from_scratch, overrides: as for `build_classifier`.
-        image_size: of the square crops (512); the positions are interpolated (bicubic, 2-D), and train.
-        relative_position_bias: add BEiT's relative positions to each block, which start at zero.
-        channels: of UperNet's head (mmsegmentation: 768 for ViT-B, 1024 for ViT-L).
-        needs_head: `name` has to be a UperNet, which is loaded as it is.
+    Returns a model in float32 and in training mode; the backbone has all its weights from the checkpoint (a ViT), neck
+    and heads are new.
 
-    Returns a model in float32; the backbone has all its weights from the checkpoint, neck and heads are new.
-
-    Raises ValueError: another architecture, other classes, a missing tensor, sizes that do not fit.
+    Raises ValueError: another architecture, a missing tensor, sizes that do not fit.
     """
-    access, overrides = {"trust_remote_code": trust_remote_code, "token": token}, dict(overrides or {})
-    names = dict(enumerate(class_names))
-    if name is None and not from_scratch:
-        raise ValueError("--model_name_or_path is needed, or --from_scratch.")
-    kinds = ("upernet",) if needs_head else tuple(VIT_ENCODERS)
-    config = read_config(name, kinds, **access) if name is not None else None
-    if needs_head:
-        if from_scratch or config is None:
-            raise ValueError("--eval_only needs a segmenter: a folder or Hub id in --model_name_or_path.")
-        check_classes(name, config, class_names, "segmenter")
-        model = load_strictly(UperNetForSemanticSegmentation, name, token=token)
-        return model.eval(), read_pixels(name, config.backbone_config, token)
-    size = image_size or DEFAULT_IMAGE_SIZE
-    if from_scratch and image_size is None:
-        overrides = {"image_size": size, **overrides}
-    encoder, pixels = start_encoder(
-        name, config, from_scratch=from_scratch, overrides=overrides, image_size=image_size, **access
-    )
-    size = encoder.config.image_size if from_scratch else size
-    upernet_config = UperNetConfig(
-        backbone_config=backbone_config(encoder.config, size, drop_path_rate, relative_position_bias),
-        hidden_size=channels,
-        auxiliary_loss_weight=auxiliary_loss_weight,
+    encoder, pixels = read_encoder(source, tuple(VIT_ENCODERS))
+    return _segmenter_on(encoder, settings.image_size, class_names, settings), pixels
+
+
+def segmenter_for_evaluation(
+    source: ModelSource, class_names: Sequence[str]
+) -> tuple[UperNetForSemanticSegmentation, Pixels]:
+    """A UperNet as it is, in evaluation mode, and how it wants its images. Raises ValueError as `read_finetuned`."""
+    model = read_finetuned(source, UperNetForSemanticSegmentation, class_names, "segmenter")
+    return model, read_pixels(source, model.config.backbone_config)
+
+
+def _segmenter_on(
+    encoder: PreTrainedModel, image_size: int, class_names: Sequence[str], settings: SegmenterSettings
+) -> UperNetForSemanticSegmentation:
+    config = UperNetConfig(
+        backbone_config=backbone_config(encoder.config, image_size, settings),
+        hidden_size=settings.channels,
+        auxiliary_loss_weight=settings.auxiliary_loss_weight,
         loss_ignore_index=IGNORED,
-        id2label=names,
-        label2id={label: i for i, label in names.items()},
+        **label_settings(class_names),
     )
-    upernet_config.backbone_config._attn_implementation = attn_implementation
-    model = UperNetForSemanticSegmentation(upernet_config)
-    tensors = vit_to_beit(encoder.state_dict(), uses_mean=True)
-    patch_size = encoder.config.patch_size
-    tensors["embeddings.position_embeddings"] = resized_positions(
-        tensors["embeddings.position_embeddings"], grid_size(encoder.config.image_size, patch_size), size, patch_size
-    )
-    backbone = model.backbone.beit
-    new = {key: tensor for key, tensor in backbone.state_dict().items() if "relative_position" in key}
-    backbone.load_state_dict({**new, **tensors})  # an absent tensor, or one without a place, is an error
-    return model.train(), pixels
+    config.backbone_config._attn_implementation = settings.attn_implementation
+    model = UperNetForSemanticSegmentation(config)
+    fill_beit(model.backbone.beit, encoder)
+    return model.train()

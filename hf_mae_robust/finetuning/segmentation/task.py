@@ -7,13 +7,21 @@ from typing import Any
 
 from transformers import PreTrainedModel, SegformerImageProcessor
 
-from ...conversion.encoders import Pixels
+from ...conversion.finetuned import nothing_to_evaluate
+from ...conversion.pixels import Pixels
+from ...conversion.source import ModelSource
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
 from .maps import find_maps
 from .metrics import save_classes, save_overlays, segmentation_metrics
-from .models import build_segmenter
+from .models import (
+    DEFAULT_IMAGE_SIZE,
+    SegmenterSettings,
+    segmenter_for_evaluation,
+    segmenter_from_encoder,
+    segmenter_from_scratch,
+)
 from .trainer import SegmentationTrainer
 from .transforms import SegmentationEvaluationTransform, SegmentationTransform
 
@@ -39,21 +47,21 @@ class SegmentationTask(FinetuningTask):
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model, segmentation = arguments.model, arguments.segmentation
-        return build_segmenter(
-            model.model_name_or_path,
-            class_names,
-            from_scratch=model.from_scratch,
-            overrides=parse_config_overrides(model.config_overrides),
-            image_size=model.image_size,
+        source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
+        if arguments.recipe.eval_only:
+            if model.from_scratch:
+                raise nothing_to_evaluate("segmenter")
+            return segmenter_for_evaluation(source, class_names)
+        settings = SegmenterSettings(
+            image_size=model.image_size or DEFAULT_IMAGE_SIZE,
             drop_path_rate=model.drop_path_rate,
             relative_position_bias=segmentation.relative_position_bias,
             auxiliary_loss_weight=segmentation.auxiliary_loss_weight,
             channels=segmentation.segmentation_channels,
-            needs_head=arguments.recipe.eval_only,
             attn_implementation=model.attn_implementation,
-            trust_remote_code=model.trust_remote_code,
-            token=model.token,
         )
+        build = segmenter_from_scratch if model.from_scratch else segmenter_from_encoder
+        return build(source, class_names, settings)
 
     def make_trainer(
         self,

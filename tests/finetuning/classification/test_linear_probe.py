@@ -7,11 +7,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.errors import CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, make_parser, prepare
 from hf_mae_robust.finetuning.classification.linear_probe import LinearProbe
-from hf_mae_robust.finetuning.classification.models import PROBE_HEAD_STD, build_classifier
+from hf_mae_robust.finetuning.classification.models import (
+    PROBE_HEAD_STD,
+    ClassifierSettings,
+    classifier_from_checkpoint,
+)
 
 
 @pytest.fixture
@@ -32,7 +37,9 @@ def losses(trainer):
 
 def probe_of(encoder_dir):
     torch.manual_seed(0)
-    model, _ = build_classifier(str(encoder_dir), ["a", "b", "c"], pooling="cls", head_std=PROBE_HEAD_STD)
+    model, _ = classifier_from_checkpoint(
+        ModelSource(str(encoder_dir)), ["a", "b", "c"], ClassifierSettings(pooling="cls", head_std=PROBE_HEAD_STD)
+    )
     return LinearProbe(model)
 
 

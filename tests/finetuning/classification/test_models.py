@@ -45,9 +45,20 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_mae_robust import ViTMAERobustForPreTraining
 from hf_mae_robust.conversion.beit import mae_beit_config
-from hf_mae_robust.conversion.encoders import load_encoder
+from hf_mae_robust.conversion.frozen import load_encoder
 from hf_mae_robust.conversion.original import from_original, read_original
-from hf_mae_robust.finetuning.classification.models import HEAD_STD, PROBE_HEAD_STD, build_classifier, init_head
+from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.finetune import make_parser
+from hf_mae_robust.finetuning.classification.models import (
+    HEAD_STD,
+    PROBE_HEAD_STD,
+    ClassifierSettings,
+    classifier_for_evaluation,
+    classifier_from_checkpoint,
+    classifier_from_scratch,
+    init_head,
+)
+from hf_mae_robust.finetuning.classification.task import ClassificationTask
 from tests.model_helpers import ALL_ON, build, images, tiny_config
 
 EXACT = {"rtol": 1e-5, "atol": 3e-5}
@@ -206,7 +217,9 @@ def assert_ready_to_train(model, rate, head_std=HEAD_STD):
 def test_vits_become_a_beit_that_computes_the_same(kind, pooling, tmp_path):
     source = perturb(VITS[kind]())
     name = save(source, tmp_path / "source")
-    model, pixels = build_classifier(name, CLASSES, pooling=pooling, drop_path_rate=0.2)
+    model, pixels = classifier_from_checkpoint(
+        ModelSource(name), CLASSES, ClassifierSettings(pooling=pooling, drop_path_rate=0.2)
+    )
     assert type(model) is BeitForImageClassification
     assert_ready_to_train(model, 0.2)
     assert model.config.use_mean_pooling is (pooling != "cls")
@@ -256,7 +269,9 @@ def test_other_kinds_train_as_their_own_class_on_the_features_of_the_source(kind
     source = perturb(make())
     name = save(source, tmp_path / "source")
     is_deit = kind.startswith("DeiT")
-    model, _ = build_classifier(name, CLASSES, drop_path_rate=0.0 if is_deit else 0.2, head_std=PROBE_HEAD_STD)
+    model, _ = classifier_from_checkpoint(
+        ModelSource(name), CLASSES, ClassifierSettings(drop_path_rate=0.0 if is_deit else 0.2, head_std=PROBE_HEAD_STD)
+    )
     assert type(model) is model_class
     assert_ready_to_train(model, None if is_deit else 0.2, PROBE_HEAD_STD)
     pixel_values, head = images(3), set_head(model)
@@ -281,7 +296,7 @@ def test_pooling_of_a_beit_encoder_is_chosen(tmp_path):
     before, after = before_and_after_norm(source, pixel_values)
     mean = nn.functional.layer_norm(before[:, 1:].mean(dim=1), (32,), eps=1e-5)
     for pooling, features in (("cls", after[:, 0]), ("mean", mean)):
-        model, _ = build_classifier(name, CLASSES, pooling=pooling)
+        model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(pooling=pooling))
         assert model.config.use_mean_pooling is (pooling == "mean")
         head = set_head(model)
         with torch.no_grad():
@@ -293,22 +308,22 @@ def test_a_classifier_goes_on_with_its_head_or_gets_a_new_one(kind, tmp_path):
     source = perturb((VIT_CLASSIFIERS | {f"own {k}": make for k, make in OWN_CLASSIFIERS.items()})[kind]())
     name, pixel_values = save(source, tmp_path / "source"), images(3)
     expected = logits_of(source, pixel_values)
-    model, _ = build_classifier(name, CLASSES)
+    model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES)
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     torch.testing.assert_close(logits_of(model, pixel_values), expected, **EXACT)
 
-    evaluated, _ = build_classifier(name, CLASSES, needs_head=True)
+    evaluated, _ = classifier_for_evaluation(ModelSource(name), CLASSES)
     assert type(evaluated) is type(source)
     torch.testing.assert_close(logits_of(evaluated, pixel_values), expected, rtol=0, atol=0)
 
     with pytest.raises(ValueError, match="is a classifier of other classes than the data: class 1 is 'bee' .* 'wasp'"):
-        build_classifier(name, ["ant", "wasp", "cat"])
+        classifier_from_checkpoint(ModelSource(name), ["ant", "wasp", "cat"])
     with pytest.raises(ValueError, match="3 classes, and the data have 2. --ignore_mismatched_sizes"):
-        build_classifier(name, CLASSES[:2])
+        classifier_from_checkpoint(ModelSource(name), CLASSES[:2])
     with pytest.raises(ValueError, match="3 classes, and the data have 2"):
-        build_classifier(name, CLASSES[:2], needs_head=True)
+        classifier_for_evaluation(ModelSource(name), CLASSES[:2])
     for names in (CLASSES, ["x", "y", "z", "v"]):
-        model, _ = build_classifier(name, names, new_head=True)
+        model, _ = classifier_from_checkpoint(ModelSource(name), names, ClassifierSettings(new_head=True))
         assert model.classifier.weight.shape[0] == model.config.num_labels == len(names)
         assert model.classifier.weight.abs().max() < 5 * HEAD_STD and model.config.id2label == dict(enumerate(names))
 
@@ -324,18 +339,20 @@ def test_a_kept_head_keeps_its_pooling(tmp_path):
     cls = save(OWN_CLASSIFIERS["BEiT of MAE, CLS"](), tmp_path / "cls")
     for name, pooling in ((vit, "mean"), (cls, "mean")):
         with pytest.raises(ValueError, match=f"--pooling {pooling}: .* is a classifier with --pooling cls"):
-            build_classifier(name, CLASSES, pooling=pooling)
-        model, _ = build_classifier(name, CLASSES, pooling=pooling, new_head=True)
+            classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(pooling=pooling))
+        model, _ = classifier_from_checkpoint(
+            ModelSource(name), CLASSES, ClassifierSettings(pooling=pooling, new_head=True)
+        )
         assert model.config.use_mean_pooling
     for new_head in (False, True):
         with pytest.raises(ValueError, match="--pooling cls: this 'beit' pools the mean"):
-            build_classifier(mean, CLASSES, pooling="cls", new_head=new_head)
+            classifier_from_checkpoint(ModelSource(mean), CLASSES, ClassifierSettings(pooling="cls", new_head=new_head))
 
 
 def test_a_multi_label_checkpoint_is_trained_on_one_label(tmp_path):
     source = OWN_CLASSIFIERS["BEiT"]()
     source.config.problem_type = "multi_label_classification"
-    model, _ = build_classifier(save(source, tmp_path / "source"), CLASSES)
+    model, _ = classifier_from_checkpoint(ModelSource(save(source, tmp_path / "source")), CLASSES)
     assert model.config.problem_type == "single_label_classification"
 
 
@@ -344,7 +361,7 @@ def test_weights_of_half_precision_train_in_float32(kind, tmp_path):
     makers = {"our encoder": VITS["our encoder"], "BEiT": OWN["BEiT"][0], "DINOv2": OWN["DINOv2"][0]}
     makers |= {"BEiT head": OWN_CLASSIFIERS["BEiT"], "ViT head": VIT_CLASSIFIERS["ViT"]}
     name = save(makers[kind]().bfloat16(), tmp_path / "source")
-    model, _ = build_classifier(name, CLASSES)
+    model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     encoder, _ = load_encoder(name)
     assert encoder(images(1)).dtype == torch.float32
@@ -352,7 +369,9 @@ def test_weights_of_half_precision_train_in_float32(kind, tmp_path):
 
 def test_the_final_norm_of_a_pretrained_beit_is_found(tmp_path):
     source = perturb(OWN["BEiT, pre-trained"][0]())
-    model, _ = build_classifier(save(source, tmp_path / "source"), CLASSES, pooling="cls")
+    model, _ = classifier_from_checkpoint(
+        ModelSource(save(source, tmp_path / "source")), CLASSES, ClassifierSettings(pooling="cls")
+    )
     pixel_values, head = images(3), set_head(model)
     with torch.no_grad():
         features = source.layernorm(source.base_model(pixel_values).last_hidden_state)[:, 0]
@@ -367,7 +386,7 @@ def timm_vit(**settings):
     return perturb(timm.create_model("vit_base_patch16_224", **sizes, **settings))
 
 
-HEADS = {"overrides": {"num_attention_heads": 4}}
+HEADS = {"num_attention_heads": 4}
 
 
 @pytest.mark.parametrize("target", ["normpix", "rawpix"])
@@ -380,7 +399,9 @@ def test_official_pretraining_files(golden_dir, tmp_path, target):
     pixel_values = images(2)
     before, after = before_and_after_norm(source, pixel_values)
     for name in (str(path), str(tmp_path / "encoder.pth")):
-        model, pixels = build_classifier(name, CLASSES, pooling="cls", drop_path_rate=0.1, **HEADS)
+        model, pixels = classifier_from_checkpoint(
+            ModelSource(name, HEADS), CLASSES, ClassifierSettings(pooling="cls", drop_path_rate=0.1)
+        )
         assert_ready_to_train(model, 0.1)
         head = set_head(model)
         with torch.no_grad():
@@ -389,11 +410,11 @@ def test_official_pretraining_files(golden_dir, tmp_path, target):
         torch.testing.assert_close(features, after[:, 1:].mean(dim=1), **EXACT)
         assert pixels.image_mean == tuple(IMAGENET_DEFAULT_MEAN)
         with pytest.raises(ValueError, match="number of heads: give --config_overrides num_attention_heads=12"):
-            build_classifier(name, CLASSES)
+            classifier_from_checkpoint(ModelSource(name), CLASSES)
         with pytest.raises(ValueError, match="is no classifier"):
-            build_classifier(name, CLASSES, needs_head=True, **HEADS)
+            classifier_for_evaluation(ModelSource(name, HEADS), CLASSES)
         with pytest.raises(ValueError, match="--from_scratch takes no sizes from a file"):
-            build_classifier(name, CLASSES, from_scratch=True)
+            classifier_from_scratch(ModelSource(name), CLASSES)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -404,32 +425,41 @@ def test_official_classifiers_keep_their_head_where_the_classes_fit(pooling, tmp
     with torch.no_grad():
         expected = reference(pixel_values)
         features = reference.forward_head(reference.forward_features(pixel_values), pre_logits=True)
-    for needs_head in (False, True):
-        for asked in (None, pooling):
-            model, _ = build_classifier(path, CLASSES, pooling=asked, needs_head=needs_head, **HEADS)
-            torch.testing.assert_close(logits_of(model, pixel_values), expected, **EXACT)
-            assert model.config.id2label == LABELS["id2label"] and model.config.label2id == LABELS["label2id"]
+    source = ModelSource(path, HEADS)
+    trained = [
+        lambda names, asked=asked: classifier_from_checkpoint(source, names, ClassifierSettings(pooling=asked))
+        for asked in (None, pooling)
+    ]
+    for make in (*trained, lambda names: classifier_for_evaluation(source, names)):
+        model, _ = make(CLASSES)
+        torch.testing.assert_close(logits_of(model, pixel_values), expected, **EXACT)
+        assert model.config.id2label == LABELS["id2label"] and model.config.label2id == LABELS["label2id"]
         with pytest.raises(ValueError, match="3 classes, and the data have 2"):
-            build_classifier(path, CLASSES[:2], needs_head=needs_head, **HEADS)
+            make(CLASSES[:2])
     other = "cls" if pooling == "mean" else "mean"
     with pytest.raises(ValueError, match=f"--pooling {other}: .* is a classifier with --pooling {pooling}"):
-        build_classifier(path, CLASSES, pooling=other, **HEADS)
-    model, _ = build_classifier(path, CLASSES[:2], pooling=pooling, new_head=True, **HEADS)
+        classifier_from_checkpoint(ModelSource(path, HEADS), CLASSES, ClassifierSettings(pooling=other))
+    model, _ = classifier_from_checkpoint(
+        ModelSource(path, HEADS), CLASSES[:2], ClassifierSettings(pooling=pooling, new_head=True)
+    )
     head = set_head(model)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(model, pixel_values), head(features), **EXACT)
         torch.testing.assert_close(load_encoder(path, None, 4)[0](pixel_values), features, **EXACT)
     if pooling == "mean":
         with pytest.raises(ValueError, match="--pooling cls: this classifier pools the mean"):
-            build_classifier(path, CLASSES, pooling="cls", new_head=True, **HEADS)
+            classifier_from_checkpoint(
+                ModelSource(path, HEADS), CLASSES, ClassifierSettings(pooling="cls", new_head=True)
+            )
     else:
-        assert build_classifier(path, CLASSES, new_head=True, **HEADS)[0].config.use_mean_pooling
+        model, _ = classifier_from_checkpoint(ModelSource(path, HEADS), CLASSES, ClassifierSettings(new_head=True))
+        assert model.config.use_mean_pooling
 
 
 def test_golden_official_classifier(golden_dir):
     golden = load_file(golden_dir / "official_cls_globalpool_tiny.safetensors")
     path, names = str(golden_dir / "official_cls_globalpool_tiny.pth"), list(map(str, range(golden["logits"].shape[1])))
-    model, _ = build_classifier(path, names, overrides={"num_attention_heads": 3})
+    model, _ = classifier_from_checkpoint(ModelSource(path, {"num_attention_heads": 3}), names)
     torch.testing.assert_close(logits_of(model, golden["pixel_values"]), golden["logits"], **EXACT)
 
 
@@ -438,7 +468,9 @@ def test_golden_official_classifier(golden_dir):
 
 def test_from_scratch_starts_as_mae_does_and_takes_sizes_only(tmp_path):
     name = save(perturb(build(image_mean=[0.1, 0.2, 0.3])), tmp_path / "source")
-    model, pixels = build_classifier(name, CLASSES, from_scratch=True, image_size=64, drop_path_rate=0.2)
+    model, pixels = classifier_from_scratch(
+        ModelSource(name), CLASSES, ClassifierSettings(image_size=64, drop_path_rate=0.2)
+    )
     assert_ready_to_train(model, 0.2)
     assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.image_size) == (64, 3, 64)
     assert pixels.image_mean == (0.1, 0.2, 0.3)
@@ -448,7 +480,7 @@ def test_from_scratch_starts_as_mae_does_and_takes_sizes_only(tmp_path):
     assert weight.abs().max() <= (6 / sum(weight.shape)) ** 0.5 < 1.05 * weight.abs().max()
 
     small = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model, pixels = build_classifier(None, CLASSES, from_scratch=True, overrides={**small, "num_channels": 1})
+    model, pixels = classifier_from_scratch(ModelSource(None, {**small, "num_channels": 1}), CLASSES)
     assert logits_of(model, images(2, 16, 16, channels=1)).shape == (2, 3) and pixels.image_mean == (0.5,)
 
 
@@ -502,7 +534,7 @@ def test_a_missing_a_renamed_and_a_misshapen_tensor_are_named(kind, tmp_path):
             name = edit(folder, changes[change], tmp_path / f"{number}-{change}")
             # The newer names of some parts differ from those in the file.
             with pytest.raises(ValueError, match=rf"is incomplete, or .* tensors: .*({last}|_proj|fc[12]|\.0\.)"):
-                build_classifier(name, CLASSES, **pooling)
+                classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(**pooling))
             if number == 0:
                 with pytest.raises(ValueError, match="is incomplete"):
                     load_encoder(name)
@@ -512,7 +544,7 @@ def test_a_missing_norm_is_named_with_a_new_head_too(tmp_path):
     save(OWN_CLASSIFIERS["BEiT"](), tmp_path / "source")
     name = edit(tmp_path / "source", lambda tensors: tensors.pop("beit.pooler.layernorm.weight"), tmp_path / "edited")
     with pytest.raises(ValueError, match="lacks 1 tensors: beit.pooler.layernorm.weight"):
-        build_classifier(name, CLASSES, new_head=True)
+        classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(new_head=True))
 
 
 def test_a_checkpoint_of_another_architecture_than_its_config_says(tmp_path):
@@ -537,7 +569,7 @@ def test_a_checkpoint_of_another_architecture_than_its_config_says(tmp_path):
         save(make(), folder)
         write_config(folder, **changes)
         with pytest.raises(ValueError, match="another architecture than its config.json says"):
-            build_classifier(str(folder), CLASSES)
+            classifier_from_checkpoint(ModelSource(str(folder)), CLASSES)
             pytest.fail(case)
         with pytest.raises(ValueError, match="another architecture than its config.json says"):
             load_encoder(str(folder))
@@ -549,10 +581,10 @@ def test_weights_that_are_not_there_or_damaged(tmp_path):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="source: its weights are not there, or cannot be read"):
-        build_classifier(str(folder), CLASSES)
+        classifier_from_checkpoint(ModelSource(str(folder)), CLASSES)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="source: its weights are not there, or cannot be read"):
-        build_classifier(str(folder), CLASSES)
+        classifier_from_checkpoint(ModelSource(str(folder)), CLASSES)
 
 
 # --- other sizes of images
@@ -577,7 +609,7 @@ def test_positions_are_interpolated_and_train(kind, tmp_path):
     }
     source = perturb(makers[kind]())
     name, pixel_values = save(source, tmp_path / "source"), images(2, 48, 48)
-    model, _ = build_classifier(name, CLASSES, image_size=48)
+    model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=48))
     assert model.config.image_size == 48
     positions = model.base_model.embeddings.position_embeddings
     assert isinstance(positions, nn.Parameter) and positions.requires_grad and positions.shape[1] == 37
@@ -596,7 +628,7 @@ def test_positions_are_interpolated_and_train(kind, tmp_path):
     assert torch.equal(logits_of(again, pixel_values), logits_of(model, pixel_values))
 
     with pytest.raises(ValueError, match="--image_size 44 is no multiple of the patch size 8"):
-        build_classifier(name, CLASSES, image_size=44)
+        classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=44))
 
 
 def test_patches_and_images_that_are_not_square(tmp_path):
@@ -605,20 +637,20 @@ def test_patches_and_images_that_are_not_square(tmp_path):
     with pytest.raises(
         ValueError, match="image_size 16 x 64: the classifier is a stock BEiT, which takes square images"
     ):
-        build_classifier(name, CLASSES)
-    model, _ = build_classifier(name, CLASSES, image_size=32)
+        classifier_from_checkpoint(ModelSource(name), CLASSES)
+    model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=32))
     expected = bicubic(source.embeddings.position_embeddings, (2, 4), (4, 2))
     torch.testing.assert_close(model.beit.embeddings.position_embeddings, expected)
     with pytest.raises(ValueError, match="--image_size 24 is no multiple"):
-        build_classifier(name, CLASSES, image_size=24)
+        classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=24))
 
 
 @pytest.mark.parametrize("kind", ["BEiT", "BEiT, pre-trained", "data2vec", "DeiT"])
 def test_kinds_without_interpolation_keep_their_size(kind, tmp_path):
     name = save(OWN[kind][0](), tmp_path / "source")
     with pytest.raises(ValueError, match="--image_size 64: '.*' is fine-tuned at its own size, 32"):
-        build_classifier(name, CLASSES, image_size=64)
-    build_classifier(name, CLASSES, image_size=32)
+        classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=64))
+    classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=32))
 
 
 # --- what is refused
@@ -629,17 +661,17 @@ def test_models_that_are_no_vit_and_names_that_do_not_exist(tmp_path):
     bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=16)
     for model, kind in ((ResNetForImageClassification(resnet), "resnet"), (BertModel(bert), "bert")):
         name = save(model, tmp_path / kind)
-        for call in (build_classifier, lambda name, _: load_encoder(name)):
+        for call in (lambda name: classifier_from_checkpoint(ModelSource(name), CLASSES), load_encoder):
             with pytest.raises(
                 ValueError, match=f"'{kind}' model, which is not of the ViT family: vit_mae_robust, .*deit"
             ):
-                call(name, CLASSES)
+                call(name)
         with pytest.raises(ValueError, match="not of the ViT family"):
-            build_classifier(name, CLASSES, needs_head=True)
+            classifier_for_evaluation(ModelSource(name), CLASSES)
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "empty", tmp_path / "no" / "such" / "folder", "nobody/nothing", "file.pth", "a b/c"):
         with pytest.raises(ValueError, match="no file, no folder with a config.json, and not to be had from the Hub"):
-            build_classifier(str(name), CLASSES)
+            classifier_from_checkpoint(ModelSource(str(name)), CLASSES)
 
 
 def test_settings_that_do_not_fit(tmp_path):
@@ -651,25 +683,34 @@ def test_settings_that_do_not_fit(tmp_path):
         (dino, {"pooling": "cls"}, "--pooling cls: 'dinov2' has no such setting"),
         (beit, {"pooling": "cls"}, "--pooling cls: this 'beit' pools the mean"),
         (deit, {"drop_path_rate": 0.1}, "'deit' has no drop path: give --drop_path_rate 0"),
-        (ours, {"overrides": {"hidden_size": 8}}, "--config_overrides hidden_size: these are for --from_scratch"),
-        (ours, {"overrides": {"num_attention_heads": 4}}, "num_attention_heads: these are for --from_scratch"),
-        (None, {}, "--model_name_or_path is needed, or --from_scratch"),
-        (None, {"from_scratch": True, "overrides": {"size": 8}}, "ViTMAERobustConfig has no setting size"),
-        (deit, {"from_scratch": True}, "--from_scratch takes sizes of a ViT or MAE checkpoint, not of 'deit'"),
-        (ours, {"needs_head": True}, "is no classifier"),
-        (dino, {"needs_head": True}, "is no classifier"),
-        (ours, {"needs_head": True, "from_scratch": True}, "no classifier"),
     ]:
         with pytest.raises(ValueError, match=message):
-            build_classifier(name, CLASSES, **settings)
+            classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(**settings))
+    checkpoint, scratch, evaluation = classifier_from_checkpoint, classifier_from_scratch, classifier_for_evaluation
+    for make, name, overrides, message in [
+        (checkpoint, ours, {"hidden_size": 8}, "--config_overrides hidden_size: these are for --from_scratch"),
+        (checkpoint, ours, {"num_attention_heads": 4}, "num_attention_heads: these are for --from_scratch"),
+        (checkpoint, None, {}, "--model_name_or_path is needed, or --from_scratch"),
+        (scratch, None, {"size": 8}, "ViTMAERobustConfig has no setting size"),
+        (scratch, deit, {}, "--from_scratch takes sizes of a ViT or MAE checkpoint, not of 'deit'"),
+        (evaluation, ours, {}, "is no classifier"),
+        (evaluation, dino, {}, "is no classifier"),
+        (evaluation, ours, {"num_attention_heads": 4}, "num_attention_heads: these are for --from_scratch"),
+        (evaluation, None, {}, "--model_name_or_path is needed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make(ModelSource(name, overrides), CLASSES)
+    words = ["--model_name_or_path", ours, "--eval_only", "--from_scratch"]
+    with pytest.raises(ValueError, match="no classifier to evaluate"):
+        ClassificationTask().build_model(make_parser().parse(words), CLASSES)
     with pytest.raises(ValueError, match="Two classes of the data have the same name"):
-        build_classifier(ours, ["a", "a"])
+        classifier_from_checkpoint(ModelSource(ours), ["a", "a"])
 
 
 def test_a_classifier_without_names_goes_by_the_number_of_classes(tmp_path):
     source = perturb(ViTForImageClassification(ViTConfig(**SIZES, num_labels=3)))
     name = save(source, tmp_path / "source")
-    model, _ = build_classifier(name, CLASSES)
+    model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES)
     assert torch.equal(model.classifier.weight, source.classifier.weight)
     assert model.config.id2label == LABELS["id2label"]
 
@@ -683,7 +724,7 @@ def test_mean_and_deviation_of_the_images(tmp_path):
     imagenet = (tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD))
 
     def found(name):
-        both = [build_classifier(name, CLASSES)[1], load_encoder(name)[1]]
+        both = [classifier_from_checkpoint(ModelSource(name), CLASSES)[1], load_encoder(name)[1]]
         assert both[0] == both[1]
         return tuple(both[0].image_mean), tuple(both[0].image_std)
 

@@ -2,8 +2,17 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from hf_mae_robust.conversion.encoders import Pixels
-from hf_mae_robust.finetuning.detection.models import build_detector, vit_to_vitdet
+from hf_mae_robust.conversion.pixels import Pixels
+from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.finetune import make_parser
+from hf_mae_robust.finetuning.detection.models import (
+    DetectorSettings,
+    detector_for_evaluation,
+    detector_from_encoder,
+    detector_from_scratch,
+    vit_to_vitdet,
+)
+from hf_mae_robust.finetuning.detection.task import DetectionTask
 from hf_mae_robust.model import ViTMAERobustModel
 from hf_mae_robust.model.modeling_vit_mae_robust import sincos_position_embedding
 from tests.helpers import TINY
@@ -40,9 +49,16 @@ def folders(tmp_path_factory):
     return found
 
 
-def build(name, **options):
-    options = {"overrides": HEADS, "image_size": 16, "settings": PLAIN, **options}
-    return build_detector(None if name is None else str(name), NAMES, **options)
+def source(name, overrides=HEADS):
+    return ModelSource(None if name is None else str(name), overrides)
+
+
+def settings(image_size=16, **fields):
+    return DetectorSettings(image_size, fields={**PLAIN, **fields})
+
+
+def build(name, overrides=HEADS, **options):
+    return detector_from_encoder(source(name, overrides), NAMES, settings(**options))
 
 
 @pytest.mark.parametrize("kind", ["stock", "ours", "vit"])
@@ -78,19 +94,20 @@ def test_windows_and_relative_positions_start_as_nothing(folders):
     """Zero relative positions change nothing; windows as large as the image neither."""
     images = torch.randn(1, 3, 16, 16)
     plain, _ = build(folders["ours"])
-    other, _ = build(folders["ours"], settings={"window_size": 4, "use_relative_position_embeddings": True})
+    other, _ = build(folders["ours"], window_size=4, use_relative_position_embeddings=True)
     same = [model.eval().backbone(images).feature_maps[-1] for model in (plain, other)]
     assert torch.allclose(*same, atol=1e-5)
 
 
 def test_from_scratch_starts_as_mae_does(folders):
-    model, _ = build(folders["ours"], from_scratch=True)
+    model, _ = detector_from_scratch(source(folders["ours"]), NAMES, settings())
     trained, _ = build(folders["ours"])
     name = "encoder.layer.0.attention.qkv.weight"
     weight = model.backbone.get_parameter(name)
     assert not torch.equal(weight, trained.backbone.get_parameter(name))
     assert abs(weight.std() - (2 / 64) ** 0.5) < 0.01  # Xavier, of query, key and value apart
-    alone, _ = build(None, from_scratch=True, overrides={**HEADS, **SIZES, "image_size": 16, "patch_size": 4})
+    overrides = {**HEADS, **SIZES, "image_size": 16, "patch_size": 4}
+    alone, _ = detector_from_scratch(source(None, overrides), NAMES, settings())
     assert alone.config.num_hidden_layers == 4 and alone.config.fpn_channels == 16
     assert all(tensor.isfinite().all() for tensor in alone.state_dict().values())
 
@@ -109,13 +126,13 @@ def test_a_tensor_without_a_place_or_missing_is_an_error(folders):
 def test_a_trained_detector_is_loaded_as_it_is_and_its_classes_are_checked(folders, tmp_path):
     model, _ = build(folders["ours"])
     model.save_pretrained(tmp_path)
-    again, pixels = build(tmp_path, needs_head=True)
+    again, pixels = detector_for_evaluation(source(tmp_path), NAMES)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert pixels.image_mean == tuple(model.config.image_mean) and not again.training
     with pytest.raises(ValueError, match="2 classes, and the data have 3"):
-        build_detector(str(tmp_path), [*NAMES, "more"], needs_head=True)
+        detector_for_evaluation(ModelSource(str(tmp_path)), [*NAMES, "more"])
     with pytest.raises(ValueError, match="'vit_mae_robust' model, which is not what is needed here"):
-        build(folders["ours"], needs_head=True)
+        detector_for_evaluation(source(folders["ours"]), NAMES)
     with pytest.raises(ValueError, match="'vit_mae_robust_detection' model, which is not of the ViT family"):
         build(tmp_path)
 
@@ -126,7 +143,7 @@ def test_a_trained_detector_is_loaded_as_it_is_and_its_classes_are_checked(folde
         ({"name": None}, "--model_name_or_path is needed, or --from_scratch"),
         ({"image_size": 18}, "image_size=18 is no multiple of patch_size=4"),
         ({"overrides": {"hidden_size": 64}}, "--config_overrides hidden_size: these are for --from_scratch"),
-        ({"settings": {"pyramid": "pyramid"}}, "pyramid"),
+        ({"pyramid": "pyramid"}, "pyramid"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(folders, options, message):
@@ -134,3 +151,9 @@ def test_settings_that_do_not_fit_are_refused(folders, options, message):
     with pytest.raises(Exception, match=message) as error:
         build(name, **options)
     assert type(error.value).__name__ in ("ValueError", "StrictDataclassFieldValidationError")
+
+
+def test_a_model_from_scratch_is_not_a_detector_to_evaluate(folders):
+    words = ["--task", "detection", "--model_name_or_path", folders["ours"], "--eval_only", "--from_scratch"]
+    with pytest.raises(ValueError, match="--eval_only needs a detector"):
+        DetectionTask().build_model(make_parser().parse([str(word) for word in words]), NAMES)

@@ -20,8 +20,17 @@ from transformers import (
 )
 
 from hf_mae_robust.conversion.original import to_original
+from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.finetune import make_parser
 from hf_mae_robust.finetuning.segmentation.maps import IGNORED
-from hf_mae_robust.finetuning.segmentation.models import build_segmenter, tap_indices
+from hf_mae_robust.finetuning.segmentation.models import (
+    SegmenterSettings,
+    segmenter_for_evaluation,
+    segmenter_from_encoder,
+    segmenter_from_scratch,
+    tap_indices,
+)
+from hf_mae_robust.finetuning.segmentation.task import SegmentationTask
 from hf_mae_robust.model import ViTMAERobustModel
 from hf_mae_robust.training.optimization import param_groups_layer_decay
 from tests.model_helpers import ALL_ON, build, images
@@ -96,7 +105,7 @@ def taps_of(segmenter: UperNetForSemanticSegmentation, pixels: torch.Tensor) -> 
 @pytest.mark.parametrize("source", SOURCES)
 def test_upernet_taps_the_blocks_of_the_encoder(saved, source):
     folder, model = saved(source)
-    segmenter, pixels = build_segmenter(folder, CLASSES, **SMALL)
+    segmenter, pixels = segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(**SMALL))
     assert type(segmenter) is UperNetForSemanticSegmentation and segmenter.training
     batch = images()
     expected = hidden_states(model, batch)
@@ -112,8 +121,10 @@ def test_an_official_file_is_taken_too(tmp_path):
     path = tmp_path / "official.pth"
     torch.save({"model": to_original(model)}, path)
     with pytest.raises(ValueError, match="num_attention_heads=12"):
-        build_segmenter(str(path), CLASSES, **SMALL)
-    segmenter, _ = build_segmenter(str(path), CLASSES, overrides={"num_attention_heads": 4}, **SMALL)
+        segmenter_from_encoder(ModelSource(str(path)), CLASSES, SegmenterSettings(**SMALL))
+    segmenter, _ = segmenter_from_encoder(
+        ModelSource(str(path), {"num_attention_heads": 4}), CLASSES, SegmenterSettings(**SMALL)
+    )
     batch = images()
     torch.testing.assert_close(taps_of(segmenter, batch)[3], maps_of(hidden_states(model, batch)[6], 4), **EXACT)
 
@@ -134,7 +145,7 @@ def test_an_encoder_of_too_few_blocks_is_an_error(depth):
 
 def test_positions_are_interpolated_and_train(saved):
     folder, model = saved("ours")
-    segmenter, _ = build_segmenter(folder, CLASSES, image_size=48, channels=8)
+    segmenter, _ = segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(image_size=48, channels=8))
     batch = images(height=48, width=48)
     expected = hidden_states(model, batch, interpolate_pos_encoding=True)[6]
     torch.testing.assert_close(taps_of(segmenter, batch)[3], maps_of(expected, 6), **EXACT)
@@ -143,8 +154,8 @@ def test_positions_are_interpolated_and_train(saved):
 
 
 def test_the_neck_has_four_scales():
-    segmenter, _ = build_segmenter(
-        None, CLASSES, from_scratch=True, overrides={**SIZES, "image_size": 64}, image_size=64, channels=8
+    segmenter, _ = segmenter_from_scratch(
+        ModelSource(None, {**SIZES, "image_size": 64}), CLASSES, SegmenterSettings(image_size=64, channels=8)
     )
     with torch.no_grad():
         features = segmenter.eval().backbone(images(height=64, width=64)).feature_maps
@@ -156,7 +167,10 @@ def test_relative_positions_begin_at_zero(saved):
     folder, _ = saved("ours")
     batch = images()
     plain, biased = (
-        build_segmenter(folder, CLASSES, relative_position_bias=with_bias, **SMALL)[0] for with_bias in (False, True)
+        segmenter_from_encoder(
+            ModelSource(folder), CLASSES, SegmenterSettings(relative_position_bias=with_bias, **SMALL)
+        )[0]
+        for with_bias in (False, True)
     )
     for one, other in zip(taps_of(plain, batch), taps_of(biased, batch)):
         torch.testing.assert_close(one, other, **EXACT)
@@ -170,7 +184,7 @@ def test_relative_positions_begin_at_zero(saved):
 
 def test_from_scratch_begins_as_mae_does(saved):
     folder, model = saved("ours")
-    segmenter, _ = build_segmenter(folder, CLASSES, from_scratch=True, **SMALL)
+    segmenter, _ = segmenter_from_scratch(ModelSource(folder), CLASSES, SegmenterSettings(**SMALL))
     positions = segmenter.backbone.beit.embeddings.position_embeddings
     fresh = ViTMAERobustModel(model.config).embeddings.position_embeddings
     assert torch.equal(positions, fresh) and positions.requires_grad and positions[:, 1:].std() > 0.3
@@ -181,8 +195,10 @@ def test_from_scratch_begins_as_mae_does(saved):
 
 def test_settings_arrive(saved):
     folder, _ = saved("ours")
-    segmenter, _ = build_segmenter(
-        folder, CLASSES, drop_path_rate=0.2, auxiliary_loss_weight=0.3, attn_implementation="eager", **SMALL
+    segmenter, _ = segmenter_from_encoder(
+        ModelSource(folder),
+        CLASSES,
+        SegmenterSettings(drop_path_rate=0.2, auxiliary_loss_weight=0.3, attn_implementation="eager", **SMALL),
     )
     config = segmenter.config
     assert config.id2label == dict(enumerate(CLASSES)) and config.label2id["car"] == 2
@@ -193,7 +209,9 @@ def test_settings_arrive(saved):
 
 
 def test_what_is_saved_is_a_stock_model(saved, tmp_path):
-    segmenter, _ = build_segmenter(saved("ours")[0], CLASSES, relative_position_bias=True, **SMALL)
+    segmenter, _ = segmenter_from_encoder(
+        ModelSource(saved("ours")[0]), CLASSES, SegmenterSettings(relative_position_bias=True, **SMALL)
+    )
     segmenter.save_pretrained(tmp_path / "segmenter")
     loaded, info = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "segmenter", output_loading_info=True)
     assert not any(info.values())
@@ -201,7 +219,7 @@ def test_what_is_saved_is_a_stock_model(saved, tmp_path):
     with torch.no_grad():
         expected = segmenter.eval()(batch).logits
         torch.testing.assert_close(loaded.eval()(batch).logits, expected, **EXACT)
-    again, _ = build_segmenter(str(tmp_path / "segmenter"), CLASSES, needs_head=True)
+    again, _ = segmenter_for_evaluation(ModelSource(str(tmp_path / "segmenter")), CLASSES)
     with torch.no_grad():
         torch.testing.assert_close(again(batch).logits, expected, **EXACT)
     assert not again.training
@@ -216,7 +234,7 @@ def test_a_missing_tensor_is_an_error(saved):
     del tensors["vit.encoder.layer.3.output.dense.weight"]
     save_file(tensors, f"{folder}/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 tensors: .*layers.3.mlp.fc2.weight"):
-        build_segmenter(folder, CLASSES, **SMALL)
+        segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(**SMALL))
 
 
 def test_other_architectures_are_refused(tmp_path):
@@ -224,40 +242,45 @@ def test_other_architectures_are_refused(tmp_path):
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'bert' model"):
-        build_segmenter(str(tmp_path), CLASSES)
+        segmenter_from_encoder(ModelSource(str(tmp_path)), CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("words", "message"),
     [
-        ({}, "--model_name_or_path is needed"),
-        ({"from_scratch": True, "overrides": {"heads": 3}}, "no setting heads"),
-        ({"from_scratch": True, "overrides": {"patch_size": 8}, "image_size": 36}, "image_size.*patch"),
-        ({"from_scratch": True, "overrides": {**SIZES, "num_hidden_layers": 3}}, "too few"),
-        ({"from_scratch": True, "overrides": SIZES, "needs_head": True}, "--eval_only needs a segmenter"),
+        ([], "--model_name_or_path is needed"),
+        (["--from_scratch", "--config_overrides", "heads=3"], "no setting heads"),
+        (["--from_scratch", "--config_overrides", "patch_size=8", "--image_size", "36"], "image_size.*patch"),
+        (["--from_scratch", "--config_overrides", "num_hidden_layers=3"], "too few"),
+        (["--eval_only"], "--model_name_or_path is needed"),
+        (["--eval_only", "--from_scratch"], "--eval_only needs a segmenter"),
+        (["--eval_only", "--model_name_or_path", __file__], "--eval_only needs a segmenter"),
     ],
 )
-def test_settings_that_make_no_model_are_errors(options, message):
+def test_settings_that_make_no_model_are_errors(words, message):
+    arguments = make_parser().parse(["--task", "segmentation", *words])
     with pytest.raises(ValueError, match=message):
-        build_segmenter(None, CLASSES, **options)
+        SegmentationTask().build_model(arguments, CLASSES)
 
 
 def test_a_size_or_overrides_that_do_not_fit_a_checkpoint(saved):
     folder, _ = saved("ours")
     with pytest.raises(ValueError, match="--image_size 36 is no multiple of the patch size 8"):
-        build_segmenter(folder, CLASSES, image_size=36)
+        segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(image_size=36))
     with pytest.raises(ValueError, match="--config_overrides hidden_size: these are for --from_scratch"):
-        build_segmenter(folder, CLASSES, overrides={"hidden_size": 64})
+        segmenter_from_encoder(ModelSource(folder, {"hidden_size": 64}), CLASSES)
 
 
 def test_only_a_segmenter_of_the_same_classes_is_evaluated(saved, tmp_path):
     folder, _ = saved("ours")
     with pytest.raises(ValueError, match="vit_mae_robust.*not what is needed here: upernet"):
-        build_segmenter(folder, CLASSES, needs_head=True)
-    build_segmenter(folder, CLASSES, **SMALL)[0].save_pretrained(tmp_path / "segmenter")
+        segmenter_for_evaluation(ModelSource(folder), CLASSES)
+    segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(**SMALL))[0].save_pretrained(
+        tmp_path / "segmenter"
+    )
     for classes, message in ((CLASSES[:2], "3 classes, and the data have 2"), (["sky", "cat", "car"], "class 1 is")):
         with pytest.raises(ValueError, match=message):
-            build_segmenter(str(tmp_path / "segmenter"), classes, needs_head=True)
+            segmenter_for_evaluation(ModelSource(str(tmp_path / "segmenter")), classes)
     shutil.rmtree(tmp_path / "segmenter")
 
 
@@ -268,13 +291,8 @@ def test_only_a_segmenter_of_the_same_classes_is_evaluated(saved, tmp_path):
 def test_every_parameter_learns_at_the_published_rate(relative_position_bias):
     """get_layer_id_for_vit of mmsegmentation's layer_decay_optimizer_constructor.py: embeddings 0, block i has i + 1,
     neck and heads depth + 1. Undecayed: what has one dimension, positions, CLS token (and relative positions)."""
-    segmenter, _ = build_segmenter(
-        None,
-        CLASSES,
-        from_scratch=True,
-        overrides=SIZES,
-        relative_position_bias=relative_position_bias,
-        **SMALL,
+    segmenter, _ = segmenter_from_scratch(
+        ModelSource(None, SIZES), CLASSES, SegmenterSettings(relative_position_bias=relative_position_bias, **SMALL)
     )
     groups = param_groups_layer_decay(segmenter, 1e-4, 0.65, 0.05)
     group_of = {id(parameter): group for group in groups for parameter in group["params"]}

@@ -13,9 +13,10 @@ from torch import nn
 from transformers import UperNetForSemanticSegmentation, pipeline
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.finetuning.segmentation.maps import IGNORED
-from hf_mae_robust.finetuning.segmentation.models import build_segmenter
+from hf_mae_robust.finetuning.segmentation.models import SegmenterSettings, segmenter_from_scratch
 from hf_mae_robust.finetuning.segmentation.trainer import (
     SegmentationTrainer,
     resized_classes,
@@ -150,8 +151,8 @@ def test_logits_of_windows_are_averaged(size, stride, batch_size):
 
 
 def test_one_window_is_the_whole_image():
-    model, _ = build_segmenter(
-        None, ["a", "b"], from_scratch=True, overrides={**TINY, "num_hidden_layers": 6}, image_size=CROP, channels=8
+    model, _ = segmenter_from_scratch(
+        ModelSource(None, {**TINY, "num_hidden_layers": 6}), ["a", "b"], SegmenterSettings(image_size=CROP, channels=8)
     )
     model.eval()
     image = torch.randn(3, CROP, CROP)

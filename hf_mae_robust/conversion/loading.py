@@ -1,0 +1,54 @@
+"""Reading weights by `from_pretrained`, strictly, and sentences for what is wrong with them."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+# A tensor of these that finds no place: the model computes something else than the one that was saved.
+_PARTS_OF_ENCODER = re.compile(r"(?:^|\.)(?:embeddings\.(?!mask_token)|layers?\.\d+\.)")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def listed(keys: Iterable[str], limit: int = 6) -> str:
+    """The first of the keys, in alphabetical order, and the number of the others."""
+    keys = sorted(keys)
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def load_with_report(model_class, name: str, **options) -> tuple[PreTrainedModel, dict]:
+    """`from_pretrained`, and its report of tensors that are missing, left over or of another shape.
+
+    Raises ValueError for weights that are damaged or missing."""
+    try:
+        return model_class.from_pretrained(name, **options, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
+            "Copy or download the model again."
+        ) from error
+
+
+def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), **options) -> PreTrainedModel:
+    """`from_pretrained` in float32 that raises ValueError, with names, where a tensor is missing or of another shape,
+    except for those that begin with `may_be_missing`; where a block or the embeddings have a tensor that the model has
+    no place for; and where the weights cannot be read."""
+    options = {"dtype": torch.float32, **options, "ignore_mismatched_sizes": True}
+    model, info = load_with_report(model_class, name, **options)
+    problems = {
+        "lacks": [key for key in info["missing_keys"] if not key.startswith(may_be_missing)],
+        "has another shape of": [key for key, *_ in info["mismatched_keys"] if not key.startswith(may_be_missing)],
+        "has, beside those of the model,": [key for key in info["unexpected_keys"] if _PARTS_OF_ENCODER.search(key)],
+    }
+    if any(problems.values()):
+        named = [f"{what} {len(keys)} tensors: {listed(keys, 4)}" for what, keys in problems.items() if keys]
+        raise ValueError(
+            f"{name} is incomplete, or a checkpoint of another architecture than its config.json says: for a "
+            f"{model_class.__name__} it {'; it '.join(named)}."
+        )
+    return model

@@ -1,0 +1,29 @@
+"""Which settings go from one config to another."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..model import ViTMAERobustConfig
+
+# Settings of a ViT that other ViTs have under the same names.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels")
+SHARED_SETTINGS = (*SIZES, "intermediate_size", "hidden_act", "layer_norm_eps")
+
+
+def settings_of(config: PreTrainedConfig, names: Sequence[str] = SHARED_SETTINGS) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
+
+
+def mae_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Of a config of ViT-MAE, ours or stock: all that [`ViTMAERobustConfig`] has too."""
+    return {name: value for name, value in config.to_dict().items() if name in ViTMAERobustConfig.__dataclass_fields__}
+
+
+def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> ViTMAERobustConfig:
+    """Settings, with those of --config_overrides, which win. Raises ValueError for an unknown one, and for values that
+    are out of range."""
+    if unknown := sorted(overrides.keys() - ViTMAERobustConfig.__dataclass_fields__.keys()):
+        raise ValueError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
+    return ViTMAERobustConfig(**{**settings, **overrides})

@@ -1,0 +1,43 @@
+"""Where a model comes from: its name, the access to it, and the settings that go with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the Hub and a model repository ask for.
+
+    Attributes:
+        token: of the Hub; None: the one logged in with.
+        trust_remote_code: run code that a model repository brings along.
+    """
+
+    token: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `from_pretrained`."""
+        return {"token": self.token, "trust_remote_code": self.trust_remote_code}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to start from.
+
+    Attributes:
+        name: folder, Hub id or official file; None: no checkpoint, the overrides alone say what the model is.
+        overrides: fields of [`ViTMAERobustConfig`] for a model from scratch; of an official file
+            `num_attention_heads`, which its tensors do not tell.
+    """
+
+    name: str | None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    access: Access = Access()
+
+    @classmethod
+    def of(cls, arguments: Any, overrides: Mapping[str, Any]) -> "ModelSource":
+        """By the `model_name_or_path`, `token` and `trust_remote_code` of a command's arguments."""
+        return cls(arguments.model_name_or_path, overrides, Access(arguments.token, arguments.trust_remote_code))

@@ -1,0 +1,46 @@
+"""Encoders from scratch, and from checkpoints of other kinds than the ViT family.
+
+tests/finetuning/classification/test_models.py has what the encoders of all kinds compute.
+"""
+
+import pytest
+import torch
+from transformers import BeitModel, Dinov2Config, Dinov2Model
+
+from hf_mae_robust.conversion.beit import mae_beit_config
+from hf_mae_robust.conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_encoder
+from hf_mae_robust.conversion.pixels import Pixels
+from hf_mae_robust.conversion.source import ModelSource
+from tests.model_helpers import build
+
+SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 48}
+
+
+def test_sizes_from_scratch_are_the_overrides_then_the_image_size_then_the_checkpoints(tmp_path):
+    BeitModel(mae_beit_config(**SIZES)).save_pretrained(tmp_path)
+    for overrides, image_size, expected in [({}, None, 32), ({}, 48, 48), ({"image_size": 64}, 48, 64)]:
+        encoder, pixels = encoder_from_scratch(ModelSource(str(tmp_path), overrides), image_size)
+        assert encoder.config.image_size == expected
+        assert (encoder.config.hidden_size, encoder.config.intermediate_size) == (32, 48)
+        assert pixels == Pixels()
+
+
+def test_an_encoder_of_another_kind_is_read_where_it_may_be_one(tmp_path):
+    model = Dinov2Model(Dinov2Config(**{**SIZES, "mlp_ratio": 2})).eval()
+    model.save_pretrained(tmp_path)
+    encoder, _ = read_encoder(ModelSource(str(tmp_path)))
+    tensors = encoder.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(
+        ValueError, match="is a 'dinov2' model, which is not of the ViT family: vit_mae_robust, vit_mae"
+    ):
+        read_encoder(ModelSource(str(tmp_path)), tuple(VIT_ENCODERS))
+
+
+def test_the_decoder_is_left_behind(tmp_path):
+    model = build(image_mean=[0.1, 0.2, 0.3])
+    model.save_pretrained(tmp_path)
+    encoder, pixels = read_encoder(ModelSource(str(tmp_path)), tuple(VIT_ENCODERS))
+    assert encoder.state_dict().keys() == model.vit.state_dict().keys()
+    assert pixels.image_mean == (0.1, 0.2, 0.3) and not encoder.training
