@@ -219,7 +219,8 @@ class ViTMAERobustPatchEmbeddings(ViTMAEPatchEmbeddings):
             return super().forward(pixel_values.to(dtype))
         patches = select_patches(pixel_values, self.patch_size, ids_visible).to(dtype)
         tokens = self.projection(patches.permute(0, 1, 4, 2, 3).flatten(0, 1))
-        return tokens.view(*ids_visible.shape, -1)
+        # Not -1: there may be no visible patch, and so no element to count.
+        return tokens.view(*ids_visible.shape, tokens.shape[1])
 
 
 class ViTMAERobustEmbeddings(ViTMAEEmbeddings):

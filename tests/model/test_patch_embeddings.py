@@ -101,3 +101,8 @@ def test_changing_the_number_of_channels_later_is_refused():
 def test_keyword_arguments_are_those_of_transformers(cls):
     """transformers' own tests of attention implementations ask for this annotation."""
     assert inspect.signature(cls.forward).parameters["kwargs"].annotation == Unpack[TransformersKwargs]
+
+
+def test_an_image_may_have_no_visible_patch():
+    embed = build().vit.embeddings.patch_embeddings
+    assert embed(images(), torch.empty(2, 0, dtype=torch.int64)).shape == (2, 0, 64)
