@@ -6,17 +6,12 @@ directions are read from it. A key that it does not have, or one that is absent,
 at its random initialisation.
 """
 
-import argparse
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     BeitConfig,
@@ -28,7 +23,10 @@ from transformers import (
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from ..model.configuration_vit_mae_robust import to_pair
 from .beit import mae_beit_config, with_key_biases, without_key_biases
+from .checkpoint_file import read_original
 from .loading import listed
+
+__all__ = ["read_original", "from_original", "to_original", "rename_to_original"]
 
 _BLOCK = {
     "norm1": "layernorm_before",
@@ -82,47 +80,6 @@ def _expand(key_map: Mapping[str, str], num_blocks: int, num_decoder_blocks: int
             key, name = (text.replace(".N.", f".{number}.").replace("*", leaf) for text in (official, ours))
             keys[key] = [name.replace("{qkv}", part) for part in ("qkv" if "{qkv}" in name else "q")]
     return keys
-
-
-def read_original(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of an official checkpoint, on the CPU, under their official names.
-
-    Reads `{"model": state_dict, ...}`, as main_pretrain.py writes it, or a bare state dict, from a PyTorch file or a
-    `.safetensors` one. No code in the file is run: apart from what tensors need, only the `argparse.Namespace` of real
-    files is allowed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file asks for other code to be run, is damaged, or holds no (or not only) tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # damaged bytes make PyTorch's reader fail in any way, OSError included
-        wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if wanted:
-            raise ValueError(
-                f"{path} was refused, and none of its code was run: loading it would call {wanted[1]}, which has no "
-                "place in a file of tensors."
-            ) from None
-        kind = "safetensors" if isinstance(error, SafetensorError) else "PyTorch"
-        raise ValueError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f'{path} holds no tensors: needs a state dict, bare or under "model".')
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
-    if others:
-        raise ValueError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
-    return dict(content)
 
 
 def _count_blocks(keys: Iterable[str], prefix: str) -> int:
