@@ -172,6 +172,37 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**others, **{key: tensor.to(weight.dtype) for key, tensor in folded.items()}}
 
 
+def config_of_original(
+    state_dict: Mapping[str, Tensor],
+    num_attention_heads: int | None,
+    decoder_num_attention_heads: int | None = None,
+    **config_overrides,
+) -> ViTMAERobustConfig | BeitConfig:
+    """The config of the model that `from_original` builds. Arguments and errors are its, too; the head of a linear
+    probe is folded already."""
+    keys = list(state_dict)
+    layout = _layout_of_keys(keys)
+    is_classifier, has_decoder = layout in (CLS_KEY_MAP, MEAN_KEY_MAP), layout is KEY_MAP
+    key_map = _expand(layout, _count_blocks(keys, "blocks"), _count_blocks(keys, "decoder_blocks"))
+    _check_keys(keys, key_map, layout)
+
+    sizes = _infer_sizes(state_dict, keys)
+    if "image_size" not in config_overrides:
+        sizes["image_size"] = _infer_image_size(state_dict, sizes["patch_size"])
+    _check_heads("num_attention_heads", num_attention_heads, sizes["hidden_size"])
+    sizes["num_attention_heads"] = num_attention_heads
+    if has_decoder:
+        _check_heads("decoder_num_attention_heads", decoder_num_attention_heads, sizes["decoder_hidden_size"])
+        sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
+    config_class = BeitConfig if is_classifier else ViTMAERobustConfig
+    if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
+        raise ValueError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+    if is_classifier:
+        sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
+        return mae_beit_config(**{**sizes, **config_overrides})
+    return ViTMAERobustConfig(**{**sizes, **config_overrides})
+
+
 def from_original(
     state_dict: Mapping[str, Tensor],
     num_attention_heads: int,
@@ -205,30 +236,14 @@ def from_original(
     """
     if any(key.startswith(("head.0.", "head.1.")) for key in state_dict):
         state_dict = _fold_batch_norm(state_dict)
-    keys = list(state_dict)
-    layout = _layout_of_keys(keys)
-    is_classifier, has_decoder = layout in (CLS_KEY_MAP, MEAN_KEY_MAP), layout is KEY_MAP
-    key_map = _expand(layout, _count_blocks(keys, "blocks"), _count_blocks(keys, "decoder_blocks"))
-    _check_keys(keys, key_map, layout)
-
-    sizes = _infer_sizes(state_dict, keys)
-    if "image_size" not in config_overrides:
-        sizes["image_size"] = _infer_image_size(state_dict, sizes["patch_size"])
-    _check_heads("num_attention_heads", num_attention_heads, sizes["hidden_size"])
-    sizes["num_attention_heads"] = num_attention_heads
-    if has_decoder:
-        _check_heads("decoder_num_attention_heads", decoder_num_attention_heads, sizes["decoder_hidden_size"])
-        sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
-    config_class = BeitConfig if is_classifier else ViTMAERobustConfig
-    if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
-        raise ValueError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+    config = config_of_original(state_dict, num_attention_heads, decoder_num_attention_heads, **config_overrides)
+    layout = _layout_of_keys(state_dict)
+    key_map = _expand(layout, _count_blocks(state_dict, "blocks"), _count_blocks(state_dict, "decoder_blocks"))
+    is_classifier = isinstance(config, BeitConfig)
     if is_classifier:
-        sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
-        config = mae_beit_config(**{**sizes, **config_overrides})
         model = BeitForImageClassification(config)
     else:
-        config = ViTMAERobustConfig(**{**sizes, **config_overrides})
-        model = (ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel)(config)
+        model = (ViTMAERobustForPreTraining if layout is KEY_MAP else ViTMAERobustModel)(config)
 
     renamed = {}
     for key, names in key_map.items():
