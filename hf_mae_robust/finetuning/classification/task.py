@@ -54,10 +54,10 @@ class ClassificationTask(FinetuningTask):
         build = classifier_from_scratch if model.from_scratch else classifier_from_checkpoint
         classifier, pixels = build(source, class_names, settings)
         if model.lora_r is not None:
-            from .lora import BASE, add_adapter  # peft is optional
+            from .lora import add_adapter, base_folder  # peft is optional
 
             adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
-            classifier = add_adapter(classifier, *adapter, base=Path(arguments.training.output_dir) / BASE)
+            classifier = add_adapter(classifier, *adapter, base=base_folder(arguments.training))
         return classifier, pixels
 
     def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
