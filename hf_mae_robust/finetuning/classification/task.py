@@ -95,6 +95,7 @@ class ClassificationTask(FinetuningTask):
                 data.horizontal_flip,
                 None if augmentation.auto_augment == "none" else augmentation.auto_augment,
                 augmentation.random_erasing,
+                single_draw=arguments.model.linear_probe,
             )
         common |= {
             "processing_class": processor,
