@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hf_mae_robust.pretraining.statistics_pass import (
     statistics_of_source,
 )
 from tests.helpers import photos, write_parquet_set
+from tests.runs import ROOT, environment, free_port
 
 
 def two_pass(images: np.ndarray, p: int, q: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,3 +158,44 @@ def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
     assert path != cached_statistics_path(source, other_patch, 1.0)
     assert path != cached_statistics_path(source, config, 0.875)
     assert path != cached_statistics_path(source.head(10), config, 1.0)
+
+
+PROGRAM = """
+import sys
+from accelerate import PartialState
+from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.pretraining.statistics_pass import cached_statistics_of_source
+
+state = PartialState(cpu=True)
+source, _ = open_splits(DataLocation(sys.argv[1]))
+found = cached_statistics_of_source(source, ViTMAERobustConfig(image_size=16, patch_size=4), crop_pct=1.0)
+print(found.mean.sum().item(), found.count)
+state.destroy_process_group()
+"""
+
+
+def test_two_machines_with_a_cache_each_get_the_statistics_of_the_first(tmp_path):
+    folder = write_parquet_set(tmp_path / "set", {"train": 30})
+
+    def run_both(*homes):
+        port, started = str(free_port()), []
+        for rank, home in enumerate(homes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HF_HOME": str(tmp_path / home)}
+            words = [sys.executable, "-c", PROGRAM, str(folder)]
+            started.append(
+                subprocess.Popen(words, env=environment(**place), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+            )
+        try:
+            return [process.communicate(timeout=300)[0].splitlines()[-1] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+
+    first = run_both("a", "b")
+    assert first[0] == first[1]
+    assert not list((tmp_path / "b").rglob("patch_statistics-*")) and list((tmp_path / "a").rglob("patch_statistics-*"))
+    assert run_both("a", "b") == first  # only the first has a file
+    assert run_both("b", "a") == first  # only the second has one

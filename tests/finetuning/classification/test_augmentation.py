@@ -223,7 +223,7 @@ def test_the_crop_of_linear_probes_is_drawn_once_and_clipped(size):
     np.testing.assert_allclose(found[:, 2:].mean(0), [rows.mean(), columns.mean()], rtol=0.01)
     with seeded(0):
         usual = [RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(2000)]
-    assert np.mean([rows * columns for _, _, rows, columns in usual]) < 0.9 * found[:, 2:].prod(1).mean()
+    assert np.mean([rows * columns for _, _, rows, columns in usual]) < 0.95 * found[:, 2:].prod(1).mean()
     # Every place is as likely as any other.
     room = height - found[:, 2]
     assert (tops[room > 0] / room[room > 0]).mean() == pytest.approx(0.5, abs=0.01)
