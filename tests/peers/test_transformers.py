@@ -83,7 +83,7 @@ def mixins():
 common, ConfigTester = mixins()
 
 
-class Tester:
+class TinyModels:
     """What the mixins ask for a tiny model and its inputs."""
 
     is_training = True
@@ -101,7 +101,10 @@ class Tester:
         generator = torch.Generator().manual_seed(0)
         pixels = torch.rand(self.batch_size, self.num_channels, self.image_size, self.image_size, generator=generator)
         # Without it two passes mask other patches.
-        return self.get_config(), {"pixel_values": pixels, "noise": torch.rand(self.batch_size, 16, generator=generator)}
+        return self.get_config(), {
+            "pixel_values": pixels,
+            "noise": torch.rand(self.batch_size, 16, generator=generator),
+        }
 
 
 class _Models(common.ModelTesterMixin):
@@ -114,8 +117,10 @@ class _Models(common.ModelTesterMixin):
     def setUp(self):
         if reason := NOT_APPLICABLE.get(self._testMethodName):
             self.skipTest(reason)
-        self.model_tester = Tester(self.ingredients)
-        self.config_tester = ConfigTester(self, config_class=ViTMAERobustConfig, has_text_modality=False, hidden_size=36)
+        self.model_tester = TinyModels(self.ingredients)
+        self.config_tester = ConfigTester(
+            self, config_class=ViTMAERobustConfig, has_text_modality=False, hidden_size=36
+        )
 
     def test_config(self):
         self.config_tester.run_common_tests()

@@ -166,36 +166,32 @@ from accelerate import PartialState
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.pretraining.statistics_pass import cached_statistics_of_source
+from hf_mae_robust.pretraining import statistics_pass
 
 state = PartialState(cpu=True)
 source, _ = open_splits(DataLocation(sys.argv[1]))
-found = cached_statistics_of_source(source, ViTMAERobustConfig(image_size=16, patch_size=4), crop_pct=1.0)
-print(found.mean.sum().item(), found.count)
+for caches in ("ab", "ab", "ba"):  # of the first and the second process: none has a file, only the first, only the second
+    statistics_pass.HF_HOME = f"{sys.argv[2]}/{caches[state.process_index]}"
+    found = statistics_pass.cached_statistics_of_source(
+        source, ViTMAERobustConfig(image_size=16, patch_size=4), crop_pct=1.0
+    )
+    print(found.mean.sum().item(), found.count)
 state.destroy_process_group()
 """
 
 
 def test_two_machines_with_a_cache_each_get_the_statistics_of_the_first(tmp_path):
     folder = write_parquet_set(tmp_path / "set", {"train": 30})
-
-    def run_both(*homes):
-        port, started = str(free_port()), []
-        for rank, home in enumerate(homes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HF_HOME": str(tmp_path / home)}
-            words = [sys.executable, "-c", PROGRAM, str(folder)]
-            started.append(
-                subprocess.Popen(words, env=environment(**place), stdout=subprocess.PIPE, text=True, cwd=ROOT)
-            )
-        try:
-            return [process.communicate(timeout=300)[0].splitlines()[-1] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-
-    first = run_both("a", "b")
-    assert first[0] == first[1]
-    assert not list((tmp_path / "b").rglob("patch_statistics-*")) and list((tmp_path / "a").rglob("patch_statistics-*"))
-    assert run_both("a", "b") == first  # only the first has a file
-    assert run_both("b", "a") == first  # only the second has one
+    port, started = str(free_port()), []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        words = [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path)]
+        started.append(subprocess.Popen(words, env=environment(**place), stdout=subprocess.PIPE, text=True, cwd=ROOT))
+    try:
+        first, second = (process.communicate(timeout=300)[0].splitlines()[-3:] for process in started)
+    finally:
+        for process in started:
+            process.kill()
+    assert first == second and len(set(first)) == 1 and first[0].endswith(" 480")
+    assert [len(list((tmp_path / cache).rglob("patch_statistics-*"))) for cache in "ab"] == [1, 1]
