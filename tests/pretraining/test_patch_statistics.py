@@ -170,7 +170,7 @@ from hf_mae_robust.pretraining import statistics_pass
 
 state = PartialState(cpu=True)
 source, _ = open_splits(DataLocation(sys.argv[1]))
-for caches in ("ab", "ab", "ba"):  # of the first and the second process: none has a file, only the first, only the second
+for caches in ("ab", "ab", "ba"):  # a process each. None has a file, then only the first, then only the second.
     statistics_pass.HF_HOME = f"{sys.argv[2]}/{caches[state.process_index]}"
     found = statistics_pass.cached_statistics_of_source(
         source, ViTMAERobustConfig(image_size=16, patch_size=4), crop_pct=1.0
