@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 MANIFEST = "manifest.json"
 
@@ -21,7 +22,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
-def _digest(file) -> str:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()  # Python 3.10 has no file_digest
     while block := file.read(1 << 20):
         digest.update(block)

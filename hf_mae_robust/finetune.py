@@ -4,7 +4,7 @@ What trains is imported where it is used, so that --help answers at once.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .finetuning.arguments import (
     AugmentationArguments,
@@ -39,7 +39,7 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
     return RecipeParser(FinetuneArguments, default_recipe, prog=prog, description=description)
 
 
-def make_task(name: str) -> "FinetuningTask":
+def make_task(name: str) -> "FinetuningTask[Any]":
     """The task of --task."""
     if name == "segmentation":
         from .finetuning.segmentation.task import SegmentationTask

@@ -4,7 +4,7 @@ What trains is imported where it is used, so that --help answers at once.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .pretraining.arguments import (
     DEFAULT_RECIPE,
@@ -17,6 +17,7 @@ from .pretraining.arguments import (
 from .training.parser import RecipeParser
 
 if TYPE_CHECKING:
+    from .data.source import ImageSource
     from .pretraining.task import PretrainingTask
     from .pretraining.trainer import MAETrainer
 
@@ -82,7 +83,9 @@ def plan(arguments: PretrainArguments) -> str:
     from .training import run
 
     opened = run.open_run(make_task(), arguments, resumes=False)
-    return describe_plan(build_config(opened.arguments.model), opened.arguments.training, opened.source)
+    return describe_plan(
+        build_config(opened.arguments.model), opened.arguments.training, cast("ImageSource", opened.source)
+    )
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.opening import open_splits
-from ..data.source import DataLocation, load_head_of_stream
+from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
 from ..training.arguments import add_data_arguments
@@ -62,7 +62,8 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     other = load(args.other, None, args.token).to(state.device) if args.other else None
     if other is not None and other.config.image_size != model.config.image_size:
         raise ValueError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
-    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    source = cast(ImageSource, opened)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
     samples = Samples(source.head(args.max_samples), model.config, args.crop_pct, args.batch_size, state.device)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -48,9 +49,10 @@ def at_rest(model: ViTMAERobustForPreTraining, attention: bool = False) -> Itera
 
 
 @contextmanager
-def _recording(layers: torch.nn.ModuleList) -> Iterator[list[list]]:
+def _recording(layers: torch.nn.ModuleList) -> Iterator[list[list[Any]]]:
     """`[[tokens, attention], ...]` of the blocks, filled while they work."""
     records, handles = [[None, None] for _ in layers], []
+    layer: Any
     for layer, record in zip(layers, records):
         handles += [
             layer.register_forward_hook(lambda _, __, output, record=record: record.__setitem__(0, output)),

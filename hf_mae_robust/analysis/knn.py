@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -14,7 +15,7 @@ from ..conversion.pixels import read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
-from ..data.source import DataLocation
+from ..data.source import DataLocation, ImageSource
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments
 
@@ -99,8 +100,10 @@ def run_knn(args: argparse.Namespace) -> None:
     if processor is None:
         processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))
     transform = EvaluationTransform(processor)
-    parts = []
-    for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):
+    parts: list[torch.Tensor] = []
+    for source, limit in zip(
+        cast(tuple[ImageSource, ImageSource], sources), (args.max_train_samples, args.max_eval_samples)
+    ):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
         parts += extract_features(encoder, source.head(limit), transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)

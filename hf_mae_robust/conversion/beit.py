@@ -5,6 +5,7 @@ bias of the keys, which softmax cannot feel, and it has drop path.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def with_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**biases, **tensors}
 
 
-def mae_beit_config(**fields) -> BeitConfig:
+def mae_beit_config(**fields: Any) -> BeitConfig:
     """The settings with which a stock BEiT is the plain ViT of MAE: absolute positions, no relative ones, no layer
     scale, the official epsilon; no dropout and no drop path. `fields` of `BeitConfig` add to them and win.
 

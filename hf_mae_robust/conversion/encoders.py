@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from transformers import (
     AutoConfig,
@@ -96,10 +97,12 @@ def load_vit(source: ModelSource, config: PreTrainedConfig | None) -> PreTrained
     encoder_class = VIT_ENCODERS[config.model_type]
     if encoder_class is ViTMAERobustModel:
         form = ViTMAERobustConfig(**mae_settings(config))
-        return load_strictly(encoder_class, source.name, ("mid_mask_token",), config=form, token=source.access.token)
+        return load_strictly(
+            encoder_class, source.checkpoint, ("mid_mask_token",), config=form, token=source.access.token
+        )
     if has_head(config):
-        return load_strictly(VIT_CLASSIFIERS[config.model_type], source.name, **source.access.options)
-    return load_strictly(encoder_class, source.name, ("pooler.",), **source.access.options)
+        return load_strictly(VIT_CLASSIFIERS[config.model_type], source.checkpoint, **source.access.options)
+    return load_strictly(encoder_class, source.checkpoint, ("pooler.",), **source.access.options)
 
 
 def _load_official(source: ModelSource) -> PreTrainedModel:
@@ -110,7 +113,7 @@ def _load_official(source: ModelSource) -> PreTrainedModel:
             "heads: give --config_overrides num_attention_heads=12 (ViT-B; ViT-L and ViT-H 16)."
         )
     decoder = ("decoder_", "mask_token")
-    tensors = {key: value for key, value in read_original(source.name).items() if not key.startswith(decoder)}
+    tensors = {key: value for key, value in read_original(source.checkpoint).items() if not key.startswith(decoder)}
     return from_original(tensors, heads).float()
 
 
@@ -120,7 +123,9 @@ def _load_own_encoder(source: ModelSource, config: PreTrainedConfig) -> PreTrain
     has_pooler = config.model_type in WITH_POOLING
     options = {} if config.model_type in DINOV2 else {"add_pooling_layer": has_pooler}
     may_be_missing = ("pooler.",) if has_pooler and not has_head(config) else ()
-    return load_strictly(AutoModel, source.name, may_be_missing, **options, **source.access.options)
+    return load_strictly(
+        cast(type[PreTrainedModel], AutoModel), source.checkpoint, may_be_missing, **options, **source.access.options
+    )
 
 
 def read_encoder(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> tuple[PreTrainedModel, Pixels]:
@@ -137,7 +142,7 @@ def read_encoder(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> tuple
     if config is not None and config.model_type in OWN_CLASSES:
         encoder = _load_own_encoder(source, config)
     else:
-        encoder = load_vit(source, config).base_model
+        encoder = cast(PreTrainedModel, load_vit(source, config).base_model)
     return encoder, read_pixels(source, config or encoder.config)
 
 

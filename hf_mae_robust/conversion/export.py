@@ -8,6 +8,7 @@ that cannot compute what the model computes is refused; what it has no place for
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -74,7 +75,8 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
         names = ", ".join(source.__name__ for source in sources)
         raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
     try:
-        model, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+        model, info = loaded
     except OSError as error:
         raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
     except SafetensorError as error:
@@ -92,7 +94,7 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
 
 
 def _has_label_names(model: PreTrainedModel) -> bool:
-    return is_classifier(model) and any(name != f"LABEL_{i}" for i, name in model.config.id2label.items())
+    return is_classifier(model) and any(name != f"LABEL_{i}" for i, name in (model.config.id2label or {}).items())
 
 
 def _left_out(model: PreTrainedModel, target: str) -> list[str]:
@@ -183,7 +185,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     return _left_out(model, to)
 
 
-def add_export_arguments(parser: argparse.ArgumentParser):
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m hf_mae_robust export`."""
     parser.add_argument(
         "checkpoint",
@@ -201,7 +203,7 @@ def add_export_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
 
 
-def run_export(args: argparse.Namespace):
+def run_export(args: argparse.Namespace) -> None:
     """Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX."""
     checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
     left_out = export(checkpoint, args.out, args.to)

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ def save_onnx(model: PreTrainedModel, folder: Path) -> None:
     graph = _OneOutput(model.float(), output).eval().requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's and onnxscript's own making
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             graph,
             (torch.zeros(2, *size),),  # not 1, which torch.export would take for a constant
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -98,6 +99,7 @@ def read_original(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
@@ -130,7 +132,7 @@ def _count_blocks(keys: Iterable[str], prefix: str) -> int:
     return max(1, len({match[1] for key in keys if (match := re.match(rf"{prefix}\.(\d+)\.", key))}))
 
 
-def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[str, str]):
+def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[str, str]) -> None:
     found, expected = set(found), set(expected)
     unknown, missing = found - expected, expected - found
     problems = [
@@ -152,7 +154,7 @@ def _shape(state_dict: Mapping[str, Tensor], key: str, dimensions: int) -> torch
     return shape
 
 
-def _check_heads(flag: str, heads: int | None, width: int):
+def _check_heads(flag: str, heads: int | None, width: int) -> None:
     advice = "The official MAE uses 12 for ViT-B, 16 for ViT-L, ViT-H and the decoder."
     if heads is None:
         raise ValueError(f"--{flag} is needed: the number of heads cannot be seen in the tensors. {advice}")
@@ -217,9 +219,9 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_original(
     state_dict: Mapping[str, Tensor],
-    num_attention_heads: int,
+    num_attention_heads: int | None,
     decoder_num_attention_heads: int | None = None,
-    **config_overrides,
+    **config_overrides: Any,
 ) -> ViTMAERobustForPreTraining | ViTMAERobustModel | BeitForImageClassification:
     """A model with official weights, in evaluation mode. It computes what the official one does.
 
@@ -267,8 +269,7 @@ def from_original(
         raise ValueError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
     if is_classifier:
         sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
-        config = mae_beit_config(**{**sizes, **config_overrides})
-        model = BeitForImageClassification(config)
+        model: PreTrainedModel = BeitForImageClassification(mae_beit_config(**{**sizes, **config_overrides}))
     else:
         config = ViTMAERobustConfig(**{**sizes, **config_overrides})
         model = (ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel)(config)

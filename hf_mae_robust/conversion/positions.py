@@ -1,6 +1,7 @@
 """Position tables of ViTs for images of another size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -28,16 +29,21 @@ def grid_size(image_size: int | Sequence[int], patch_size: int | Sequence[int]) 
     return height // patch_height, width // patch_width
 
 
-def resized_positions(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
+def _table(encoder: PreTrainedModel) -> torch.Tensor:
+    embeddings: Any = encoder.embeddings
+    return embeddings.position_embeddings.detach()
+
+
+def resized_positions(encoder: PreTrainedModel, image_size: int | Sequence[int]) -> torch.Tensor:
     """The position table `(1, 1 + L, d)` of an encoder for images of another size: interpolated (bicubic, 2-D)."""
-    config, table = encoder.config, encoder.embeddings.position_embeddings.detach()
+    config, table = encoder.config, _table(encoder)
     grid, new_grid = (grid_size(size, config.patch_size) for size in (config.image_size, image_size))
     return interpolate_position_embedding(table, grid, new_grid)
 
 
 def positions_for(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
     """As `resized_positions`, but MAE's own sine-cosine table, where the encoder has that one, is computed anew."""
-    config, table = encoder.config, encoder.embeddings.position_embeddings.detach()
+    config, table = encoder.config, _table(encoder)
     own = sincos_position_embedding(grid_size(config.image_size, config.patch_size), config.hidden_size)
     if torch.allclose(table, own.to(table), atol=1e-4):
         return sincos_position_embedding(grid_size(image_size, config.patch_size), config.hidden_size)

@@ -30,7 +30,7 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
 
 
 def load_pretraining_model(
-    source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str = "sdpa"
+    source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str | None = "sdpa"
 ) -> tuple[ViTMAERobustForPreTraining, str | None]:
     """A checkpoint of PRETRAINING_KINDS by this configuration, see `read_pretraining_config`.
 
@@ -41,7 +41,7 @@ def load_pretraining_model(
     """
     model, info = load_with_report(
         ViTMAERobustForPreTraining,
-        source.name,
+        source.checkpoint,
         config=config,
         attn_implementation=attn_implementation,
         token=source.access.token,

@@ -37,6 +37,13 @@ class ModelSource:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     access: Access = Access()
 
+    @property
+    def checkpoint(self) -> str:
+        """`name`, where there is one. Raises ValueError where there is none."""
+        if self.name is None:
+            raise ValueError("There is no checkpoint to read: give a folder, a Hub id or an official file.")
+        return self.name
+
     @classmethod
     def of(cls, arguments: Any, overrides: Mapping[str, Any]) -> "ModelSource":
         """By the `model_name_or_path`, `token` and `trust_remote_code` of a command's arguments."""

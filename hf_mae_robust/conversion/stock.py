@@ -1,6 +1,8 @@
 """Between this package's encoders and transformers' own classes (ViT-MAE, ViT, MSN, BEiT)."""
 
-from torch import Tensor
+from typing import Any, cast
+
+from torch import Tensor, nn
 from transformers import (
     BeitForImageClassification,
     BeitModel,
@@ -27,7 +29,7 @@ from .source import ModelSource
 STOCK_KINDS = (*PRETRAINING_KINDS, "vit", "vit_msn")
 
 
-def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict]:
+def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A checkpoint of one of STOCK_KINDS as a model of this package, with its decoder where it has one, in evaluation
     mode, and the mean and deviation of its images. The source's overrides are fields of [`ViTMAERobustConfig`].
 
@@ -42,7 +44,7 @@ def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTraine
         has_decoder = any(name.endswith("ForPreTraining") for name in config.architectures or ())
         model_class = ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel
         new = ("vit.mid_mask_token", "mid_mask_token", "target_normalizer.")
-        model = load_strictly(model_class, source.name, new, config=settings, token=source.access.token)
+        model = load_strictly(model_class, source.checkpoint, new, config=settings, token=source.access.token)
     else:
         tensors = load_vit(source, config).base_model.state_dict()
         model = ViTMAERobustModel(settings)
@@ -151,7 +153,7 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
         fields |= settings_of(config, ("id2label", "label2id", "problem_type"))
     if target == "beit":
         config = mae_beit_config(**fields, use_mean_pooling=has_head and config.use_mean_pooling)
-        stock = (BeitForImageClassification if has_head else BeitModel)(config)
+        stock: Any = (BeitForImageClassification if has_head else BeitModel)(config)
     elif has_head and config.use_mean_pooling:
         raise ValueError(
             "This classifier takes the mean of the patch tokens, and the stock ViT classifies from the CLS token only. "
@@ -165,5 +167,5 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
     tensors = encoder_tensors(model)
     encoder_of(stock).load_state_dict(without_key_biases(tensors) if target == "beit" else tensors)
     if has_head:
-        stock.classifier.load_state_dict(model.classifier.state_dict())
+        stock.classifier.load_state_dict(cast(nn.Module, model.classifier).state_dict())
     return stock.eval()

@@ -30,7 +30,8 @@ class ViewDraws:
 
     def restart(self) -> None:
         """Begin all views anew."""
-        self._states, self._current = {}, None
+        self._states: dict[int, torch.Tensor] = {}
+        self._current: int | None = None
 
     def take_up(self, view: int) -> None:
         if view == self._current:
@@ -82,7 +83,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_views = num_views
 
     def __len__(self) -> int:
-        return self.source.num_rows
+        return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The first view."""
@@ -122,8 +123,9 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decode(self, row: int, draws: ViewDraws) -> tuple[list[torch.Tensor | None], Any, list[SkippedImage]]:
         """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
         was met on the way to it. The views begin anew for each image that is tried."""
-        skipped, labels = [], self.source.labels
-        nothing = [None] * len(draws.seeds)
+        skipped: list[SkippedImage] = []
+        labels = self.source.labels
+        nothing: list[torch.Tensor | None] = [None] * len(draws.seeds)
         if row < 0:
             return nothing, None, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
@@ -131,7 +133,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 draws.restart()
                 images = _decoded(self.transform, self.source.rows[row], self.num_channels, row, len(nothing), draws)
                 label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
-                return images, label, skipped
+                return [*images], label, skipped
             except ImageDecodingError as error:
                 skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
             row = (row + 1) % len(self)

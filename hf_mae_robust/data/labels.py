@@ -41,6 +41,7 @@ class Labels:
         """The classes `(N,)` int64 of consecutive rows. Raises DataError, naming the first row, where a label is
         missing (None, or the -1 of splits whose labels are withheld) or is no class. first_row: None: unknown."""
         values = values[:]  # a `datasets.Column` is slow to go through
+        classes: Sequence[Any]
         if self.numbers is not None:
             classes = [-1 if value is None else self.numbers.get(value, -1) for value in values]
         else:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -39,17 +39,17 @@ def load_splits(location: DataLocation) -> tuple[dict, str | None]:
     Raises DataError: there is no such data set, or it cannot be read, or the Hub refuses or cannot be reached for
     `dataset_retry_seconds`.
     """
-    name = location.dataset_name
+    name = cast(str, location.dataset_name)  # without one nobody calls this
     try:
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
         is_local = Path(name).exists()
-        options = {"name": location.dataset_config_name, "token": location.token}
+        options: dict[str, Any] = {"name": location.dataset_config_name, "token": location.token}
         if not is_local:
             options["revision"] = location.dataset_revision
 
-        def persist(attempt: Callable, **retry_options) -> Any:
+        def persist(attempt: Callable[..., Any], **retry_options: Any) -> Any:
             dataset = None if is_local else name.removeprefix("hf://datasets/")
             return retry(f"--dataset_name {name}", attempt, location.dataset_retry_seconds, dataset, **retry_options)
 

@@ -62,7 +62,8 @@ def open_splits(
     tables, revision = _find_tables(location, find_splits)
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in tables and split != train_split), None)
-    sources, labels, data = [], None, None
+    sources: list[ImageSource | None] = []
+    labels, data = None, None
     for split in (train_split, eval_split):
         if split is None:
             sources.append(None)

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,16 +50,16 @@ class ParquetRows:
         self.retry_seconds, self.labels = retry_seconds, labels
         self.ends = np.cumsum([num_rows for *_, num_rows in groups])
         self.largest = max((num_rows for *_, num_rows in groups), default=1)
-        self.rows: OrderedDict[int, tuple[list, Sequence | None]] = OrderedDict()
+        self.rows: OrderedDict[int, tuple[list[Any], Any]] = OrderedDict()
         self.num_held = 0  # rows in all of these
         self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self.process = os.getpid()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # Worker processes open files of their own.
         return {**self.__dict__, "rows": OrderedDict(), "num_held": 0, "files": OrderedDict()}
 
-    def _read(self, group: int) -> tuple[list, Sequence | None]:
+    def _read(self, group: int) -> tuple[list[Any], Any]:
         url, index, _ = self.groups[group]
         columns = [self.column] if self.labels is None else [self.column, self.labels.column]
         if self.process != os.getpid():  # forked: connections and event loops stayed behind
@@ -85,7 +85,7 @@ class ParquetRows:
         (_, labels), i = self._find(row)
         return labels[i]
 
-    def _find(self, row: int) -> tuple[tuple[list, Sequence | None], int]:
+    def _find(self, row: int) -> tuple[tuple[list[Any], Any], int]:
         group = int(np.searchsorted(self.ends, row, side="right"))
         if group not in self.rows:
             self.rows[group] = self._read(group)

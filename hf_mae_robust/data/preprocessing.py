@@ -23,7 +23,7 @@ MAX_ASPECT_RATIO = 8
 
 
 def evaluation_processor(
-    image_size: int | tuple[int, int],
+    image_size: int | Sequence[int],
     crop_pct: float = 0.875,
     num_channels: int = 3,
     image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
@@ -59,8 +59,9 @@ class Normalization:
     batch on the device. Floats are taken for normalised and come back as they are."""
 
     def __init__(self, processor: BaseImageProcessor, device: torch.device):
+        settings: Any = processor
         mean, std = (
-            torch.tensor(value, device=device).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std)
+            torch.tensor(value, device=device).view(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -110,7 +111,7 @@ class EvaluationTransform:
     device, for the whole batch."""
 
     def __init__(self, processor: BaseImageProcessor):
-        self.processor = processor
+        self.processor: Any = processor  # transformers declares its settings nowhere
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         short, long = sorted(image.shape[-2:])
@@ -118,7 +119,7 @@ class EvaluationTransform:
             # Of 20,000 x 3 pixels, resized to 256 at the short side, nothing but the centre would be kept.
             image = center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])
         # Of 1 x 1 pixels the processor could not tell where the channels are.
-        layout = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        layout: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
         return self.processor(images=image, do_rescale=False, do_normalize=False, **layout).pixel_values[0]
 
     def __repr__(self) -> str:
@@ -167,7 +168,7 @@ class RandomCrop:
 
 
 def training_transform(
-    image_size: int | tuple[int, int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
+    image_size: int | Sequence[int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
 ) -> RandomCrop:
     """MAE's augmentation, `(C, h, w)` uint8 -> `(C, H, W)`. `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L,
     (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is no pair of shares."""
@@ -180,7 +181,7 @@ def training_transform(
 def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
     """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
     else ImageNet's, or 0.5 where the images have no 3 channels."""
-    statistics = {}
+    statistics: dict[str, Any] = {}
     if hasattr(config, "image_mean"):
         statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
     elif config.num_channels != 3:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -36,7 +36,8 @@ class DataLocation:
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
         """From parsed flags of the same names; a command that lacks one gets its default."""
         flags = [setting for setting in fields(cls) if setting.name != "token"]
-        return cls(**{flag.name: getattr(arguments, flag.name, flag.default) for flag in flags}, token=token)
+        values: dict[str, Any] = {flag.name: getattr(arguments, flag.name, flag.default) for flag in flags}
+        return cls(**values, token=token)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ImageSource:
 
     def __len__(self) -> int:
         """The Trainer asks for it."""
-        if self.row_groups is None:
+        if self.num_rows is None:
             raise TypeError(f"{self.description} is a stream of unknown length.")
         return self.num_rows
 
@@ -117,7 +118,8 @@ class TableRows:
     def label(self, row: int) -> Any:
         if self.classes is not None:
             return self.classes[row]
-        return self.labels.check([self.annotations[row][self.labels.column]], row)[0]
+        labels = cast(Labels, self.labels)  # who asks has asked for them
+        return labels.check([self.annotations[row][labels.column]], row)[0]
 
 
 def encoded(data: Any) -> Any:

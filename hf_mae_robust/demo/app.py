@@ -71,7 +71,7 @@ class Demo:
         observation, rgb = self.inspector.observe(pixels), as_rgb(pixels) / 255
         grid = self.inspector.grid_of(pixels)
         colours = on_pixels(principal_components(observation.features, grid), rgb.shape[-2:])
-        seen = [to_shown(attention_picture(rgb, observation.attention)), to_shown(colours)]
+        seen: list[Any] = [to_shown(attention_picture(rgb, observation.attention)), to_shown(colours)]
         if observation.probabilities is not None:
             seen.append(self.named(observation.probabilities))
         if not self.inspector.has_decoder:
@@ -163,7 +163,7 @@ def build_app(inspector: Inspector, title: str) -> gr.Blocks:
         drawn = [state, masked, rebuilt, count] if inspector.has_decoder else [prepared]
         settings = [ratio, seed] if inspector.has_decoder else []
         # One forward pass at a time, whoever asks for it.
-        queue = {"concurrency_id": "model", "concurrency_limit": 1}
+        queue: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         outputs = [*seen, *drawn]
         # First everything is emptied: pictures of another image must not stay beside one that cannot be read.
         emptied = upload.change(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)

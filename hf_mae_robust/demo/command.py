@@ -99,7 +99,8 @@ def device_of(name: str | None) -> torch.device:
     """Without a name the accelerator, where there is one. Raises ValueError for a device that torch does not have."""
     if name is None:
         # Without the question, a PyTorch that was built for a GPU names it where there is none.
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -3,9 +3,10 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..conversion.encoders import has_head, read_config, read_encoder
@@ -91,7 +92,7 @@ class Inspector:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """A prepared image -> `(1, C, H, W)`, the `pixel_values` of the model."""
-        settings = {"do_resize": False, "return_tensors": "pt", "input_data_format": "channels_first"}
+        settings: dict[str, Any] = {"do_resize": False, "return_tensors": "pt", "input_data_format": "channels_first"}
         if hasattr(self.processor, "do_center_crop"):
             settings["do_center_crop"] = False
         return self.processor(images=pixels, **settings).pixel_values.to(self.device)
@@ -158,14 +159,15 @@ def load_inspector(
 
     Raises ValueError or FileNotFoundError: no such model, another architecture, missing tensors, or see [`Inspector`].
     """
+    model: PreTrainedModel
     source, _ = local_model(name, revision, token)
     if Path(source).is_file():
         model = from_original(read_original(source), num_attention_heads, decoder_num_attention_heads).float()
         return Inspector(model, default_processor(model.config), device)
     checkpoint = ModelSource(source, access=Access(token))
-    config = read_config(checkpoint)
+    config = cast(PreTrainedConfig, read_config(checkpoint))  # a file was opened above
     if has_head(config):
-        model = load_strictly(AutoModelForImageClassification, source, token=token)
+        model = load_strictly(cast(type[PreTrainedModel], AutoModelForImageClassification), source, token=token)
     elif config.model_type in STOCK_KINDS:
         model, _ = read_stock(checkpoint, config)
     else:

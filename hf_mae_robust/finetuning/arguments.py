@@ -58,7 +58,7 @@ class FinetuneModelArguments:
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"--drop_path_rate {self.drop_path_rate}: a probability below 1.")
         if not 0 <= self.lora_dropout < 1:
@@ -120,7 +120,7 @@ class AugmentationArguments:
     )
     photometric_distortion: bool = option(True, "Segmentation: distort brightness, contrast and colours at random.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: must not be negative.")
@@ -152,7 +152,7 @@ class SegmentationArguments:
     relative_position_bias: bool = option(False, "Add BEiT's relative positions, from zero, to each block.")
     segmentation_channels: int = option(512, "Channels of UperNet's head.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.auxiliary_loss_weight < 0:
             raise ValueError(f"--auxiliary_loss_weight {self.auxiliary_loss_weight}: must not be negative.")
         for name in ("stride", "segmentation_channels"):
@@ -197,7 +197,7 @@ class FinetuneRecipeArguments(RecipeArguments):
         8, "Segmentation and detection: images of the evaluation whose predictions are drawn (predictions.png)."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay {self.layer_decay:g}: must lie in (0, 1].")
@@ -216,7 +216,7 @@ class FinetuneTrainingArguments(ImageTrainingArguments):
     `eval_strategy` "epoch", `metric_for_best_model` "accuracy".
     """
 
-    output_dir: str | None = option("outputs/finetune", "Where checkpoints, the model, pictures and metrics go.")
+    output_dir: str = option("outputs/finetune", "Where checkpoints, the model, pictures and metrics go.")
     num_train_epochs: float = option(100, "Passes over the training images.")
     lr_scheduler_type: SchedulerType | str = option("cosine_with_min_lr", "Schedule after the warm-up, set per step.")
     label_smoothing_factor: float = option(0.1, "Share of the target that is spread over all classes.")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
@@ -14,7 +14,10 @@ from .trainer import FinetuningTrainer
 MIN_LR_SCHEDULE = "cosine_with_min_lr"
 
 
-class FinetuningTask(Task[FinetuneArguments]):
+AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
+
+
+class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
     """A subclass says what is put on the encoder, how it is trained, and what its results look like."""
 
     def check_settings(self, arguments: FinetuneArguments) -> None:
@@ -36,7 +39,7 @@ class FinetuningTask(Task[FinetuneArguments]):
             return
         if training.lr_scheduler_kwargs:
             return
-        if not 0 <= recipe.min_learning_rate <= training.learning_rate:
+        if not 0 <= recipe.min_learning_rate <= cast(float, training.learning_rate):
             raise ValueError(
                 f"--min_learning_rate {recipe.min_learning_rate:g}: must lie between 0 and the peak, which is "
                 f"{training.learning_rate:g} (--base_learning_rate x effective batch / 256)."
@@ -58,24 +61,24 @@ class FinetuningTask(Task[FinetuneArguments]):
             **asdict(arguments.detection),
         }
 
-    def add_callbacks(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> None:
+    def add_callbacks(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> None:
         if arguments.recipe.early_stopping_patience is not None:
             trainer.add_callback(EarlyStoppingCallback(arguments.recipe.early_stopping_patience))
 
-    def describe(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> str:
+    def describe(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> str:
         config = trainer.model.config
         start = "from scratch" if arguments.model.from_scratch else arguments.model.model_name_or_path
         details = self.describe_details(trainer, arguments)
         if arguments.recipe.eval_only:
-            return f"Evaluating {start} on {trainer.eval_dataset.description} ({details})"
+            return f"Evaluating {start} on {trainer.eval_source.description} ({details})"
         encoder = getattr(config, "backbone_config", config)
         millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
         sizes = f"{encoder.model_type} {encoder.hidden_size}x{encoder.num_hidden_layers}, {millions:.3g} M parameters"
         return (
             f"Fine-tuning {start} ({sizes}; {details}) for {self.name} of "
-            f"{len(trainer.train_dataset.class_names)} classes on {describe_length(trainer)}"
+            f"{len(trainer.class_names)} classes on {describe_length(trainer)}"
         )
 
     @abstractmethod
-    def describe_details(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> str:
+    def describe_details(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> str:
         """Sizes, augmentation and settings of the task."""

@@ -7,6 +7,7 @@ import shlex
 from concurrent.futures import Future
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
@@ -113,7 +114,12 @@ class Pushes:
         if self.busy_with is not None and not always:
             return
         self.wait()
-        common = {"repo_id": self.repo_id, "folder_path": checkpoint, "revision": self.revision, "run_as_future": True}
+        common: dict[str, Any] = {
+            "repo_id": self.repo_id,
+            "folder_path": checkpoint,
+            "revision": self.revision,
+            "run_as_future": True,
+        }
         message = f"Training in progress, step {step:,}"
         self._checkpoint = checkpoint
         self._running.append(self.api.upload_folder(**common, commit_message=message, ignore_patterns=_STATE))

@@ -48,7 +48,7 @@ class ModelArguments:
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.target_statistics == "none":
             self.target_statistics = None
 
@@ -60,7 +60,7 @@ class MAETrainingArguments(ImageTrainingArguments):
     Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800, `adam_beta2` 0.95.
     """
 
-    output_dir: str | None = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
+    output_dir: str = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
     num_train_epochs: float = option(800, "Passes over the training images.")
     adam_beta2: float = option(0.95, "AdamW's second beta.")
     repeated_augmentation: int = option(
@@ -95,7 +95,7 @@ class MAETrainingArguments(ImageTrainingArguments):
     )
     images_per_second: float | None = option(None, "With --dry_run: the speed to count the hours with.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.images_per_second is not None and not self.images_per_second > 0:
             raise ValueError(f"--images_per_second {self.images_per_second}: must be above 0.")

@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import PartialState
 
 from ..data.opening import open_splits
-from ..data.source import DataLocation
+from ..data.source import DataLocation, ImageSource
 from ..model import ViTMAERobustConfig
 from ..training.arguments import add_data_arguments
 from .statistics_pass import statistics_of_source
@@ -36,7 +37,8 @@ def run_statistics(args: argparse.Namespace) -> None:
         patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
         num_channels=args.num_channels,
     )
-    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    source = cast(ImageSource, opened)  # a split was named
     statistics = statistics_of_source(
         source.head(args.max_samples),
         config,

@@ -105,7 +105,7 @@ def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop
     return Path(HF_HOME) / "hf_mae_robust" / f"patch_statistics-{key}.safetensors"
 
 
-def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options) -> PatchStatistics:
+def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options: Any) -> PatchStatistics:
     """As `statistics_of_source`, from the cache where they were computed before."""
     state = PartialState()
     path = cached_statistics_path(source, config, options["crop_pct"])

@@ -37,7 +37,7 @@ CONFIG_FLAGS = (
 )
 
 
-class PretrainingTask(Task[PretrainArguments]):
+class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETrainer]):
     """add_diagnostics: adds what --diagnostics_steps asks for, given Trainer and arguments. It comes from the caller
     (pretrain.py), because analysis/ stands above this package."""
 
@@ -54,11 +54,11 @@ class PretrainingTask(Task[PretrainArguments]):
         return arguments.training.repeated_augmentation
 
     def build_model(
-        self, arguments: PretrainArguments, class_names: Sequence[str] | None
+        self, arguments: PretrainArguments, class_names: Sequence[str]
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
         model, training, config = arguments.model, arguments.training, build_config(arguments.model)
         if model.attn_implementation is None:
-            attention = default_attention(training.device, training.torch_compile)
+            attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
         return build_model(model, config), pixels_of(config)
 
@@ -73,7 +73,7 @@ class PretrainingTask(Task[PretrainArguments]):
         arguments: PretrainArguments,
         model: ViTMAERobustForPreTraining,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> MAETrainer:
         config, data = model.config, arguments.data
@@ -82,7 +82,7 @@ class PretrainingTask(Task[PretrainArguments]):
             processing_class=evaluation_processor(
                 config.image_size, data.crop_pct, config.num_channels, config.image_mean, config.image_std
             ),
-            crop_scale=tuple(data.crop_scale),
+            crop_scale=(data.crop_scale[0], data.crop_scale[1]),
             horizontal_flip=data.horizontal_flip,
             repeated_augmentation=self.num_views(arguments),
             **common,
@@ -110,7 +110,7 @@ class PretrainingTask(Task[PretrainArguments]):
     def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
         """Give the model its target statistics, where it needs any."""
         training, config = trainer.args, trainer.model.config
-        statistics = find_statistics(arguments, config, trainer.train_dataset)
+        statistics = find_statistics(arguments, config, trainer.train_source)
         if statistics is not None:
             trainer.model.set_target_statistics(statistics.mean, statistics.std)
             if training.process_index == 0:

@@ -66,9 +66,10 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     runs.add_argument("--report_only", action="store_true", help="Of the runs that are finished; start none.")
 
 
-def _as_settings(text: str) -> dict:
+def _as_settings(text: str) -> dict[str, Any]:
     """`"--a 1 --b"` -> `{"a": "1", "b": True}`. Raises ValueError."""
-    settings, name = {}, None
+    settings: dict[str, Any] = {}
+    name = None
     for word in shlex.split(text):
         if word.startswith("--"):
             name = word[2:]
@@ -180,7 +181,7 @@ def _changes(variant: Variant, study: Study) -> list[str]:
         return []
     words = [
         word
-        for name, value in variant.changes.items()
+        for name, value in (variant.changes or {}).items()
         for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
     return words + (["--num_train_epochs", "100"] if study.task is None else [])

@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -51,7 +52,7 @@ class Run:
         """Of the command line, behind run_pretrain.py, run_finetune.py or `-m hf_mae_robust`."""
         words, folders = [], {"output_dir": str(self.output)}
         if self.module == "analyze":
-            words += ["analyze", "features", str(self.after.output)]
+            words += ["analyze", "features", str(cast(Run, self.after).output)]
         elif self.after is not None:
             folders["model_name_or_path"] = str(self.after.output)
         for name, value in {**self.settings, **folders}.items():
@@ -150,7 +151,7 @@ def _termination_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     former = signal.signal(signal.SIGTERM, interrupt)
@@ -179,7 +180,8 @@ class StudyRunner:
         """Raises StudyError where runs have failed; KeyboardInterrupt at SIGINT or SIGTERM: then runs have saved and
         ended, to be gone on with later."""
         waiting = self._waiting()
-        failed, running = [], {}
+        failed = []
+        running: dict[Future[Any], Run] = {}
         with (
             _termination_as_interrupt(),
             tqdm(total=len(self.runs), initial=len(self.runs) - len(waiting), desc="Study", unit="run") as bar,

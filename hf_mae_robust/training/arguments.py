@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
@@ -10,7 +10,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 
-def option(default: Any, help: str, **metadata) -> Any:
+def option(default: Any, help: str, **metadata: Any) -> Any:
     """A field of a dataclass of arguments."""
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -61,7 +61,7 @@ class DataArguments:
         0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.crop_scale) != 2:
             raise ValueError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
         if not 0 <= self.max_bad_images <= 1:
@@ -100,7 +100,7 @@ class RecipeArguments:
     )
     model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.skip_nonfinite_steps < 0:
             raise ValueError(f"--skip_nonfinite_steps {self.skip_nonfinite_steps}: must not be negative.")
 
@@ -119,9 +119,12 @@ class ImageTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
+    if TYPE_CHECKING:
+        output_dir: str = ""  # TrainingArguments says `| None`, but fills it in
+
     per_device_train_batch_size: int = option(64, "Images per step, device and accumulation step.")
     per_device_eval_batch_size: int = option(64, "Images per evaluation step and device.")
-    learning_rate: float | None = option(
+    learning_rate: float | None = option(  # type: ignore[assignment]  # a number once `set_schedule` has run
         None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
     )
     weight_decay: float = option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
@@ -133,7 +136,7 @@ class ImageTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = option(False, "Leave NaN and infinite losses out of the log.")
     dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
-    remove_unused_columns: bool | None = option(False, "Has no effect here: only the image column is read.")
+    remove_unused_columns: bool = option(False, "Has no effect here: only the image column is read.")
     profile: int = option(
         0, "Measure where the time of so many steps goes, print it, write profile.json, and train on. 0: do not."
     )
@@ -142,7 +145,7 @@ class ImageTrainingArguments(TrainingArguments):
         metadata={"help": "Where to log: tensorboard, wandb, trackio, ... (several too), or none.", "nargs": "+"},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
         # and each trains the whole model.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

@@ -53,7 +53,7 @@ def param_groups_layer_decay(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"--layer_decay {layer_decay}: must lie in (0, 1].")
     # timm asks the model for its layers.
-    described = SimpleNamespace(named_parameters=model.named_parameters, group_matcher=lambda coarse: LAYERS)
+    described: Any = SimpleNamespace(named_parameters=model.named_parameters, group_matcher=lambda coarse: LAYERS)
     groups = timm_groups(described, weight_decay, no_weight_decay_list=UNDECAYED, layer_decay=layer_decay)
     if layer_decay < 1 and len({group["lr_scale"] for group in groups}) < 3:
         raise ValueError(f"--layer_decay {layer_decay}: the layers of {type(model).__name__} are not known; give 1.")

@@ -5,7 +5,7 @@ import difflib
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
+from typing import Any, Generic, NoReturn, TypeVar, cast, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -29,7 +29,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
             return super()._format_action_invocation(action)
         kind = getattr(action.type, "__name__", "").upper()
         metavar = action.metavar or (kind if kind in ("INT", "FLOAT") else "VALUE")
-        return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
+        return f"{action.option_strings[0]} {self._format_args(action, cast(str, metavar))}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)

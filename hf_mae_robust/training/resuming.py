@@ -1,11 +1,12 @@
 """How a training resumes from a checkpoint: strictly, at the place in the data where it was cut."""
 
-from transformers import Trainer
+from typing import Any
 
 from ..errors import CheckpointError
+from .typed_trainer import TypedTrainer
 
 
-class Resuming(Trainer):
+class Resuming(TypedTrainer):
     """The part of `ImageTrainer` that resumes.
 
     Args (beside the Trainer's):
@@ -15,11 +16,13 @@ class Resuming(Trainer):
             rate is that of the new settings.
     """
 
-    def __init__(self, *, allow_elastic_resume: bool = False, **kwargs):
+    def __init__(self, *, allow_elastic_resume: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.allow_elastic_resume = allow_elastic_resume
 
-    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
         """Where in the data to go on: epochs done, batches done of the next one."""
         position = super()._init_training_state(
             max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -28,7 +31,7 @@ class Resuming(Trainer):
             return position
         # The Trainer goes on with the intervals of the interrupted run, whatever was asked for now.
         self.state.compute_steps(self.args, max_steps)
-        if self.allow_elastic_resume and self.state.epoch is not None and self.train_dataset.num_rows is not None:
+        if self.allow_elastic_resume and self.state.epoch is not None and self.train_source.num_rows is not None:
             self.state.global_step = min(round(self.state.epoch * steps_per_epoch), max_steps)
             batches = self.state.global_step % steps_per_epoch * self.args.gradient_accumulation_steps
             position = (self.state.global_step // steps_per_epoch, batches)
@@ -50,7 +53,7 @@ class Resuming(Trainer):
         for group, base, rate in zip(self.optimizer.param_groups, base_rates, scheduler._last_lr):
             group["initial_lr"], group["lr"] = base, rate
 
-    def _issue_warnings_after_load(self, load_result) -> None:
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Resuming loads the weights with `strict=False` and only warns; training on with fresh blocks would look like
         training."""
         if load_result.missing_keys or load_result.unexpected_keys:

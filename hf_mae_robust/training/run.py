@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 import transformers
 from accelerate import PartialState
@@ -49,7 +49,7 @@ from .setup import (
     start_anew_if_asked,
     warn_of_stream,
 )
-from .task import Arguments, Task
+from .task import AnyTrainer, Arguments, Task
 from .trainer import ImageTrainer
 
 # What wrong arguments, data and checkpoints raise before the first step.
@@ -78,7 +78,7 @@ class OpenedRun(Generic[Arguments]):
     eval_source: ImageSource | None
 
 
-def open_run(task: Task[Arguments], arguments: Arguments, resumes: bool = True) -> OpenedRun[Arguments]:
+def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: bool = True) -> OpenedRun[Arguments]:
     """Find model, checkpoint and data, and fill in the schedule. resumes: look for a checkpoint to resume from."""
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task.check_settings(arguments)
@@ -104,7 +104,7 @@ def open_run(task: Task[Arguments], arguments: Arguments, resumes: bool = True) 
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
-def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str | None]:
+def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[AnyTrainer, str | None]:
     """Everything up to the first step, the run's line of description included: the Trainer, and the checkpoint to
     resume from.
 
@@ -114,8 +114,8 @@ def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str 
     opened = open_run(task, given)
     arguments, source, checkpoint = opened.arguments, opened.source, opened.checkpoint
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
-    labelled = source if source is not None else opened.eval_source
-    class_names = labelled.class_names
+    labelled = cast(ImageSource, source if source is not None else opened.eval_source)
+    class_names = labelled.class_names or ()
     model, pixels = task.build_model(arguments, class_names)
     common: dict[str, Any] = {
         "args": training,
@@ -163,7 +163,7 @@ def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str 
     return trainer, checkpoint
 
 
-def run(task: Task, trainer: ImageTrainer, checkpoint: str | None) -> None:
+def run(task: Task[Any, Any, Any], trainer: ImageTrainer, checkpoint: str | None) -> None:
     """Train, evaluate, and fill the output folder."""
     output_dir, trains = Path(trainer.args.output_dir), trainer.train_dataset is not None
     if trains:
@@ -203,7 +203,7 @@ def evaluate_and_save(trainer: ImageTrainer) -> None:
 
 def save_examples_and_card(trainer: ImageTrainer) -> None:
     """Last of all, because the card says and shows what the folder holds."""
-    folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_dataset
+    folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_source
     for name in EXAMPLES:
         (folder / name).unlink(missing_ok=True)  # of another run
     save_examples(source, EXAMPLES, folder, trainer.num_channels)
@@ -221,7 +221,7 @@ def report_skipped_images(trainer: ImageTrainer) -> None:
         say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
 
 
-def run_command(parser: RecipeParser, task: Task[Arguments], arguments: Arguments) -> None:
+def run_command(parser: RecipeParser, task: Task[Arguments, Any, Any], arguments: Arguments) -> None:
     """`prepare`, then `run`. Ends in one sentence instead of a traceback, and with the exit code of errors.py."""
     training = arguments.training
     stopped = Path(training.output_dir) / STOPPED_FILE

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.loaders import images_in_batch
 from ..data.opening import open_splits
@@ -64,8 +65,8 @@ def check_can_evaluate(source: ImageSource, eval_source: ImageSource | None, tra
     """Raises ValueError where an evaluation is asked for, and there is nothing to evaluate on."""
     if eval_source is None and training.eval_strategy != "no":
         raise ValueError(
-            f"--eval_strategy {training.eval_strategy.value}: {source.description} has no split to evaluate on; "
-            "name one with --eval_split_name or hold images out with --train_val_split 0.05."
+            f"--eval_strategy {IntervalStrategy(training.eval_strategy).value}: {source.description} has no split to "
+            "evaluate on; name one with --eval_split_name or hold images out with --train_val_split 0.05."
         )
 
 
@@ -87,7 +88,8 @@ def set_schedule(
         if recipe.warmup_epochs is not None:
             raise ValueError("--warmup_epochs needs a data set of known length; give --warmup_steps.")
         if training.save_strategy == "epoch":
-            training.set_save(strategy="steps", steps=training.save_steps, total_limit=training.save_total_limit)
+            steps: Any = training.save_steps  # a number or a share, though the method says int
+            training.set_save(strategy="steps", steps=steps, total_limit=training.save_total_limit)
         total_steps, epochs = training.max_steps, None
     else:
         micro_steps = source.num_rows // (num_images * training.world_size)
@@ -151,6 +153,7 @@ def begin(training: ImageTrainingArguments) -> None:
 
 def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -> str | None:
     """The checkpoint to resume from: the one named, or the newest complete one in the output folder."""
+    checkpoint: Path | None
     named = training.resume_from_checkpoint
     if recipe.overwrite_output_dir:
         if named:
@@ -211,7 +214,7 @@ def accept(checkpoint: str | None, record: dict[str, Any], recipe: RecipeArgumen
 
 def describe_length(trainer: ImageTrainer) -> str:
     """Images, steps, batch, learning rate and device, as the first line of a run ends."""
-    args, source = trainer.args, trainer.train_dataset
+    args, source = trainer.args, trainer.train_source
     images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
     processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
     length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"

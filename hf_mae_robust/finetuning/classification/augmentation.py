@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     """timm's strongest step keeps 0 bits, which Pillow refuses since 13; before, the image became black."""
     return posterize(image, bits, **options) if bits >= 1 else Image.new(image.mode, image.size)
 
@@ -73,7 +74,7 @@ class FinetuningTransform:
                 is_training=True,
                 scale=(low, high),
                 hflip=0.5 if horizontal_flip else 0.0,
-                color_jitter=None,
+                color_jitter=None,  # type: ignore[arg-type]  # timm's own default of its command line
                 auto_augment=auto_augment,
                 interpolation="bicubic",
                 mean=tuple(image_mean),

@@ -7,7 +7,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import DistributedType
 from peft import (
@@ -21,6 +21,7 @@ from peft import (
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
 
 from ...errors import CheckpointError
 from ...files import allow_group, replace_files
@@ -58,7 +59,7 @@ def add_adapter(
     has_norm = pooler is not None and any(True for _ in pooler.parameters())
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # only a factor, whatever peft declares
         lora_dropout=dropout,
         target_modules=targets,
         modules_to_save=["classifier", *["pooler"] * has_norm],
@@ -77,7 +78,7 @@ def share_trained(model: nn.Module) -> float:
 def record_of_adapter(model: PeftModel) -> dict[str, Any]:
     """What a resumed run must have in common: the settings of the adapter, and the weights that do not train, which no
     checkpoint holds."""
-    config, digest = model.peft_config["default"], hashlib.sha256()
+    config, digest = cast(LoraConfig, model.peft_config["default"]), hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad and "original_module" not in name:
             digest.update(name.encode())
@@ -86,7 +87,7 @@ def record_of_adapter(model: PeftModel) -> dict[str, Any]:
         "rank": config.r,
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
-        "target_modules": sorted(config.target_modules),
+        "target_modules": sorted(config.target_modules or ()),
         "weights of the encoder (SHA-256)": digest.hexdigest(),
     }
 
@@ -101,7 +102,7 @@ class LoraTrainer(ClassificationTrainer):
 
     MORE_FOLDERS = (f"{ADAPTER}/", f"{BASE}/")
 
-    def __init__(self, *, model: PeftModel, **kwargs):
+    def __init__(self, *, model: PeftModel, **kwargs: Any):
         super().__init__(model=model, **kwargs)
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError("--lora_r does not work with FSDP and DeepSpeed, which split the weights.")
@@ -110,7 +111,7 @@ class LoraTrainer(ClassificationTrainer):
     def adapted(self) -> PeftModel:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         with self.staged() as staging:
             if self.args.should_save:
                 copy.deepcopy(self.adapted).unload().save_pretrained(staging / BASE)
@@ -119,7 +120,7 @@ class LoraTrainer(ClassificationTrainer):
                 replace_files(staging / BASE, Path(self.args.output_dir) / BASE)
                 staging.rmdir()
         self.accelerator.wait_for_everyone()
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
         trained, adapted = self.model, self.adapted
@@ -133,7 +134,7 @@ class LoraTrainer(ClassificationTrainer):
             super().save_weights(folder)
         finally:
             self.model = trained
-        adapted.save_pretrained(folder / ADAPTER)
+        adapted.save_pretrained(str(folder / ADAPTER))
         (folder / ADAPTER / "README.md").unlink()
         self.processing_class.save_pretrained(folder / ADAPTER)
         allow_group(folder)

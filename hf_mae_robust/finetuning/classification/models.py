@@ -6,7 +6,7 @@ Encoders of the ViT family (ours, stock and official MAE, ViT and with it DINO, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import AutoModelForImageClassification, BeitForImageClassification, PreTrainedConfig, PreTrainedModel
@@ -57,8 +57,9 @@ class ClassifierSettings:
 
 
 def init_head(model: PreTrainedModel, std: float) -> None:
-    nn.init.trunc_normal_(model.classifier.weight, std=std)
-    nn.init.zeros_(model.classifier.bias)
+    classifier = cast(nn.Linear, model.classifier)
+    nn.init.trunc_normal_(classifier.weight, std=std)
+    nn.init.zeros_(classifier.bias)
 
 
 def classifier_from_scratch(
@@ -92,17 +93,17 @@ def classifier_from_checkpoint(
         _check_settings_of_kind(config, settings)
         keeps_head = has_head(config) and not settings.new_head
         if keeps_head:
-            _check_head(source.name, config, class_names, settings.pooling)
-        model = _own_class(source, config, fields, keeps_head, settings)
+            _check_head(source.checkpoint, config, class_names, settings.pooling)
+        model: PreTrainedModel = _own_class(source, config, fields, keeps_head, settings)
     else:
         vit = load_vit(source, config)
         keeps_head = hasattr(vit, "classifier") and not settings.new_head
         if keeps_head:
-            own_pooling = _check_head(source.name, vit.config, class_names, settings.pooling)
+            own_pooling = _check_head(source.checkpoint, vit.config, class_names, settings.pooling)
             settings = replace(settings, pooling=own_pooling)
-        model = _beit_of(vit.base_model, fields, settings)
+        model = _beit_of(cast(PreTrainedModel, vit.base_model), fields, settings)
         if keeps_head:
-            model.classifier.load_state_dict(vit.classifier.state_dict())
+            cast(nn.Module, model.classifier).load_state_dict(cast(nn.Module, vit.classifier).state_dict())
     if not keeps_head:
         init_head(model, settings.head_std)
     return model.train(), read_pixels(source, config or vit.config)
@@ -116,22 +117,24 @@ def classifier_for_evaluation(
     Raises ValueError: not a classifier, other classes than the data's, a missing tensor.
     """
     labels, config = _labels(class_names), config_to_start_from(source)
-    model = load_vit(source, None) if config is None else None
+    model: Any = load_vit(source, None) if config is None else None
     is_classifier = hasattr(model, "classifier")
     if config is not None:  # also DeiTForImageClassificationWithTeacher
         is_classifier = any("ForImageClassification" in name for name in config.architectures or ())
     if not is_classifier:
         raise ValueError(f"--model_name_or_path {source.name} is no classifier.")
-    check_classes(source.name, config or model.config, class_names)
+    check_classes(source.checkpoint, config or model.config, class_names)
     if model is None:
         options = {"attn_implementation": attn_implementation, **source.access.options}
-        model = load_strictly(AutoModelForImageClassification, source.name, **options)
+        model = load_strictly(
+            cast(type[PreTrainedModel], AutoModelForImageClassification), source.checkpoint, **options
+        )
     else:  # a file holds no names
         model.config.update(labels)
     return model, read_pixels(source, config or model.config)
 
 
-def _labels(class_names: Sequence[str]) -> dict[str, dict]:
+def _labels(class_names: Sequence[str]) -> dict[str, Any]:
     if len(set(class_names)) != len(class_names):
         raise ValueError("Two classes of the data have the same name.")
     return label_settings(class_names)
@@ -201,16 +204,17 @@ def _own_class(
     settings: ClassifierSettings,
 ) -> PreTrainedModel:
     """The classifier of the checkpoint's own kind."""
-    kind, model_class = config.model_type, OWN_CLASSES[config.model_type]
+    kind = config.model_type
+    model_class: type[PreTrainedModel] = OWN_CLASSES[kind]
     fields = {key: value for key, value in fields.items() if hasattr(config, key)}  # DeiT has no drop path
-    may_be_missing = () if keeps_head else ("classifier.",)
+    may_be_missing: tuple[str, ...] = () if keeps_head else ("classifier.",)
     if kind in WITH_POOLING:
         uses_mean = config.use_mean_pooling if settings.pooling is None else settings.pooling == "mean"
         fields["use_mean_pooling"] = uses_mean
         if not has_head(config) or uses_mean != config.use_mean_pooling:  # the norm after the pooling is new
             may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
     options = {"attn_implementation": settings.attn_implementation, **source.access.options}
-    model = load_strictly(model_class, source.name, may_be_missing, **fields, **options)
+    model = load_strictly(model_class, source.checkpoint, may_be_missing, **fields, **options)
     if settings.image_size not in (None, square_size(config.image_size)):
         _resize(model, settings.image_size)
     if kind in DINOV2:  # stock gives the same rate to all blocks
@@ -223,12 +227,13 @@ def _own_class(
 
 def _resize(model: PreTrainedModel, image_size: int) -> None:
     """Interpolate the positions, so that the model is saved and loaded with a table of its own size."""
-    config, embeddings = model.config, model.base_model.embeddings
+    encoder: Any = model.base_model
+    config, embeddings = model.config, encoder.embeddings
     if config.model_type in DINOV2:  # as each does in every step; that with registers smooths
         rows, columns = grid_size(image_size, config.patch_size)
         tokens = embeddings.position_embeddings.new_zeros(1, 1 + rows * columns, config.hidden_size)
         table = embeddings.interpolate_pos_encoding(tokens, image_size, image_size).detach()
     else:
-        table = resized_positions(model.base_model, image_size)
+        table = resized_positions(encoder, image_size)
     embeddings.position_embeddings = nn.Parameter(table.clone())
     config.image_size = image_size

@@ -123,9 +123,11 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     return datasets.concatenate_datasets(chunks)
 
 
-def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[str, list]:
+def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[str, list[Any]]:
     masks = [annotation.get("segmentation") for annotation in annotations]
-    encoded = [_uncompressed(mask) if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks]
+    encoded: list[dict[str, list[int]]] = [
+        _uncompressed(mask) if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks
+    ]
     return {
         "id": [annotation.get("id") for annotation in annotations],
         "bbox": [annotation["bbox"] for annotation in annotations],

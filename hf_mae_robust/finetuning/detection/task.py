@@ -26,7 +26,7 @@ DEFAULT_SCALE_RANGE = (0.1, 2.0)
 SETTINGS = ("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image")
 
 
-class DetectionTask(FinetuningTask):
+class DetectionTask(FinetuningTask[DetectionTrainer]):
     """Mask R-CNN on the encoder."""
 
     name = "detection"
@@ -62,7 +62,7 @@ class DetectionTask(FinetuningTask):
         arguments: FinetuneArguments,
         model: PreTrainedModel,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> DetectionTrainer:
         augmentation, side = arguments.augmentation, model.config.image_size
@@ -72,14 +72,15 @@ class DetectionTask(FinetuningTask):
             image_mean=list(pixels.image_mean),
             image_std=list(pixels.image_std),
         )
-        recipe = {}
+        recipe: dict[str, Any] = {}
         if not arguments.recipe.eval_only:
             augments = augmentation.augmentation
+            low, high = augmentation.scale_range or DEFAULT_SCALE_RANGE
             recipe = {
                 "layer_decay": arguments.recipe.layer_decay,
                 "train_transform": LargeScaleJitter(
                     side,
-                    tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE) if augments else (1.0, 1.0),
+                    (low, high) if augments else (1.0, 1.0),
                     arguments.data.horizontal_flip and augments,
                 ),
             }

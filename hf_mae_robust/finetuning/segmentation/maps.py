@@ -49,7 +49,7 @@ class SemanticMaps:
     _classes: torch.Tensor = field(init=False, repr=False, compare=False)
     is_joint = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         classes = torch.full((MAX_VALUE + 1,), _NO_CLASS, dtype=torch.int32)
         classes[list(self.values)] = torch.arange(len(self.values), dtype=torch.int32)
         classes[list(self.ignored_values)] = IGNORED

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,7 +107,7 @@ def save_overlays(
             if ax in rows[0]:
                 ax.set_title(title)
     maps = [classes[classes != IGNORED] for _, *both in pictures for classes in both]
-    pixels = sum(np.bincount(classes, minlength=len(colours)) for classes in maps)
+    pixels: Any = sum(np.bincount(classes, minlength=len(colours)) for classes in maps)
     seen = [i for i in np.argsort(-pixels, kind="stable") if pixels[i]]
     patches = [Patch(color=colours[i], label=shown_name(class_names[i])) for i in seen[:MAX_IN_LEGEND]]
     if patches:

@@ -5,6 +5,7 @@ conversion/beit.py says why a BEiT is the MAE ViT.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import BeitConfig, PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -67,7 +68,7 @@ def segmenter_from_scratch(
     """UperNet on an encoder as it is before MAE's pre-training, and how it wants its images; in float32 and in training
     mode. source: see `encoder_from_scratch`; an `image_size` in its overrides wins. Raises ValueError."""
     encoder, pixels = encoder_from_scratch(source, settings.image_size)
-    return _segmenter_on(encoder, encoder.config.image_size, class_names, settings), pixels
+    return _segmenter_on(encoder, cast(int, encoder.config.image_size), class_names, settings), pixels
 
 
 def segmenter_from_encoder(
@@ -89,20 +90,21 @@ def segmenter_for_evaluation(
 ) -> tuple[UperNetForSemanticSegmentation, Pixels]:
     """A UperNet as it is, in evaluation mode, and how it wants its images. Raises ValueError as `read_finetuned`."""
     model = read_finetuned(source, UperNetForSemanticSegmentation, class_names, "segmenter")
-    return model, read_pixels(source, model.config.backbone_config)
+    return model, read_pixels(source, cast(PreTrainedConfig, model.config.backbone_config))
 
 
 def _segmenter_on(
     encoder: PreTrainedModel, image_size: int, class_names: Sequence[str], settings: SegmenterSettings
 ) -> UperNetForSemanticSegmentation:
+    backbone = backbone_config(encoder.config, image_size, settings)
     config = UperNetConfig(
-        backbone_config=backbone_config(encoder.config, image_size, settings),
+        backbone_config=backbone,
         hidden_size=settings.channels,
         auxiliary_loss_weight=settings.auxiliary_loss_weight,
         loss_ignore_index=IGNORED,
         **label_settings(class_names),
     )
-    config.backbone_config._attn_implementation = settings.attn_implementation
+    cast(PreTrainedConfig, config.backbone_config)._attn_implementation = settings.attn_implementation
     model = UperNetForSemanticSegmentation(config)
     fill_beit(model.backbone.beit, encoder)
     return model.train()

@@ -28,7 +28,7 @@ from .transforms import SegmentationEvaluationTransform, SegmentationTransform
 DEFAULT_SCALE_RANGE = (0.5, 2.0)
 
 
-class SegmentationTask(FinetuningTask):
+class SegmentationTask(FinetuningTask[SegmentationTrainer]):
     """UperNet on the encoder."""
 
     name = "segmentation"
@@ -68,7 +68,7 @@ class SegmentationTask(FinetuningTask):
         arguments: FinetuneArguments,
         model: PreTrainedModel,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> SegmentationTrainer:
         augmentation, segmentation = arguments.augmentation, arguments.segmentation
@@ -77,15 +77,17 @@ class SegmentationTask(FinetuningTask):
         processor = SegformerImageProcessor(
             size={"height": size, "width": size}, image_mean=list(pixels.image_mean), image_std=list(pixels.image_std)
         )
+        recipe: dict[str, Any]
         if arguments.recipe.eval_only:
             recipe = {}
         else:
             no_change = not augmentation.augmentation
+            low, high = augmentation.scale_range or DEFAULT_SCALE_RANGE
             recipe = {
                 "layer_decay": arguments.recipe.layer_decay,
                 "train_transform": SegmentationTransform(
                     size,
-                    (1.0, 1.0) if no_change else tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE),
+                    (1.0, 1.0) if no_change else (low, high),
                     arguments.data.horizontal_flip and not no_change,
                     augmentation.photometric_distortion and not no_change,
                     pixels.image_mean,
