@@ -71,7 +71,7 @@ def _with_cls(ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.full_like(ids[:, :1], -1), ids], dim=1)
 
 
-def _views(part: str, records: list[list], ids: torch.Tensor, attention: bool) -> list[BlockView]:
+def _views(part: str, records: list[list[Any]], ids: torch.Tensor, attention: bool) -> list[BlockView]:
     views = []
     for index, (tokens, weights) in enumerate(records):
         own = ids[:, -tokens.shape[1] :]  # the decoder's last block does not give CLS

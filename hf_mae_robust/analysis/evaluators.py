@@ -30,7 +30,7 @@ Findings = Iterator[tuple[str, Any]]
 MAX_TOKENS = 4096
 
 
-def _all_views(model: ViTMAERobustForPreTraining, batch: dict[str, torch.Tensor], attention: bool = False) -> list:
+def _all_views(model: ViTMAERobustForPreTraining, batch: dict[str, torch.Tensor], attention: bool = False) -> list[Any]:
     views = encoder_views(model, batch["pixel_values"], attention)
     return views + decoder_views(model, batch["pixel_values"], batch["noise"], attention)
 

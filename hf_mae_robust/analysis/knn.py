@@ -101,9 +101,8 @@ def run_knn(args: argparse.Namespace) -> None:
         processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))
     transform = EvaluationTransform(processor)
     parts: list[torch.Tensor] = []
-    for source, limit in zip(
-        cast(tuple[ImageSource, ImageSource], sources), (args.max_train_samples, args.max_eval_samples)
-    ):
+    limits = (args.max_train_samples, args.max_eval_samples)
+    for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
         parts += extract_features(encoder, source.head(limit), transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)

@@ -65,7 +65,7 @@ def _heatmap(figure: Figure, axes: Axes, values: torch.Tensor, title: str, **lab
 def save_pictures(found: dict[str, Any], folder: Path, other: str) -> None:
     """`blocks.png`, `loss_map.png`, `cka.png`, for what was found."""
     blocks = _by_block(found)
-    drawn: dict[str, list[Callable]] = {}
+    drawn: dict[str, list[Callable[..., None]]] = {}
     for measure in CURVES:
         if any(measure in values for values in blocks.values()):
             drawn.setdefault("blocks.png", []).append(lambda _, axes, measure=measure: _curves(axes, blocks, measure))

@@ -1,7 +1,7 @@
 """The images that diagnostics look at."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,12 +28,8 @@ class Samples:
         config, normalize = self.config, Normalization(self.processor, self.device)
         transform, channels = EvaluationTransform(self.processor), config.num_channels
         augmented = ImageDataset(self.source, training_transform(config.image_size), channels)
-        plan: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "rank": 0,
-            "world_size": 1,
-            "noise_length": config.num_patches,
-        }
+        plan: dict[str, Any] = {"batch_size": self.batch_size, "rank": 0, "world_size": 1}
+        plan["noise_length"] = config.num_patches
         plan["generator"] = torch.Generator()  # the loader would draw from the global one
         for batch in sequential_loader(self.source, transform, channels, **plan):
             valid = batch["row"] >= 0
@@ -45,4 +41,4 @@ class Samples:
             }
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        return -(-cast(int, self.source.num_rows) // self.batch_size)

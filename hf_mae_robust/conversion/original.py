@@ -162,7 +162,7 @@ def _check_heads(flag: str, heads: int | None, width: int) -> None:
         raise ValueError(f"--{flag} {heads}: does not divide the width {width} that the tensors have. {advice}")
 
 
-def _infer_sizes(state_dict: Mapping[str, Tensor], keys: Iterable[str]) -> dict:
+def _infer_sizes(state_dict: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Any]:
     """Fields of the config that the shapes tell, but for the image size."""
     hidden_size, num_channels, patch_height, patch_width = _shape(state_dict, "patch_embed.proj.weight", 4)
     sizes = {

@@ -63,7 +63,7 @@ def _single(size: tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if size[0] == size[1] else (size[0], size[1])
 
 
-def read_timm(source: str) -> tuple[PreTrainedModel, dict]:
+def read_timm(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     """(model, arguments of `evaluation_processor`)"""
     try:
         there: Any = timm.create_model(_timm_name(source), pretrained=True)
@@ -85,7 +85,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, dict]:
 _TIMM_ARCHITECTURE = "vit_base_patch16_224"
 
 
-def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> dict:
+def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """An image processor in timm's terms. Raises ValueError where these cannot say it."""
 
     def refuse(reason: str) -> ValueError:
@@ -122,7 +122,7 @@ def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> di
     raise refuse(f"size={size} and a crop of {height} x {width} do not have one ratio")
 
 
-def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict]:
+def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict[str, Any]]:
     """timm's VisionTransformer with these weights, in evaluation mode, and its config.json."""
     config, has_head = model.config, is_classifier(model)
     mlp_ratio = config.intermediate_size / config.hidden_size

@@ -46,7 +46,7 @@ class ViewDraws:
             torch.default_generator.manual_seed(self.seeds[view])
 
 
-class ImageDataset(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset[Any]):
     """Keys `(epoch, row)` -> decoded, transformed images. What comes out, random transforms and the noise of the masks
     included, depends on (seed, epoch, row) alone: not on the process, on what it did before, or on who else is there.
 
@@ -83,7 +83,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_views = num_views
 
     def __len__(self) -> int:
-        return len(self.source)
+        num_rows: Any = self.source.num_rows  # a number: the source has random access
+        return num_rows
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The first view."""
@@ -120,7 +121,7 @@ class ImageDataset(torch.utils.data.Dataset):
         key = b"%d %d %d %d" % (self.seed, epoch, row, view) if view else b"%d %d %d" % (self.seed, epoch, row)
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
-    def _decode(self, row: int, draws: ViewDraws) -> tuple[list[torch.Tensor | None], Any, list[SkippedImage]]:
+    def _decode(self, row: int, draws: ViewDraws) -> tuple[Sequence[torch.Tensor | None], Any, list[SkippedImage]]:
         """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
         was met on the way to it. The views begin anew for each image that is tried."""
         skipped: list[SkippedImage] = []
@@ -133,7 +134,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 draws.restart()
                 images = _decoded(self.transform, self.source.rows[row], self.num_channels, row, len(nothing), draws)
                 label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
-                return [*images], label, skipped
+                return images, label, skipped
             except ImageDecodingError as error:
                 skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
             row = (row + 1) % len(self)
@@ -210,7 +211,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "skipped": skipped} if skipped else batch
 
 
-class ImageStream(torch.utils.data.IterableDataset):
+class ImageStream(torch.utils.data.IterableDataset[Any]):
     """A `datasets` stream that cannot seek. Each rank and worker reads a share of its files, or leaves out the others'
     rows where there are fewer files than readers.
 

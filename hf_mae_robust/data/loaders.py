@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
@@ -41,7 +41,7 @@ def end_workers() -> None:
             child.kill()
 
 
-class EpochDataLoader(DataLoader):
+class EpochDataLoader(DataLoader[Any]):
     """Passes the epoch on to the sampler; the Trainer calls `set_epoch`."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -127,13 +127,15 @@ def sequential_loader(
     world_size: int,
     noise_length: int | None = None,
     **loader_options: Any,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Every image once over all ranks, `row` -1 marking fillers; for a stream: this rank's share of it, each image
     once. A bad image becomes a filler and is listed under `"skipped"` (see `collate`)."""
     loader_options = {"collate_fn": collate, "worker_init_fn": outlive_signals, **loader_options}
     if source.row_groups is None:
         stream = ImageStream(source, transform, num_channels, rank=rank, world_size=world_size)
         return DataLoader(stream, batch_size=batch_size, **loader_options)
-    sampler = SequentialBatchSampler(len(source), rank=rank, world_size=world_size, batch_size=batch_size)
+    sampler = SequentialBatchSampler(
+        cast(int, source.num_rows), rank=rank, world_size=world_size, batch_size=batch_size
+    )
     dataset = ImageDataset(source, transform, num_channels, noise_length=noise_length, replace_bad_images=False)
     return DataLoader(dataset, batch_sampler=sampler, **loader_options)

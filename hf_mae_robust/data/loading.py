@@ -33,7 +33,7 @@ def load_embedded_digits() -> DatasetDict:
     return DatasetDict(train=table(slice(0, 1500)), test=table(slice(1500, None)))
 
 
-def load_splits(location: DataLocation) -> tuple[dict, str | None]:
+def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
     """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub.
 
     Raises DataError: there is no such data set, or it cannot be read, or the Hub refuses or cannot be reached for

@@ -170,7 +170,7 @@ def stream_source(stream: IterableDataset, column: str, description: str, labels
     if stream.features is not None:
         stream = encoded(stream.select_columns(used))
 
-    def columns(row: dict) -> dict:
+    def columns(row: dict[str, Any]) -> dict[str, Any]:
         label = {} if labels is None else {"label": labels.check([row[labels.column]], None)[0]}
         return {"image": row[column], **label}
 

@@ -84,7 +84,7 @@ def sequential_batches(num_rows: int, *, rank: int, world_size: int, batch_size:
     return _interleave(np.where(rows < num_rows, rows, -1), batch_size)
 
 
-class EpochBatchSampler(Sampler):
+class EpochBatchSampler(Sampler[Any]):
     """Batches of keys `(epoch, row)` for a data loader. The epoch travels with the row, so that workers that live
     longer than an epoch need not be told about it."""
 
@@ -102,7 +102,7 @@ class EpochBatchSampler(Sampler):
         return int(sum(self.row_groups)) // (self.plan["batch_size"] * self.plan["world_size"])
 
 
-class SequentialBatchSampler(Sampler):
+class SequentialBatchSampler(Sampler[Any]):
     """Batches of keys `(0, row)`; a row of -1 is a filler."""
 
     def __init__(self, num_rows: int, **plan: Any):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -118,7 +118,7 @@ class TableRows:
     def label(self, row: int) -> Any:
         if self.classes is not None:
             return self.classes[row]
-        labels = cast(Labels, self.labels)  # who asks has asked for them
+        labels: Any = self.labels  # there are some where this is called
         return labels.check([self.annotations[row][labels.column]], row)[0]
 
 
@@ -130,10 +130,10 @@ def encoded(data: Any) -> Any:
     return data
 
 
-class HeldRows(list):
+class HeldRows(list[Any]):
     """Encoded images in memory, and their labels."""
 
-    def __init__(self, images: list, labels: Sequence[Any] = ()):
+    def __init__(self, images: list[Any], labels: Sequence[Any] = ()):
         super().__init__(images)
         self.labels = labels
 
@@ -141,7 +141,7 @@ class HeldRows(list):
         return self.labels[row]
 
 
-def fingerprint_parts(labels: Labels | None) -> tuple:
+def fingerprint_parts(labels: Labels | None) -> tuple[Any, ...]:
     """What of the labels belongs into a fingerprint."""
     return () if labels is None else (labels.column, labels.class_names)
 

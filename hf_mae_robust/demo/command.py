@@ -100,7 +100,7 @@ def device_of(name: str | None) -> torch.device:
     if name is None:
         # Without the question, a PyTorch that was built for a GPU names it where there is none.
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if found is None else found
+        return torch.device("cpu") if found is None else found
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

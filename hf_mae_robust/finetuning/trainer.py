@@ -44,7 +44,7 @@ class FinetuningTrainer(ImageTrainer):
         if self.optimizer is None:
             trained = self.model if model is None else model
             groups = param_groups_layer_decay(
-                trained, self.args.learning_rate, self.layer_decay, self.args.weight_decay
+                trained, cast(float, self.args.learning_rate), self.layer_decay, self.args.weight_decay
             )
             optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
@@ -52,7 +52,7 @@ class FinetuningTrainer(ImageTrainer):
 
     def _get_learning_rate(self) -> float:
         """For the log: that of the head. The Trainer's would be that of the first group, the slowest layer."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
+        return max(group["lr"] for group in cast(torch.optim.Optimizer, self.optimizer).param_groups)
 
     def loaded_weights(self, checkpoint: str) -> dict[str, Any]:
         """The tensors of a checkpoint, by the names of the model. The Trainer would load nothing of the blocks:

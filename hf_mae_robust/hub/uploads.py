@@ -97,7 +97,7 @@ class Pushes:
     def __init__(self, repo_id: str, token: str | None, revision: str | None):
         self.api, self.repo_id, self.revision = HfApi(token=token), repo_id, revision
         self._checkpoint: Path | None = None
-        self._running: list[Future] = []
+        self._running: list[Future[Any]] = []
 
     @property
     def busy_with(self) -> Path | None:

@@ -521,7 +521,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
             if name.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
                 parameter.requires_grad_(False)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. config.json names every Auto class of this family, whichever of them is saved, so that
         `AutoModel` and pipelines find the encoder in a pre-training checkpoint with `trust_remote_code=True`."""
         module = __name__.split(".")[-1]
@@ -531,7 +531,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
             "AutoModelForPreTraining": f"{module}.ViTMAERobustForPreTraining",
         }
         with class_before_sharding(self):
-            super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):

@@ -157,7 +157,7 @@ def merge_across_processes(statistics: PatchStatistics) -> PatchStatistics:
     """Merge what the processes of a `torch.distributed` job have seen; each gets the same result. Alone: unchanged."""
     if not torch.distributed.is_initialized():
         return statistics
-    parts: list = [None] * torch.distributed.get_world_size()
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, asdict(statistics))
     merged = PatchStatistics.empty(len(statistics.mean))
     for part in parts:

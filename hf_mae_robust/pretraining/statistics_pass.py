@@ -70,7 +70,9 @@ def statistics_of_source(
     return statistics
 
 
-def _collecting(batches: Iterable[dict], skipped: SkippedImages, source: ImageSource) -> Iterator[dict[str, Any]]:
+def _collecting(
+    batches: Iterable[dict[str, Any]], skipped: SkippedImages, source: ImageSource
+) -> Iterator[dict[str, Any]]:
     """The same batches, their bad images taken in. Ends early where these are too many: the other processes learn of it
     when all of them meet at the end."""
     for batch in batches:

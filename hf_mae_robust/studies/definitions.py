@@ -31,7 +31,7 @@ class Variant:
         return {**BASELINE, **(self.changes or {})}
 
 
-def _mid(ratio: float, layer: int) -> dict:
+def _mid(ratio: float, layer: int) -> dict[str, Any]:
     return {"mid_mask_ratio": ratio, "mid_mask_layer_idx": layer}
 
 

@@ -89,7 +89,7 @@ class Run:
         return content
 
 
-def _thin(points: list) -> list:
+def _thin(points: list[Any]) -> list[Any]:
     step = max(1, -(-len(points) // MAX_POINTS))
     return points[::step]
 

@@ -112,7 +112,7 @@ class DataFeeding(TypedTrainer):
             **self.loader_options(),
         )
 
-    def num_examples(self, dataloader: DataLoader) -> int:
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Images (with repeated augmentation: views) of an epoch over all ranks; without the remainder that fills no
         batch."""
         return len(dataloader) * self._train_batch_size * self.args.world_size

@@ -35,7 +35,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-Arguments = TypeVar("Arguments", bound=tuple)
+Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 
 
 class RecipeParser(HfArgumentParser, Generic[Arguments]):

@@ -10,6 +10,8 @@ from transformers.trainer_callback import ProgressCallback
 class ImageProgressCallback(ProgressCallback):
     """A progress bar that carries loss, learning rate and images/s, instead of a line for every log entry."""
 
+    training_bar: Any  # a bar of tqdm while it trains, else None
+
     EVALUATION_NAMES = {
         "eval_loss": "loss",
         "eval_loss_of_mean": "loss of predicting the mean",
@@ -31,7 +33,7 @@ class ImageProgressCallback(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            shown = {"loss": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.2e}"}
+            shown: dict[str, Any] = {"loss": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.2e}"}
             if "images_per_second" in logs:
                 shown["images/s"] = f"{logs['images_per_second']:,.0f}"
             self.training_bar.set_postfix(shown)

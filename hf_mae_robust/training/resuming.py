@@ -1,6 +1,9 @@
 """How a training resumes from a checkpoint: strictly, at the place in the data where it was cut."""
 
-from typing import Any
+from typing import Any, cast
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import CheckpointError
 from .typed_trainer import TypedTrainer
@@ -45,12 +48,13 @@ class Resuming(TypedTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         # The checkpoint's learning rate was that of its batch size, and its step one of its steps.
-        scheduler, base_rates = self.lr_scheduler, list(self.lr_scheduler.base_lrs)
+        scheduler = cast(LambdaLR, self.lr_scheduler)
+        base_rates = list(scheduler.base_lrs)
         super()._load_optimizer_and_scheduler(checkpoint)
         step = self.state.global_step
         scheduler.base_lrs, scheduler.last_epoch = base_rates, step
         scheduler._last_lr = [base * rate(step) for base, rate in zip(base_rates, scheduler.lr_lambdas)]
-        for group, base, rate in zip(self.optimizer.param_groups, base_rates, scheduler._last_lr):
+        for group, base, rate in zip(cast(Optimizer, self.optimizer).param_groups, base_rates, scheduler._last_lr):
             group["initial_lr"], group["lr"] = base, rate
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

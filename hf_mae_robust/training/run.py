@@ -221,7 +221,7 @@ def report_skipped_images(trainer: ImageTrainer) -> None:
         say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
 
 
-def run_command(parser: RecipeParser, task: Task[Arguments, Any, Any], arguments: Arguments) -> None:
+def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], arguments: Arguments) -> None:
     """`prepare`, then `run`. Ends in one sentence instead of a traceback, and with the exit code of errors.py."""
     training = arguments.training
     stopped = Path(training.output_dir) / STOPPED_FILE
@@ -247,7 +247,7 @@ def run_command(parser: RecipeParser, task: Task[Arguments, Any, Any], arguments
             sys.exit(EXIT_STOPPED)
 
 
-def print_command(parser: RecipeParser, training: ImageTrainingArguments, text: Callable[[], str]) -> None:
+def print_command(parser: RecipeParser[Any], training: ImageTrainingArguments, text: Callable[[], str]) -> None:
     """Print what `text` gives; errors end as in `run_command`."""
     with sentences(parser, training):
         with input_errors():
@@ -265,7 +265,7 @@ def input_errors() -> Iterator[None]:
 
 
 @contextmanager
-def sentences(parser: RecipeParser, training: ImageTrainingArguments) -> Iterator[None]:
+def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> Iterator[None]:
     """End the program with one sentence and the error's exit code; --log_level debug shows the traceback instead."""
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()  # of every file that is written or read

@@ -133,7 +133,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
             num_samples=num_samples,
         )
 
-    def evaluation_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """(inputs on the device, `(B,)` bool: which images count). Fillers and images that cannot be decoded do not,
         so sums over all processes are exact. A signal during training is answered here: an evaluation can take long,
         and it is not repeated when the run resumes."""

@@ -1,7 +1,5 @@
 """`Trainer` with the types that its attributes have in this package."""
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -18,8 +16,6 @@ class TypedTrainer(Trainer):
     train_dataset: ImageSource | None
     eval_dataset: ImageSource | None
     processing_class: BaseImageProcessor
-    optimizer: Optimizer  # None before `create_optimizer`
-    lr_scheduler: LambdaLR  # None before `create_scheduler`
     hub_model_id: str | None  # type: ignore[assignment]  # transformers declares None alone
     repeated_augmentation: int  # of `DataFeeding`
 

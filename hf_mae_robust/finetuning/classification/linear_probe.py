@@ -77,7 +77,7 @@ class LinearProbe(nn.Module):
         return model.eval()
 
 
-class _Features(torch.utils.data.Dataset):
+class _Features(torch.utils.data.Dataset[Any]):
     """Keys `(epoch, row)` -> a whole batch at once."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
@@ -126,7 +126,7 @@ class ProbeTrainer(ClassificationTrainer):
             )
         return self.optimizer
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         if "train" not in self.cached:
             return super().get_train_dataloader()
         features, labels = self.cached["train"]
@@ -142,7 +142,7 @@ class ProbeTrainer(ClassificationTrainer):
             _Features(features, labels), batch_sampler=sampler, collate_fn=_as_it_is, generator=generator
         )
 
-    def evaluation_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         if self.args.world_size > 1:  # each process has statistics of its own batches
             for buffer in self.accelerator.unwrap_model(self.model).head.buffers():
                 buffer.copy_(broadcast(buffer))

@@ -72,7 +72,7 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     if len(set(names.values())) < len(names):
         raise DataError(f"{annotation_file}: two categories have the same name.")
     numbers = {category: i for i, category in enumerate(sorted(names))}
-    by_image: dict[int, list[dict]] = {image["id"]: [] for image in images}
+    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
     if len(by_image) < len(images):
         raise DataError(f"{annotation_file}: two images have the same id.")
     for annotation in annotations:

@@ -1,7 +1,7 @@
 """Augmentation and evaluation of images with objects."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ def cropped_masks(
     their pixels, (x0, y0, x1, y1); and which objects these are, `(n,)` int64: those with a pixel left.
     """
     parts, boxes, chosen = [], [], []
+    mask: Any  # each has one
     for i, mask in enumerate(objects.masks):
         # One object at a time, and only where it is: whole masks of all objects are what would take memory and time.
         x, y, width, height = (int(number) for number in rle.toBbox(mask))
@@ -38,7 +39,7 @@ def cropped_masks(
         left, right = np.searchsorted(columns, [x, x + width])
         if top == bottom or left == right:
             continue
-        part = decode_columns(cast(dict[str, Any], mask), x, x + width)[rows[top:bottom]][:, columns[left:right] - x]
+        part = decode_columns(mask, x, x + width)[rows[top:bottom]][:, columns[left:right] - x]
         if flips:
             part, left = part[:, ::-1], len(columns) - right
         is_row, is_column = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))

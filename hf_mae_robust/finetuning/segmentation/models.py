@@ -96,9 +96,8 @@ def segmenter_for_evaluation(
 def _segmenter_on(
     encoder: PreTrainedModel, image_size: int, class_names: Sequence[str], settings: SegmenterSettings
 ) -> UperNetForSemanticSegmentation:
-    backbone = backbone_config(encoder.config, image_size, settings)
     config = UperNetConfig(
-        backbone_config=backbone,
+        backbone_config=backbone_config(encoder.config, image_size, settings),
         hidden_size=settings.channels,
         auxiliary_loss_weight=settings.auxiliary_loss_weight,
         loss_ignore_index=IGNORED,
