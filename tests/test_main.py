@@ -1,18 +1,12 @@
 """python -m hf_mae_robust"""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
 from tests.helpers import write_parquet_set
-
-ROOT = Path(__file__).parents[1]
+from tests.processes import offline
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +31,9 @@ def test_statistics_are_written_with_what_they_are_of(photos_dir, tmp_path, caps
 
 def test_two_processes_with_workers_agree_with_one(photos_dir, tmp_path):
     main(words(photos_dir, tmp_path / "one.safetensors"))
-    subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-            "-m", "hf_mae_robust", *words(photos_dir, tmp_path / "two.safetensors", "--num_workers", "1"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, check=True, timeout=200,
-    )  # fmt: skip
+    more = words(photos_dir, tmp_path / "two.safetensors", "--num_workers", "1")
+    both = offline().run(["-m", "hf_mae_robust", *more], tmp_path / "printed", processes=2)
+    assert both.codes == [0, 0], both.output
     one, two = (PatchStatistics.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert two.metadata["num_images"] == 21 and one.count == two.count
     torch.testing.assert_close(one.mean, two.mean, rtol=1e-12, atol=0)

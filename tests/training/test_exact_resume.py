@@ -9,8 +9,9 @@ import signal
 import pytest
 
 from hf_mae_robust.errors import EXIT_STOPPED
+from tests.faults import send
 from tests.helpers import write_parquet_set
-from tests.runs import Run, run, send, tiny_run
+from tests.runs import Run, run, tiny_run
 
 INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
 

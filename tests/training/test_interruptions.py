@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -17,8 +16,10 @@ from hf_mae_robust.data import dataset as data
 from hf_mae_robust.errors import EXIT_STOPPED, SavingError, StopRequested
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.training.checkpoints import fault_of, newest_checkpoint
+from tests.faults import send
 from tests.helpers import photos, write_parquet_set
-from tests.runs import DRIVER, ROOT, environment, run, send, start, tiny_run
+from tests.processes import ROOT, environment, offline
+from tests.runs import run, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -212,15 +213,14 @@ def test_another_number_of_processes_is_refused_or_said(photos_dir, tmp_path):
 
 
 def test_a_second_signal_ends_a_run_at_once(photos_dir, tmp_path):
-    signals = f"os.kill(os.getpid(), {int(signal.SIGTERM)}), print('REACHED', flush=True), time.sleep(60)"
+    signals = f"os.kill(os.getpid(), {int(signal.SIGTERM)}), print('REACHED', flush=True), time.sleep(600)"
     fault = f"trainer.state.global_step == 3 and ({signals})"
-    process = start(tiny_run(photos_dir, "--output_dir", str(tmp_path)), fault)
-    read_until_reached(process)
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == -signal.SIGTERM and time.monotonic() - begun < 10
-    process.stdout.close()
-    assert not list(tmp_path.glob("checkpoint-*"))
+    words = [ROOT / "run_pretrain.py", *tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"))]
+    started = offline().start(words, tmp_path / "printed", FAULT=fault)
+    started.read_until("REACHED")
+    os.kill(started.ids[0], signal.SIGTERM)
+    assert started.wait().codes == [-signal.SIGTERM]  # not by the end of 600 seconds
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
 def test_a_loss_that_is_not_finite_on_one_of_two_processes_ends_both(photos_dir, tmp_path):
@@ -236,8 +236,9 @@ def test_a_loss_that_is_not_finite_on_one_of_two_processes_ends_both(photos_dir,
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tmp_path, launcher):
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
+    script = tmp_path / "with_fault.py"
+    lines = ["from tests.faults import install_fault", "from hf_mae_robust.pretrain import main"]
+    script.write_text("\n".join([*lines, "install_fault()", "main()"]))
     out = tmp_path / "out"
     words = tiny_run(photos_dir, "--per_device_train_batch_size", "4", "--output_dir", str(out), "--use_cpu")
     launch = {
@@ -247,7 +248,7 @@ def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tm
     fault = "rank == 0 and trainer.state.global_step == 5 and (print('REACHED', flush=True), time.sleep(2))"
     launched = subprocess.Popen(
         [sys.executable, "-m", *launch, str(script), *words],
-        env=environment(FAULT=fault, SCRIPT="pretrain"),
+        env=environment(FAULT=fault),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -255,7 +256,7 @@ def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tm
     )
     output = read_until_reached(launched)
     launched.send_signal(signal.SIGTERM)
-    output += launched.communicate(timeout=120)[0]
+    output += launched.communicate(timeout=400)[0]
     assert "(4 x 2 processes x 1 accumulated)" in output, output
     assert launched.returncode != 0
     assert json.loads((out / "stopped.json").read_text())["step"] == 6
@@ -269,7 +270,7 @@ def test_asking_accelerate_for_two_cpu_processes_and_getting_one_is_said(photos_
             sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
             str(ROOT / "run_pretrain.py"), *words,
         ],
-        env=environment(), capture_output=True, text=True, timeout=200,
+        env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "asked for 2 processes and started one" in done.stderr, done.stderr
     assert "torchrun --nproc_per_node 2" in done.stderr
