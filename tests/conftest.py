@@ -21,8 +21,30 @@ from tests.helpers import TINY, write_parquet_set
 torch.set_num_threads(1)
 
 
+# By CPU seconds, which `--cpu-times` measures.
+LONGEST = (
+    "hub/test_uploads.py",
+    "finetuning/detection/test_task.py",
+    "training/test_exact_resume.py",
+    "training/test_interruptions.py",
+    "studies/test_runner.py",
+    "training/test_launch.py",
+    "hub/test_streaming.py",
+    "hub/test_model_card.py",
+    "finetuning/segmentation/test_task.py",
+    "test_finetune.py",
+    "test_pretrain.py",
+)
+
+
 def pytest_addoption(parser):
     parser.addoption("--cpu-times", metavar="FILE", help="append the CPU seconds of each test, its processes included")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that no worker waits for another at the end."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(place)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,11 +2,7 @@
 
 import argparse
 import shlex
-import subprocess
-import sys
-import time
 
-import psutil
 import pytest
 
 from hf_mae_robust import finetune, pretrain
@@ -101,32 +97,6 @@ def tiny(photos_dir, tmp_path):
         "report_to": "none",
     }
     return {**settings, "dataloader_num_workers": 0, "per_device_train_batch_size": 8, "logging_steps": 1}
-
-
-def test_a_study_that_is_terminated_goes_on(tiny, photos_dir, tmp_path):
-    flags = f"--config_overrides {TINY_OVERRIDES} --mid_mask_layer_idx 1 --per_device_train_batch_size 8"
-    flags += " --max_steps 400 --save_steps 40"  # stopped long before its end
-    words = ["table1", "--dataset_name", str(photos_dir), "--seeds", "1", "--parallel", "2", "--pretrain_flags", flags]
-    words += ["--finetune_flags=--max_steps 2 --per_device_train_batch_size 8"]
-    words += ["--output_dir", str(tmp_path)]
-    study = subprocess.Popen(
-        [sys.executable, "-m", "hf_mae_robust", "reproduce", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    folder = tmp_path / "small" / "classification" / "mae-0" / "pretrain"
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("output/checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    children = psutil.Process(study.pid).children(recursive=True)
-    study.terminate()
-    output = study.communicate(timeout=60)[0].decode()
-    assert study.returncode == 75 and "The same command goes on" in output
-    psutil.wait_procs(children, timeout=10)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert "Stopped by SIGTERM after step" in (folder / "run.log").read_text()
-    main(["reproduce", *words])
-    log = (folder / "run.log").read_text()
-    assert "Resuming from" in log and (folder / "result.json").exists()
-    assert (tmp_path / "small" / "reports" / "table1.md").exists()
 
 
 def test_what_is_missing_is_said(capsys, tmp_path):

@@ -1,12 +1,19 @@
 """Runs of a study: finished ones are kept, failed ones are told, models that are gone are trained again."""
 
 import shutil
+import time
+from dataclasses import replace
 
+import psutil
 import pytest
 
-from hf_mae_robust.errors import StudyError
+from hf_mae_robust.__main__ import main
+from hf_mae_robust.errors import EXIT_STOPPED, StudyError
+from hf_mae_robust.studies import reproduce
+from hf_mae_robust.studies.definitions import studies
 from hf_mae_robust.studies.runner import Run, StudyRunner
 from tests.helpers import TINY_OVERRIDES
+from tests.processes import offline
 
 
 @pytest.fixture
@@ -51,3 +58,45 @@ def test_a_model_that_is_gone_is_trained_again_where_it_is_needed(tiny, tmp_path
     (second.folder / "result.json").unlink()
     StudyRunner([first, second], 1).go()
     assert second.result() == found and first.result()["curves"] == before["curves"]
+
+
+def two_variants(num_blocks):
+    """MAE and another one of each study."""
+    return {name: replace(study, variants=study.variants[1:3]) for name, study in studies(num_blocks).items()}
+
+
+REPRODUCE = """
+from hf_mae_robust.__main__ import main
+from hf_mae_robust.studies import reproduce
+from tests.studies.test_runner import two_variants
+
+reproduce.studies = two_variants
+main()
+"""
+
+
+def test_a_study_that_is_terminated_goes_on(photos_dir, tmp_path, monkeypatch):
+    flags = f"--config_overrides {TINY_OVERRIDES} --mid_mask_layer_idx 1 --per_device_train_batch_size 8"
+    flags += " --max_steps 150 --save_steps 10"  # stopped long before its end
+    words = ["table1", "--dataset_name", str(photos_dir), "--seeds", "1", "--parallel", "2", "--pretrain_flags", flags]
+    words += ["--finetune_flags=--max_steps 2 --per_device_train_batch_size 8"]
+    words += ["--output_dir", str(tmp_path)]
+    (tmp_path / "reproduce.py").write_text(REPRODUCE)
+    study = offline().start([tmp_path / "reproduce.py", "reproduce", *words], tmp_path / "printed")
+    folder = tmp_path / "small" / "classification" / "mae-0" / "pretrain"
+    deadline = time.monotonic() + 400
+    while not list(folder.glob("output/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process = psutil.Process(study.ids[0])
+    children = process.children(recursive=True)
+    process.terminate()
+    ended = study.wait()
+    assert ended.codes == [EXIT_STOPPED] and "The same command goes on" in ended.output, ended.output
+    psutil.wait_procs(children, timeout=300)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert "Stopped by SIGTERM after step" in (folder / "run.log").read_text()
+    monkeypatch.setattr(reproduce, "studies", two_variants)
+    main(["reproduce", *words])
+    log = (folder / "run.log").read_text()
+    assert "Resuming from" in log and (folder / "result.json").exists()
+    assert (tmp_path / "small" / "reports" / "table1.md").exists()
