@@ -8,11 +8,7 @@ import pytest
 from hf_mae_robust import finetune, pretrain
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.__main__ import make_parser as main_parser
-<<<<<<< HEAD
-from hf_mae_robust.errors import StudyError
 from hf_mae_robust.pretraining.task import build_config
-=======
->>>>>>> dc2caa4 (Every module has the tests of its name, or a reason; tests moved there)
 from hf_mae_robust.studies.definitions import STUDIES, studies
 from hf_mae_robust.studies.reproduce import add_reproduce_arguments, paper_commands, runs_of
 from tests.helpers import TINY_OVERRIDES
