@@ -25,6 +25,15 @@ def photos_dir(tmp_path_factory):
     return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 48, "validation": 24}, row_group=7)
 
 
+@pytest.fixture(scope="module")
+def two_steps(photos_dir, tmp_path_factory):
+    """A run of two steps, with a checkpoint."""
+    folder = tmp_path_factory.mktemp("two steps") / "out"
+    words = tiny_run(photos_dir, "--output_dir", str(folder), "--max_steps", "2")
+    main([*words, "--save_strategy", "steps", "--save_steps", "2"])
+    return folder
+
+
 @pytest.fixture
 def words(photos_dir, tmp_path):
     return tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"))
@@ -137,9 +146,9 @@ def test_the_best_checkpoint_is_kept_under_its_final_name(words, tmp_path):
         ("--dataset_streaming", "true", "dataset_streaming: False there, True here"),
     ],
 )
-def test_another_run_is_refused_with_what_differs(words, tmp_path, capsys, flag, value, said):
+def test_another_run_is_refused_with_what_differs(two_steps, words, tmp_path, capsys, flag, value, said):
     words += ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
-    main(words)
+    shutil.copytree(two_steps, tmp_path / "out")
     with pytest.raises(SystemExit) as end:
         main([*words, flag, *value.split()])
     assert end.value.code == 2

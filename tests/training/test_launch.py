@@ -22,7 +22,7 @@ def read_until_reached(process):
     raise AssertionError(output)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tmp_path, launcher):
     script = tmp_path / "with_fault.py"
     lines = ["from tests.faults import install_fault", "from hf_mae_robust.pretrain import main"]
