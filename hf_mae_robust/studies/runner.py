@@ -128,7 +128,8 @@ def _collect(run: Run) -> dict[str, Any]:
 
 # Each run is a fork of one process that has imported everything; imports can take longer than a small run.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([f"hf_mae_robust.{name}" for name in ("pretrain", "finetune", "__main__")])
+_PRELOADED = ("pretraining.task", "finetuning.classification.task", "analysis.analyze", "training.run", "__main__")
+_PROCESSES.set_forkserver_preload([f"hf_mae_robust.{name}" for name in _PRELOADED])
 
 
 def _become(module: str, words: list[str], log: Path, gpu: int | None, threads: int) -> None:

@@ -47,10 +47,10 @@ def test_the_length_of_a_million_row_groups_is_counted_once():
     """It is asked for with every image."""
     source = ImageSource(None, (2,) * 1_000_000, False, "large", "")
     assert len(source) == source.num_rows == 2_000_000
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(1000):
         assert len(source) == 2_000_000
-    assert time.perf_counter() - started < 1  # counting takes 5 ms or more each time
+    assert time.process_time() - started < 1  # counting takes 5 ms or more each time
     assert len(source.head(7)) == 7 and len(source) == 2_000_000
     assert len(pickle.loads(pickle.dumps(source.head(9)))) == 9
 
