@@ -110,3 +110,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         complete = Path(folder) / "complete"
         yield complete
         complete.replace(path)
+
+
+def with_home(path: str) -> str:
+    """A path whose `~` stands for the home folder; everything else stays as it is, addresses included."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # of a user that there is not
+        return path

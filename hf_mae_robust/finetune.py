@@ -36,7 +36,9 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
             return DEFAULT_PROBE_RECIPE
         return None if given.dataset_name else DEFAULT_RECIPE
 
-    return RecipeParser(FinetuneArguments, default_recipe, prog=prog, description=description)
+    return RecipeParser(
+        FinetuneArguments, default_recipe, settings_of_model=("image_size",), prog=prog, description=description
+    )
 
 
 def make_task(name: str) -> "FinetuningTask[Any]":
@@ -76,8 +78,8 @@ def finetune(
     with the results of each class, and `predictions.png`.
 
     Raises:
-        ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, model,
-            data or checkpoint cannot be used. Existing checkpoints are as they were.
+        UserError (DataError, CheckpointError among them; a ValueError): arguments, model, data or checkpoint cannot be
+            used. Existing checkpoints are as they were.
         StopRequested, NonFiniteError, SavingError: as `ImageTrainer.train`; checkpoints written so far are complete.
     """
     arguments = FinetuneArguments(

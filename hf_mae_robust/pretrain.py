@@ -7,6 +7,7 @@ import argparse
 from typing import TYPE_CHECKING, cast
 
 from .pretraining.arguments import (
+    CONFIG_FLAGS,
     DEFAULT_RECIPE,
     DataArguments,
     MAETrainingArguments,
@@ -47,7 +48,9 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
     def default_recipe(given: argparse.Namespace) -> str | None:
         return None if given.dataset_name else DEFAULT_RECIPE
 
-    return RecipeParser(PretrainArguments, default_recipe, prog=prog, description=description)
+    return RecipeParser(
+        PretrainArguments, default_recipe, settings_of_model=CONFIG_FLAGS, prog=prog, description=description
+    )
 
 
 def prepare(arguments: PretrainArguments) -> tuple["MAETrainer", str | None]:
@@ -64,8 +67,8 @@ def pretrain(
     model code, `reconstructions.png`, `loss.png`, `all_results.json`, and the statistics of the target, if any.
 
     Raises:
-        ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, data or
-            checkpoint cannot be used. Existing checkpoints are as they were.
+        UserError (DataError, CheckpointError among them; a ValueError): arguments, data or checkpoint cannot be used.
+            Existing checkpoints are as they were.
         StopRequested, NonFiniteError, SavingError: as `MAETrainer.train`; checkpoints written so far are complete.
     """
     from .training import run

@@ -104,7 +104,9 @@ def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
     names = set(ViTMAEConfig().to_dict())
     stock = ViTMAEForPreTraining(ViTMAEConfig(**{key: value for key, value in TINY.items() if key in names}))
     stock.save_pretrained(tmp_path / "stock")
-    words = flags(photos_dir, tmp_path / "out", "--model_name_or_path", str(tmp_path / "stock"), "--learning_rate", "0")
+    words = flags(
+        photos_dir, tmp_path / "out", "--model_name_or_path", str(tmp_path / "stock"), "--learning_rate", "1e-30"
+    )
     words.remove("--config_overrides"), words.remove(TINY_OVERRIDES)
     with pytest.raises(SystemExit):
         main([*words, "--target_normalization", "global_patch"])
@@ -143,7 +145,7 @@ def statistics_of_patch_2(tmp_path):
         (["--image_column_name", "photo"], "no column 'photo'"),
         (["--train_split_name", "training"], "no split 'training'"),
         (["--dataset_name", "no/such/folder"], "--dataset_name no/such/folder"),
-        (["--mask_ratio", "1.5"], "mask_ratio=1.5"),
+        (["--mask_ratio", "1.5"], "--mask_ratio 1.5: must be above 0 and below 1"),
         (["--config_overrides", "patch_sise=4"], "no setting patch_sise"),
         (["--config_overrides", "image_size=30,patch_size=4"], "not a multiple of patch_size=4"),
         (["--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "7"], "mid_mask_layer_idx=7"),
@@ -158,9 +160,9 @@ def statistics_of_patch_2(tmp_path):
         (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),
         (["--crop_scale", "0.9", "0.5"], "crop_scale"),
         (["--crop_scale", "0.9"], "--crop_scale takes two numbers"),
-        (["--crop_pct", "2"], "crop_pct=2"),
+        (["--crop_pct", "2"], "--crop_pct 2: must be above 0 and at most 1"),
         (["--attn_implementation", "flash_attention_2"], "flash-attn"),
-        (["--max_train_samples", "0"], "At least one image"),
+        (["--max_train_samples", "0"], "--max_train_samples 0: must be at least 1"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(photos_dir, tmp_path, capsys, words, message):

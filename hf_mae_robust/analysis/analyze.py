@@ -14,6 +14,7 @@ from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_m
 from ..conversion.source import Access, ModelSource
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
+from ..errors import UserError
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
 from ..training.arguments import add_data_arguments
@@ -28,7 +29,7 @@ def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForP
     path, _ = local_model(name, revision, token)
     kind = AutoConfig.from_pretrained(path, token=token).model_type
     if kind not in PRETRAINING_KINDS:
-        raise ValueError(
+        raise UserError(
             f"{name} is a '{kind}' model; these analyses are for pre-training checkpoints ('vit_mae_robust' or "
             "'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
         )
@@ -55,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes > 1:
-        raise ValueError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
+        raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
     if args.max_samples < 2 or args.batch_size < 1:
-        raise ValueError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
+        raise UserError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
     model = load(args.checkpoint, args.model_revision, args.token).to(state.device)
     other = load(args.other, None, args.token).to(state.device) if args.other else None
     if other is not None and other.config.image_size != model.config.image_size:
-        raise ValueError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
+        raise UserError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
     source = cast(ImageSource, opened)  # a split was named
     if source.row_groups is None:

@@ -16,6 +16,7 @@ from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import DataLocation, ImageSource
+from ..errors import UserError
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments
 
@@ -87,7 +88,7 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
 def run_knn(args: argparse.Namespace) -> None:
     """Classify images by the nearest neighbours of their features, and print the accuracy."""
     if args.k < 1 or args.temperature <= 0:
-        raise ValueError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
+        raise UserError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())
     checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
     encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
@@ -95,7 +96,7 @@ def run_knn(args: argparse.Namespace) -> None:
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
     sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
     if sources[1] is None:
-        raise ValueError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
+        raise UserError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
         processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))

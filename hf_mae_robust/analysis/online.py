@@ -16,6 +16,7 @@ from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..training.arguments import DataArguments
 from ..training.pictures import save_reconstructions
@@ -47,7 +48,7 @@ class OnlineDiagnostics(TrainerCallback):
         labelled: tuple[ImageSource, ImageSource] | None = None,
     ):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
+            raise UserError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
         self.trainer, self.kinds, self.samples, self.labelled = trainer, kinds, samples, labelled
 
     def on_train_begin(
@@ -146,7 +147,7 @@ def add_online_diagnostics(
         eval_split = None if data.eval_split_name == "none" else data.eval_split_name
         opened = open_splits(location, data.train_split_name, eval_split, data.train_val_split, training.seed)
         if opened[1] is None:
-            raise ValueError(
+            raise UserError(
                 f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "
                 "one with --eval_split_name or hold images out with --train_val_split 0.05."
             )

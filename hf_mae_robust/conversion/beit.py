@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import BeitConfig, BeitModel, PreTrainedModel
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 from .positions import resized_positions
 
@@ -51,7 +52,7 @@ def mae_beit_config(**fields: Any) -> BeitConfig:
     )
     height, width = to_pair(config.image_size)
     if height != width:
-        raise ValueError(
+        raise UserError(
             f"image_size={config.image_size}: the BEiT of transformers interpolates its positions as a square grid "
             "for images that are not square, so it cannot hold this model."
         )

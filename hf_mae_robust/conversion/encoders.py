@@ -20,6 +20,7 @@ from transformers import (
     ViTMSNModel,
 )
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustModel
 from .loading import first_line, load_strictly
 from .original import from_original, read_original
@@ -59,7 +60,7 @@ def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTra
     """
     name = source.name
     if name is None:
-        raise ValueError("--model_name_or_path is needed, or --from_scratch.")
+        raise UserError("--model_name_or_path is needed, or --from_scratch.")
     if Path(name).is_file():
         return None
     try:
@@ -67,13 +68,13 @@ def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTra
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
             raise
-        raise ValueError(
+        raise UserError(
             f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
             f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "
             "without arguments), a Hub id or an official file."
         ) from error
     if config.model_type not in kinds:
-        raise ValueError(
+        raise UserError(
             f"{name} is a '{config.model_type}' model, which is "
             f"{'not of the ViT family' if 'vit' in kinds else 'not what is needed here'}: {', '.join(kinds)}."
         )
@@ -85,7 +86,7 @@ def config_to_start_from(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) 
     the number of heads of an official file."""
     config = read_config(source, kinds)
     if source.overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
-        raise ValueError(f"--config_overrides {', '.join(source.overrides)}: these are for --from_scratch.")
+        raise UserError(f"--config_overrides {', '.join(source.overrides)}: these are for --from_scratch.")
     return config
 
 
@@ -108,7 +109,7 @@ def load_vit(source: ModelSource, config: PreTrainedConfig | None) -> PreTrained
 def _load_official(source: ModelSource) -> PreTrainedModel:
     heads = source.overrides.get("num_attention_heads")
     if heads is None:
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path {source.name} is an official checkpoint. Its tensors do not tell the number of "
             "heads: give --config_overrides num_attention_heads=12 (ViT-B; ViT-L and ViT-H 16)."
         )
@@ -159,11 +160,11 @@ def encoder_from_scratch(source: ModelSource, image_size: int | None = None) -> 
     if source.name is not None:
         config = read_config(source)
         if config is None:
-            raise ValueError(
+            raise UserError(
                 f"--from_scratch takes no sizes from a file ({source.name}): give --config_overrides alone."
             )
         if config.model_type not in (*VIT_ENCODERS, "beit"):
-            raise ValueError(f"--from_scratch takes sizes of a ViT or MAE checkpoint, not of '{config.model_type}'.")
+            raise UserError(f"--from_scratch takes sizes of a ViT or MAE checkpoint, not of '{config.model_type}'.")
         names = (*SIZES, "intermediate_size", "image_size", "image_mean", "image_std")
         form = {name: getattr(config, name) for name in names if hasattr(config, name)}
     if image_size is not None:

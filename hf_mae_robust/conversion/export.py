@@ -28,6 +28,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ..data.preprocessing import default_processor
+from ..errors import MissingFileError, UserError
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from .loading import first_line
@@ -66,28 +67,28 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{checkpoint}: no folder with a config.json, and not found on the Hub. {first_line(error)}"
         ) from error
     name = (config.architectures or ["no class"])[0]
     model_class = next((source for source in sources if source.__name__ == name), None)
     if model_class is None:
         names = ", ".join(source.__name__ for source in sources)
-        raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
+        raise UserError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
     try:
         loaded: Any = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
         model, info = loaded
     except OSError as error:
-        raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
+        raise MissingFileError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
     except SafetensorError as error:
-        raise ValueError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
+        raise UserError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
     except RuntimeError as error:  # tensors of other shapes
-        raise ValueError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
+        raise UserError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
     problems = [
         f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, found)))}" for kind, found in info.items() if found
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} was not exported, because its tensors are not those of {name}: {'; '.join(problems)}."
         )
     return model.eval()
@@ -146,7 +147,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     """
     checkpoint, out = str(checkpoint), Path(out)
     if to not in TARGETS:
-        raise ValueError(f"to={to!r}: must be one of {', '.join(TARGETS)}.")
+        raise UserError(f"to={to!r}: must be one of {', '.join(TARGETS)}.")
     if to == "original" and out.is_dir():
         raise FileExistsError(f"{out} is a folder; the official form is one file, such as {out / 'model.pth'}.")
     check_is_free(out)

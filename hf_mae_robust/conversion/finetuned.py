@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
+from ..errors import UserError
 from .encoders import read_config
 from .loading import Model, load_strictly
 from .source import ModelSource
@@ -27,7 +28,7 @@ def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str
         i = next(i for i, pair in enumerate(zip(there, class_names)) if pair[0] != pair[1])
         difference = f"other classes than the data: class {i} is '{there[i]}' there and '{class_names[i]}' in the data"
     hint = " --ignore_mismatched_sizes puts a new head on it." if kind == "classifier" else ""
-    raise ValueError(f"--model_name_or_path {name} is a {kind} of {difference}.{hint}")
+    raise UserError(f"--model_name_or_path {name} is a {kind} of {difference}.{hint}")
 
 
 def nothing_to_evaluate(kind: str) -> ValueError:

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from ..errors import UserError
+
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 # A tensor of these that finds no place: the model computes something else than the one that was saved.
@@ -32,7 +34,7 @@ def load_with_report(model_class: type[Model], name: str, **options: Any) -> tup
         loaded: Any = model_class.from_pretrained(name, **options, output_loading_info=True)
         return loaded
     except (OSError, SafetensorError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
             "Copy or download the model again."
         ) from error
@@ -51,7 +53,7 @@ def load_strictly(model_class: type[Model], name: str, may_be_missing: tuple[str
     }
     if any(problems.values()):
         named = [f"{what} {len(keys)} tensors: {listed(keys, 4)}" for what, keys in problems.items() if keys]
-        raise ValueError(
+        raise UserError(
             f"{name} is incomplete, or a checkpoint of another architecture than its config.json says: for a "
             f"{model_class.__name__} it {'; it '.join(named)}."
         )

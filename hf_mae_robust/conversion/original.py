@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..errors import MissingFileError, UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from ..model.configuration_vit_mae_robust import to_pair
 from .beit import mae_beit_config, with_key_biases, without_key_biases
@@ -98,7 +99,7 @@ def read_original(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
+        raise MissingFileError(f"{path}: no such file.")
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -111,19 +112,19 @@ def read_original(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged bytes make PyTorch's reader fail in any way, OSError included
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
-            raise ValueError(
+            raise UserError(
                 f"{path} was refused, and none of its code was run: loading it would call {wanted[1]}, which has no "
                 "place in a file of tensors."
             ) from None
         kind = "safetensors" if isinstance(error, SafetensorError) else "PyTorch"
-        raise ValueError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
+        raise UserError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f'{path} holds no tensors: needs a state dict, bare or under "model".')
+        raise UserError(f'{path} holds no tensors: needs a state dict, bare or under "model".')
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if others:
-        raise ValueError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
+        raise UserError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
     return dict(content)
 
 
@@ -141,7 +142,7 @@ def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[
     if problems:
         form = "the encoder alone, or both" if key_map in (KEY_MAP, ENCODER_KEY_MAP) else "a fine-tuned classifier"
         expected_map = KEY_MAP if key_map is ENCODER_KEY_MAP else key_map
-        raise ValueError(
+        raise UserError(
             f"Not the layout of the official MAE: {'; '.join(problems)}. Expected, with N the number of a block and * "
             f"weight and bias ({form}): {', '.join(expected_map)}."
         )
@@ -150,16 +151,16 @@ def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[
 def _shape(state_dict: Mapping[str, Tensor], key: str, dimensions: int) -> torch.Size:
     shape = state_dict[key].shape
     if len(shape) != dimensions or 0 in shape:
-        raise ValueError(f"{key} has shape {tuple(shape)}, needs {dimensions} dimensions, none of them empty.")
+        raise UserError(f"{key} has shape {tuple(shape)}, needs {dimensions} dimensions, none of them empty.")
     return shape
 
 
 def _check_heads(flag: str, heads: int | None, width: int) -> None:
     advice = "The official MAE uses 12 for ViT-B, 16 for ViT-L, ViT-H and the decoder."
     if heads is None:
-        raise ValueError(f"--{flag} is needed: the number of heads cannot be seen in the tensors. {advice}")
+        raise UserError(f"--{flag} is needed: the number of heads cannot be seen in the tensors. {advice}")
     if heads < 1 or width % heads:
-        raise ValueError(f"--{flag} {heads}: does not divide the width {width} that the tensors have. {advice}")
+        raise UserError(f"--{flag} {heads}: does not divide the width {width} that the tensors have. {advice}")
 
 
 def _infer_sizes(state_dict: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _infer_image_size(state_dict: Mapping[str, Tensor], patch_size: int | tuple[
     num_patches = _shape(state_dict, "pos_embed", 3)[1] - 1
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
-        raise ValueError(
+        raise UserError(
             f"pos_embed has {num_patches} patches, which is no square grid: pass image_size=(height, width), in pixels."
         )
     height, width = (side * size for size in to_pair(patch_size))
@@ -203,11 +204,11 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head of a linear probe as one linear layer, `head.weight` and `head.bias`. In evaluation the BatchNorm is
     `(x - mean) / sqrt(variance + eps)` with fixed numbers."""
     if missing := _PROBE_KEYS - state_dict.keys():
-        raise ValueError(f"The head of this linear probe is incomplete: missing keys: {listed(missing)}.")
+        raise UserError(f"The head of this linear probe is incomplete: missing keys: {listed(missing)}.")
     weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
     mean, variance = (state_dict[f"head.0.running_{name}"] for name in ("mean", "var"))
     if weight.dim() != 2 or mean.shape != weight.shape[1:] or variance.shape != mean.shape:
-        raise ValueError(
+        raise UserError(
             f"The head of this linear probe does not fit together: head.1.weight has shape {tuple(weight.shape)}, "
             f"head.0.running_mean {tuple(mean.shape)}, head.0.running_var {tuple(variance.shape)}."
         )
@@ -266,7 +267,7 @@ def from_original(
         sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
     config_class = BeitConfig if is_classifier else ViTMAERobustConfig
     if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
-        raise ValueError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+        raise UserError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
     if is_classifier:
         sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
         model: PreTrainedModel = BeitForImageClassification(mae_beit_config(**{**sizes, **config_overrides}))
@@ -278,13 +279,13 @@ def from_original(
     for key, names in key_map.items():
         tensor = state_dict[key]
         if len(names) > 1 and (tensor.dim() == 0 or tensor.shape[0] % len(names)):
-            raise ValueError(f"{key} has shape {tuple(tensor.shape)}: cannot be split into query, key and value.")
+            raise UserError(f"{key} has shape {tuple(tensor.shape)}: cannot be split into query, key and value.")
         for name, part in zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor]):
             renamed[name] = part.detach().clone()
     try:
         model.load_state_dict(without_key_biases(renamed) if is_classifier else renamed, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"The tensors do not fit the sizes that they and the overrides tell. {error}") from error
+        raise UserError(f"The tensors do not fit the sizes that they and the overrides tell. {error}") from error
     return model.eval()
 
 
@@ -297,13 +298,13 @@ def rename_to_original(tensors: Mapping[str, Tensor], layout: Mapping[str, str])
     key_map = _expand(layout, *blocks)
     expected = {name for names in key_map.values() for name in names}
     if homeless := tensors.keys() - expected:
-        raise ValueError(
+        raise UserError(
             f"The layout of the official MAE has no place for {listed(homeless)}. A model with mid-level mask tokens "
             "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it, "
             "nor can a BEiT with layer scale or relative positions."
         )
     if absent := expected - tensors.keys():
-        raise ValueError(f"The layout of the official MAE needs {listed(absent)}, which this model does not have.")
+        raise UserError(f"The layout of the official MAE needs {listed(absent)}, which this model does not have.")
     return {key: torch.cat([tensors[name].detach() for name in names]) for key, names in key_map.items()}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.modeling_vit_mae_robust import interpolate_position_embedding, sincos_position_embedding
 
@@ -14,7 +15,7 @@ def square_size(image_size: int | Sequence[int]) -> int:
     """The side. Raises ValueError for an image size that is not square."""
     height, width = to_pair(image_size)
     if height != width:
-        raise ValueError(
+        raise UserError(
             f"image_size {height} x {width}: the classifier is a stock BEiT, which takes square images only; give "
             "--image_size."
         )
@@ -25,7 +26,7 @@ def grid_size(image_size: int | Sequence[int], patch_size: int | Sequence[int]) 
     """Patches (vertically, horizontally). Raises ValueError where they do not fit into the image."""
     (height, width), (patch_height, patch_width) = to_pair(image_size), to_pair(patch_size)
     if height % patch_height or width % patch_width or min(height, width) < 1:
-        raise ValueError(f"--image_size {image_size} is no multiple of the patch size {patch_size}.")
+        raise UserError(f"--image_size {image_size} is no multiple of the patch size {patch_size}.")
     return height // patch_height, width // patch_width
 
 

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from .loading import load_with_report
 from .settings import mae_settings, overridden
@@ -21,7 +22,7 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
     if source.name:
         base = AutoConfig.from_pretrained(source.name, **source.access.options)
         if base.model_type not in PRETRAINING_KINDS:
-            raise ValueError(
+            raise UserError(
                 f"--model_name_or_path {source.name} is a '{base.model_type}' model; pre-training "
                 f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
             )

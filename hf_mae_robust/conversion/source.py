@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Access:
@@ -41,7 +43,7 @@ class ModelSource:
     def checkpoint(self) -> str:
         """`name`, where there is one. Raises ValueError where there is none."""
         if self.name is None:
-            raise ValueError("There is no checkpoint to read: give a folder, a Hub id or an official file.")
+            raise UserError("There is no checkpoint to read: give a folder, a Hub id or an official file.")
         return self.name
 
     @classmethod

@@ -16,6 +16,7 @@ from transformers import (
     ViTModel,
 )
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .beit import mae_beit_config, with_key_biases, without_key_biases
 from .encoders import load_vit
@@ -82,10 +83,10 @@ def is_classifier(model: PreTrainedModel) -> bool:
 def check_exportable(model: PreTrainedModel) -> None:
     config, name = model.config, type(model).__name__
     if not isinstance(model, SOURCES):
-        raise ValueError(f"{name} cannot be exported; one of {', '.join(source.__name__ for source in SOURCES)} can.")
+        raise UserError(f"{name} cannot be exported; one of {', '.join(source.__name__ for source in SOURCES)} can.")
     if not isinstance(model, BeitPreTrainedModel):
         if not config.qkv_bias:
-            raise ValueError("qkv_bias=False: none of the targets is MAE's ViT without these biases.")
+            raise UserError("qkv_bias=False: none of the targets is MAE's ViT without these biases.")
         return
     foreign = [
         field
@@ -99,11 +100,11 @@ def check_exportable(model: PreTrainedModel) -> None:
         if is_foreign
     ]
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"This is a BEiT that is no plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
         )
     if config.use_mean_pooling and not is_classifier(model):
-        raise ValueError(
+        raise UserError(
             "A BeitModel with use_mean_pooling=True has a LayerNorm after the pooling and none before it: its features "
             "are not those of an encoder. Export the classifier it was taken from."
         )
@@ -112,10 +113,10 @@ def check_exportable(model: PreTrainedModel) -> None:
 def check_original_settings(config: PreTrainedConfig) -> None:
     """What no file of timm or of the official code can say, because their ViT has one value of it."""
     if config.hidden_act != "gelu":
-        raise ValueError(f"hidden_act={config.hidden_act!r}: timm's ViT and the official code have 'gelu'.")
+        raise UserError(f"hidden_act={config.hidden_act!r}: timm's ViT and the official code have 'gelu'.")
     # Smaller ones vanish beside the variances of trained features; stock ViT-MAE checkpoints say 1e-12.
     if config.layer_norm_eps > ORIGINAL_EPS:
-        raise ValueError(
+        raise UserError(
             f"layer_norm_eps={config.layer_norm_eps}: timm's ViT and the official code have {ORIGINAL_EPS}."
         )
 
@@ -145,7 +146,7 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
         ValueError: the target cannot compute what the model does; the message says why.
     """
     if target not in ("beit", "vit"):
-        raise ValueError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
+        raise UserError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
     check_exportable(model)
     has_head, config = is_classifier(model), model.config
     fields = settings_of(config, (*SHARED_SETTINGS, "initializer_range", "image_size"))
@@ -155,7 +156,7 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
         config = mae_beit_config(**fields, use_mean_pooling=has_head and config.use_mean_pooling)
         stock: Any = (BeitForImageClassification if has_head else BeitModel)(config)
     elif has_head and config.use_mean_pooling:
-        raise ValueError(
+        raise UserError(
             "This classifier takes the mean of the patch tokens, and the stock ViT classifies from the CLS token only. "
             "Export it to beit or timm, or fine-tune with CLS pooling."
         )

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 from .loading import first_line
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
@@ -41,7 +42,7 @@ def from_timm(model: VisionTransformer, **config_overrides: Any) -> PreTrainedMo
     queries and keys or before the blocks, rotary positions, another activation, no CLS token.
     """
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{type(model).__name__} is no VisionTransformer of timm, so it has no place here.")
+        raise UserError(f"{type(model).__name__} is no VisionTransformer of timm, so it has no place here.")
     block: Any = model.blocks[0]
     foreign = {
         "no CLS token, or register tokens": model.cls_token is None or model.num_prefix_tokens != 1,
@@ -53,7 +54,7 @@ def from_timm(model: VisionTransformer, **config_overrides: Any) -> PreTrainedMo
         f"the pooling '{model.global_pool}'": model.global_pool not in ("token", "avg", ""),
     }
     if found := [part for part, is_there in foreign.items() if is_there]:
-        raise ValueError(f"This Vision Transformer of timm is not MAE's: it has {', '.join(found)}.")
+        raise UserError(f"This Vision Transformer of timm is not MAE's: it has {', '.join(found)}.")
     settings: dict[str, Any] = {"image_size": model.patch_embed.img_size, "layer_norm_eps": block.norm1.eps}
     settings["image_size"] = _single(settings["image_size"])
     return from_original(model.state_dict(), block.attn.num_heads, **{**settings, **config_overrides})
@@ -68,7 +69,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         there: Any = timm.create_model(_timm_name(source), pretrained=True)
     except Exception as error:  # timm and the Hub raise whatever they like
-        raise ValueError(f"{source} cannot be loaded by timm ({type(error).__name__}: {first_line(error)}).") from error
+        raise UserError(f"{source} cannot be loaded by timm ({type(error).__name__}: {first_line(error)}).") from error
     form = timm.data.resolve_model_data_config(there)
     mean, std = list(form["mean"]), list(form["std"])
     labels = there.pretrained_cfg.get("label_names")

@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..errors import ImageDecodingError
+from ..errors import ImageDecodingError, UserError
 from .jpeg import decode_rows, read_header
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -184,7 +184,7 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
         Exception: a path that is a URL could not be read, other than for want of the file.
     """
     if num_channels not in PIL_MODES:
-        raise ValueError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
+        raise UserError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
     mode = PIL_MODES[num_channels]
     return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row)
 

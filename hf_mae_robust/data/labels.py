@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Features, Value
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 
 MAX_NAMED_IN_ERRORS = 5
 # (features, column or "auto", description, function that reads a whole column or None) -> labels; see `find_labels`.
@@ -149,19 +149,19 @@ def read_id2label(source: str) -> dict[int, str]:
     """
     if str(source).isdigit():
         if not 1 <= int(source) <= MAX_VALUE:
-            raise ValueError(f"--id2label {source}: a number of classes from 1 to {MAX_VALUE:,}.")
+            raise UserError(f"--id2label {source}: a number of classes from 1 to {MAX_VALUE:,}.")
         return {i: f"class_{i}" for i in range(int(source))}
     try:
         content = json.loads(Path(source).read_text(encoding="utf-8"))
         names = {int(value): str(name) for value, name in content.items()}
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--id2label {source}: cannot be read ({error.strerror}). Give a JSON file or a number of classes."
         ) from error
     except (ValueError, AttributeError) as error:
-        raise ValueError(f'--id2label {source}: must hold {{"0": "name", "1": "name", ...}} ({error}).') from error
+        raise UserError(f'--id2label {source}: must hold {{"0": "name", "1": "name", ...}} ({error}).') from error
     if not names or min(names) < 0 or max(names) > MAX_VALUE:
-        raise ValueError(
+        raise UserError(
             f"--id2label {source}: the values of a map go from 0 to {MAX_VALUE:,}; got {sorted(names)[:4]}."
         )
     return names

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 from .dataset import ImageDataset, ImageStream, collate
 from .order import EpochBatchSampler, SequentialBatchSampler
 from .source import ImageSource
@@ -53,7 +53,7 @@ def images_in_batch(source: ImageSource, batch_size: int, world_size: int, num_v
     """How many different images a batch holds, with `num_views` of each. Raises DataError where the images do not fill
     one batch on every rank, and ValueError where a batch does not hold all views of each of its images."""
     if num_views < 1 or batch_size % num_views:
-        raise ValueError(
+        raise UserError(
             f"--repeated_augmentation {num_views}: must be at least 1 and divide the batch, which is {batch_size} "
             "(--per_device_train_batch_size)."
         )

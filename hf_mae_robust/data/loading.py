@@ -12,9 +12,10 @@ from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dat
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 from ..hub.faults import describe
 from ..hub.network import retry
+from ..hub.paths import check_path, may_be_path
 from .parquet import parquet_splits
 from .source import DataLocation
 
@@ -41,6 +42,9 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
     """
     name = cast(str, location.dataset_name)  # without one nobody calls this
     try:
+        check_path(name, "--dataset_name")
+        # Where the Hub cannot be reached, a misspelt folder must not take minutes.
+        retry_seconds = 0.0 if may_be_path(name) else location.dataset_retry_seconds
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
@@ -51,7 +55,7 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
 
         def persist(attempt: Callable[..., Any], **retry_options: Any) -> Any:
             dataset = None if is_local else name.removeprefix("hf://datasets/")
-            return retry(f"--dataset_name {name}", attempt, location.dataset_retry_seconds, dataset, **retry_options)
+            return retry(f"--dataset_name {name}", attempt, retry_seconds, dataset, **retry_options)
 
         with TemporaryDirectory() as nothing:
             # Where the Hub does not answer, `datasets` turns to its cache, if there is anything in it. For a stream
@@ -64,7 +68,7 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
             persist(builder.download_and_prepare, counts_attempts=False)
             return builder.as_dataset(), revision
         return parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
-    except DataError:
+    except UserError:
         raise
     except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
         raise DataError(

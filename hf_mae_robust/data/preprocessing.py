@@ -14,6 +14,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 
 # Of random crops, width / height.
@@ -41,7 +42,7 @@ def evaluation_processor(
     Raises ValueError where `crop_pct` does not lie in (0, 1].
     """
     if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
+        raise UserError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
     height, width = to_pair(image_size)
     resized = int(height / crop_pct), int(width / crop_pct)
     return CLIPImageProcessor(
@@ -174,7 +175,7 @@ def training_transform(
     (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is no pair of shares."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
-        raise ValueError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
+        raise UserError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
     return RandomCrop(to_pair(image_size), (low, high), horizontal_flip)
 
 

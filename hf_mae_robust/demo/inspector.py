@@ -17,6 +17,7 @@ from ..conversion.source import Access, ModelSource
 from ..conversion.stock import STOCK_KINDS, read_stock
 from ..data.decoding import PIL_MODES
 from ..data.preprocessing import EvaluationTransform, default_processor
+from ..errors import UserError
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
@@ -62,18 +63,18 @@ class Inspector:
 
     def _check(self) -> None:
         if self.num_channels not in PIL_MODES:
-            raise ValueError(
+            raise UserError(
                 f"This model takes images of {self.num_channels} channels; image files have {sorted(PIL_MODES)}."
             )
         if hasattr(self.model, "target_normalizer") and not self.model.target_normalizer.check():
-            raise ValueError(
+            raise UserError(
                 'This checkpoint has target_normalization="global_patch" and no patch statistics, so its predictions '
                 "cannot be turned into pixels. Give it some with model.set_target_statistics(mean, std)."
             )
         try:
             self.observe(self.prepare(torch.zeros(self.num_channels, 64, 64, dtype=torch.uint8)))
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.model).__name__} does not take what its image processor ({self._transform}) gives: {error}"
             ) from error
 
@@ -103,7 +104,7 @@ class Inspector:
         values, (rows, columns) = self.normalize(pixels), self.grid_of(pixels)
         outputs = self.model.base_model(values, output_attentions=True)
         if not outputs.attentions:
-            raise ValueError("its attention has no weights that could be shown")
+            raise UserError("its attention has no weights that could be shown")
         # CLS, and in some models a token of distillation or registers, stand before the patches.
         first = outputs.last_hidden_state.shape[1] - rows * columns
         weights = outputs.attentions[-1][0].float().mean(dim=0)[:, first:]

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ..errors import UserError
 from ..paper import PAPER_RESULTS
 from ..recipes import recipe_path
 
@@ -165,7 +166,7 @@ def card_of_recipe(name: str) -> str:
     """
     path = recipe_path(name)
     if path.stem not in PAPER_RESULTS:
-        raise ValueError(f"{name} is no row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
+        raise UserError(f"{name} is no row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
     paper = PAPER_RESULTS[path.stem]
     text = path.read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)
@@ -218,11 +219,11 @@ def _read_run(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         run = json.loads(path.read_text())
         return run.pop("about"), run
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no run.json: cards are written for what run_pretrain.py and run_finetune.py have trained."
         ) from None
     except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} does not say what was run ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path} does not say what was run ({type(error).__name__}: {error}).") from error
 
 
 def _evaluated_split(about: Mapping[str, Any]) -> str:

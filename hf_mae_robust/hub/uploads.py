@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
-from ..errors import HubError
+from ..errors import HubError, UserError
 from ..files import MANIFEST
 from .model_card import EXAMPLES, PICTURES
 from .network import retrying
@@ -67,19 +67,19 @@ def open_repository(name: str, token: str | None, revision: str | None, private:
     try:
         return _open_repository(name, token, revision, private)
     except (HTTPError, OSError, JSONDecodeError) as error:
-        raise ValueError(f"--push_to_hub: {refusal(error, name, MODEL)}.") from error
+        raise UserError(f"--push_to_hub: {refusal(error, name, MODEL)}.") from error
 
 
 @retrying(attempts=4, expects_json=True).wraps
 def _open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"--hub_revision {revision} is a commit; nothing can be pushed to one. Give a branch.")
+        raise UserError(f"--hub_revision {revision} is a commit; nothing can be pushed to one. Give a branch.")
     api = HfApi(token=token)
     repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
     api.auth_check(repo_id, write=True)
     # `private` changes nothing about a repository that there is already.
     if private and not api.model_info(repo_id).private:
-        raise ValueError(
+        raise UserError(
             f"--hub_private_repo: {repo_id} is on the Hub already, and public. Make it private in its settings, or "
             "give another --hub_model_id."
         )

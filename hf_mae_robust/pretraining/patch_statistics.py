@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..errors import MissingFileError, UserError
+
 FORMAT = "hf_mae_robust.patch_statistics"
 # In float64 these fit a processor's cache (D = 768).
 PATCHES_AT_ONCE = 256
@@ -97,7 +99,7 @@ class PatchStatistics:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"No patch statistics at {path}. Compute them with `python -m hf_mae_robust statistics`, or let "
                 "run_pretrain.py do it with --target_statistics auto."
             )
@@ -106,15 +108,15 @@ class PatchStatistics:
                 metadata = dict(file.metadata() or {})
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is no .safetensors file, or not a whole one: {error}") from error
+            raise UserError(f"{path} is no .safetensors file, or not a whole one: {error}") from error
         if metadata.get("format") != FORMAT or {"mean", "std"} - set(tensors):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no patch statistics (tensors: {', '.join(tensors)}). They are written by "
                 "`python -m hf_mae_robust statistics`."
             )
         mean, std = tensors["mean"].double(), tensors["std"].double()
         if patch_dim is not None and (mean.shape != (patch_dim,) or std.shape != (patch_dim,)):
-            raise ValueError(
+            raise UserError(
                 f"The patch statistics in {path} are for patches of {mean.shape[0]} numbers (patch_size "
                 f"{metadata.get('patch_size', '?')}, {metadata.get('num_channels', '?')} channels), but the model has "
                 f"patches of {patch_dim}. Compute them for the model's patch size."

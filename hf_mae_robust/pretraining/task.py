@@ -12,13 +12,14 @@ from ..conversion.pretraining_model import load_pretraining_model, read_pretrain
 from ..conversion.source import ModelSource
 from ..data.preprocessing import evaluation_processor
 from ..data.source import ImageSource
+from ..errors import UserError
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
-from .arguments import ModelArguments, PretrainArguments
+from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .patch_statistics import PatchStatistics
 from .pictures import RECONSTRUCTIONS, save_pictures
@@ -26,15 +27,6 @@ from .statistics_pass import cached_statistics_of_source
 from .trainer import MAETrainer
 
 STATISTICS_FILE = "target_statistics.safetensors"
-# Flags that are fields of ViTMAERobustConfig of the same name.
-CONFIG_FLAGS = (
-    "mask_ratio",
-    "target_normalization",
-    "norm_pix_loss",
-    "decoder_attention_probs_dropout_prob",
-    "mid_mask_ratio",
-    "mid_mask_layer_idx",
-)
 
 
 class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETrainer]):
@@ -116,7 +108,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             if training.process_index == 0:
                 statistics.save(Path(training.output_dir) / STATISTICS_FILE)
         elif config.target_normalization == "global_patch" and not trainer.model.target_normalizer.ready:
-            raise ValueError(
+            raise UserError(
                 f"--target_normalization global_patch: {arguments.model.model_name_or_path} holds no patch "
                 "statistics; give --target_statistics auto."
             )
@@ -138,7 +130,7 @@ def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
     if arguments.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ValueError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
+        raise UserError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
     model, note = load_pretraining_model(ModelSource.of(arguments, {}), config, arguments.attn_implementation)
@@ -154,7 +146,7 @@ def find_statistics(
     data, wanted = arguments.data, arguments.model.target_statistics
     if config.target_normalization != "global_patch":
         if wanted:
-            raise ValueError(
+            raise UserError(
                 f"--target_statistics {wanted} is for --target_normalization global_patch, not "
                 f"'{config.target_normalization}'."
             )
@@ -162,7 +154,7 @@ def find_statistics(
     if wanted is None:
         if arguments.model.model_name_or_path:
             return None
-        raise ValueError(
+        raise UserError(
             "--target_normalization global_patch needs --target_statistics: 'auto' computes them from the training "
             "images; a path takes a file written by `python -m hf_mae_robust statistics`."
         )

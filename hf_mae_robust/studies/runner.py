@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from ..errors import StudyError
+from ..errors import StudyError, UserError
 
 RESULT, LOG = "result.json", "run.log"
 # Of the log: what a result keeps over the epochs.
@@ -85,7 +85,7 @@ class Run:
         differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
         if differing:
             texts = [f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in differing]
-            raise ValueError(f"{path} is of other settings ({'; '.join(texts)}). Use those, or another --output_dir.")
+            raise UserError(f"{path} is of other settings ({'; '.join(texts)}). Use those, or another --output_dir.")
         return content
 
 

@@ -1,6 +1,7 @@
 """Flags that every training run has, as dataclasses for `HfArgumentParser`."""
 
 import argparse
+import multiprocessing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,10 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
+
+from ..errors import UserError, refused_by_library
+from .optional import check_package, check_reports
+from .ranges import check_ranges
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -62,12 +67,11 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        check_ranges(vars(self))
         if len(self.crop_scale) != 2:
-            raise ValueError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
-        if not 0 <= self.max_bad_images <= 1:
-            raise ValueError(f"--max_bad_images {self.max_bad_images}: a fraction, from 0 to 1.")
-        if self.dataset_retry_seconds < 0:
-            raise ValueError(f"--dataset_retry_seconds {self.dataset_retry_seconds}: must not be negative.")
+            raise UserError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise UserError(f"--crop_scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: LO is above HI.")
 
 
 @dataclass
@@ -101,8 +105,7 @@ class RecipeArguments:
     model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
 
     def __post_init__(self) -> None:
-        if self.skip_nonfinite_steps < 0:
-            raise ValueError(f"--skip_nonfinite_steps {self.skip_nonfinite_steps}: must not be negative.")
+        check_ranges(vars(self))
 
 
 @dataclass
@@ -149,13 +152,25 @@ class ImageTrainingArguments(TrainingArguments):
         # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
         # and each trains the whole model.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
-        if self.profile < 0:
-            raise ValueError(f"--profile {self.profile}: a number of steps, or 0 for none.")
+        check_ranges(vars(self))
+        check_reports(self.report_to)
+        for flag, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
+            if getattr(self, flag):
+                check_package(f"--{flag}", package)
+        with refused_by_library("These settings of transformers.TrainingArguments cannot be used"):
+            super().__post_init__()
+        for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise UserError(f"--{name} {getattr(self, name)}: write it as JSON, such as '{{\"a\": 1}}'.")
+        if self.dataloader_multiprocessing_context not in (None, *multiprocessing.get_all_start_methods()):
+            raise UserError(
+                f"--dataloader_multiprocessing_context {self.dataloader_multiprocessing_context}: one of "
+                f"{', '.join(multiprocessing.get_all_start_methods())}."
+            )
         if self.enable_jit_checkpoint:
-            raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
+            raise UserError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
         if self.ignore_data_skip:
-            raise ValueError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
+            raise UserError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

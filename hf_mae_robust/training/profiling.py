@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..errors import UserError
 from .typed_trainer import TypedTrainer
 
 # Steps that are not counted: the first ones start workers, choose kernels and compile.
@@ -45,7 +46,7 @@ class StepProfile(TrainerCallback):
 
     def __init__(self, trainer: TypedTrainer, num_steps: int):
         if num_steps < 1:
-            raise ValueError(f"--profile {num_steps}: a number of steps, at least 1.")
+            raise UserError(f"--profile {num_steps}: a number of steps, at least 1.")
         self.trainer, self.num_steps = trainer, num_steps
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = -WARM_UP

@@ -5,7 +5,7 @@ from typing import Any, cast
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, refused_by_library
 from .typed_trainer import TypedTrainer
 
 
@@ -20,7 +20,8 @@ class Resuming(TypedTrainer):
     """
 
     def __init__(self, *, allow_elastic_resume: bool = False, **kwargs: Any):
-        super().__init__(**kwargs)
+        with refused_by_library("These settings do not go together"):
+            super().__init__(**kwargs)
         self.allow_elastic_resume = allow_elastic_resume
 
     def _init_training_state(

@@ -52,10 +52,12 @@ class Task(ABC, Generic[Arguments, Model, AnyTrainer]):
     Attributes:
         name: as a model card names the task.
         loss: what the loss is, for the axis of loss.png.
+        metrics: names of the results that --metric_for_best_model can look at.
     """
 
     name: str
     loss: str
+    metrics: tuple[str, ...] = ("loss",)
 
     def check_settings(self, arguments: Arguments) -> None:
         """Refuse settings that contradict one another, before anything is read."""

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UserError
 from ...files import allow_group, replace_files
 from ...training.checkpoints import is_checkpoint
 from .trainer import ClassificationTrainer
@@ -50,7 +50,7 @@ def add_adapter(
     targets = kinds if list(targets) == [ALL_LINEAR] else list(targets)
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise ValueError(
+            raise UserError(
                 f"--lora_target_modules {target}: no linear layer of {type(model).__name__} has this name; there are "
                 f"{', '.join(kinds)}, or {ALL_LINEAR} alone for all of them."
             )
@@ -105,7 +105,7 @@ class LoraTrainer(ClassificationTrainer):
     def __init__(self, *, model: PeftModel, **kwargs: Any):
         super().__init__(model=model, **kwargs)
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ValueError("--lora_r does not work with FSDP and DeepSpeed, which split the weights.")
+            raise UserError("--lora_r does not work with FSDP and DeepSpeed, which split the weights.")
 
     @property
     def adapted(self) -> PeftModel:

@@ -27,6 +27,7 @@ from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.positions import grid_size, resized_positions, square_size
 from ...conversion.settings import settings_of
 from ...conversion.source import ModelSource
+from ...errors import UserError
 
 # Official code: main_finetune.py, main_linprobe.py.
 HEAD_STD = 2e-5
@@ -122,7 +123,7 @@ def classifier_for_evaluation(
     if config is not None:  # also DeiTForImageClassificationWithTeacher
         is_classifier = any("ForImageClassification" in name for name in config.architectures or ())
     if not is_classifier:
-        raise ValueError(f"--model_name_or_path {source.name} is no classifier.")
+        raise UserError(f"--model_name_or_path {source.name} is no classifier.")
     check_classes(source.checkpoint, config or model.config, class_names)
     if model is None:
         options = {"attn_implementation": attn_implementation, **source.access.options}
@@ -136,7 +137,7 @@ def classifier_for_evaluation(
 
 def _labels(class_names: Sequence[str]) -> dict[str, Any]:
     if len(set(class_names)) != len(class_names):
-        raise ValueError("Two classes of the data have the same name.")
+        raise UserError("Two classes of the data have the same name.")
     return label_settings(class_names)
 
 
@@ -150,7 +151,7 @@ def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str],
     check_classes(name, config, class_names)
     own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
     if pooling not in (None, own):
-        raise ValueError(
+        raise UserError(
             f"--pooling {pooling}: {name} is a classifier with --pooling {own}. --ignore_mismatched_sizes puts a new "
             "head on it."
         )
@@ -164,7 +165,7 @@ def _beit_of(
     size = settings.image_size or square_size(encoder.config.image_size)
     uses_mean = settings.pooling != "cls"
     if getattr(encoder.config, "use_mean_pooling", False) and not uses_mean:
-        raise ValueError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
+        raise UserError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
     config = mae_beit_config(**settings_of(encoder.config), image_size=size, use_mean_pooling=uses_mean, **fields)
     model = BeitForImageClassification._from_config(config, attn_implementation=settings.attn_implementation)
     fill_beit(model.beit, encoder)
@@ -185,15 +186,15 @@ def _check_settings_of_kind(config: PreTrainedConfig, settings: ClassifierSettin
     kind, size = config.model_type, square_size(config.image_size)
     pooling, image_size = settings.pooling, settings.image_size
     if pooling is not None and kind not in WITH_POOLING:
-        raise ValueError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
+        raise UserError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
     # A pre-trained BEiT has that norm, though its config says that it pools the mean.
     is_pretrained = "BeitForMaskedImageModeling" in (config.architectures or ())
     if pooling == "cls" and config.use_mean_pooling and not is_pretrained:
-        raise ValueError(f"--pooling cls: this '{kind}' pools the mean, and has no norm for the CLS token.")
+        raise UserError(f"--pooling cls: this '{kind}' pools the mean, and has no norm for the CLS token.")
     if settings.drop_path_rate and not hasattr(config, "drop_path_rate"):
-        raise ValueError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
+        raise UserError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
     if image_size not in (None, size) and not _has_plain_positions(config):
-        raise ValueError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
+        raise UserError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
 
 
 def _own_class(

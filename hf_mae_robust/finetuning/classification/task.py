@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ...conversion.pixels import Pixels, read_processor
 from ...conversion.source import ModelSource
 from ...data.preprocessing import EvaluationTransform, evaluation_processor
+from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.parser import parse_config_overrides
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
@@ -38,13 +39,14 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
 
     name = "classification"
     loss = "cross-entropy"
+    metrics = ("accuracy", "top5_accuracy", "loss")
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model = arguments.model
         source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
         if arguments.recipe.eval_only:
             if model.from_scratch:
-                raise ValueError("--from_scratch gives no classifier to evaluate.")
+                raise UserError("--from_scratch gives no classifier to evaluate.")
             return classifier_for_evaluation(source, class_names, model.attn_implementation)
         settings = ClassifierSettings(
             image_size=model.image_size,
@@ -110,14 +112,14 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             from .lora import LoraTrainer  # peft is optional
 
             if recipe.model_ema_decay is not None:
-                raise ValueError("--model_ema_decay is not for --lora_r.")
+                raise UserError("--model_ema_decay is not for --lora_r.")
             return LoraTrainer(model=cast("PeftModel", model), layer_decay=recipe.layer_decay, **common)
         if not arguments.model.linear_probe:
             return ClassificationTrainer(
                 model=model, layer_decay=recipe.layer_decay, ema_decay=recipe.model_ema_decay, **common
             )
         if recipe.model_ema_decay is not None:
-            raise ValueError("--model_ema_decay is not for --linear_probe.")
+            raise UserError("--model_ema_decay is not for --linear_probe.")
         trainer = ProbeTrainer(model=LinearProbe(model), **common)
         if not augmentation.augmentation and trainer.train_source.row_groups is not None:
             trainer.cache_features()
@@ -161,7 +163,7 @@ def build_mixup(
     if not arguments.mixes:
         return None
     if training.train_batch_size % 2:
-        raise ValueError(
+        raise UserError(
             f"--per_device_train_batch_size {training.train_batch_size}: mixup and CutMix need an even number; or turn "
             "them off with --mixup 0 --cutmix 0."
         )

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...errors import CheckpointError, DataError
+from ...errors import CheckpointError, DataError, UserError
 from ...training.checkpoints import is_checkpoint
 from ..trainer import FinetuningTrainer
 from .augmentation import seeded
@@ -70,7 +70,7 @@ class ClassificationTrainer(FinetuningTrainer):
         if ema_decay is not None:
             sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
             if self.accelerator.distributed_type in sharded:
-                raise ValueError("--model_ema_decay does not work with FSDP and DeepSpeed, which split the weights.")
+                raise UserError("--model_ema_decay does not work with FSDP and DeepSpeed, which split the weights.")
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=True)
             self.add_callback(EmaCallback(self))
         # Classes predicted and true, of all images of the last evaluation, in all processes.

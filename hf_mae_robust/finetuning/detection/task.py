@@ -31,6 +31,10 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
 
     name = "detection"
     loss = "sum of Mask R-CNN's five parts"
+    metrics = tuple(
+        f"{part}_ap{which}" for part in ("box", "mask") for which in ("", "50", "75", "_small", "_medium", "_large")
+    )
+    small_recipe = "mask_rcnn_small"
 
     def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
         names = None

@@ -11,7 +11,7 @@ from datasets import Features
 
 from ...data.decoding import decode_map
 from ...data.labels import MAX_VALUE, read_id2label
-from ...errors import DataError, ImageDecodingError
+from ...errors import DataError, ImageDecodingError, UserError
 
 # In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
 IGNORED = -1
@@ -120,10 +120,10 @@ def name_classes(
     values = tuple(sorted(names.keys() - ignored))
     class_names = tuple(names[value] for value in values)
     if len(values) < 2:
-        raise ValueError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.")
+        raise UserError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.")
     if len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if class_names.count(name) > 1)
-        raise ValueError(f"--id2label has two classes of the name '{twice}'.")
+        raise UserError(f"--id2label has two classes of the name '{twice}'.")
     return class_names, values, tuple(sorted(value for value in ignored if 0 <= value <= MAX_VALUE))
 
 

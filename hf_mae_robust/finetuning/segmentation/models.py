@@ -15,6 +15,7 @@ from ...conversion.finetuned import label_settings, read_finetuned
 from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.settings import settings_of
 from ...conversion.source import ModelSource
+from ...errors import UserError
 from .maps import IGNORED
 
 DEFAULT_IMAGE_SIZE = 512
@@ -46,7 +47,7 @@ def tap_indices(num_hidden_layers: int) -> list[int]:
     mmsegmentation taps its 0-based blocks 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L."""
     taps = [round(num_hidden_layers * share) for share in (1 / 3, 1 / 2, 2 / 3, 1)]
     if taps[0] < 1 or len(set(taps)) < 4:
-        raise ValueError(f"Segmentation taps four blocks; an encoder of {num_hidden_layers} has too few (6 will do).")
+        raise UserError(f"Segmentation taps four blocks; an encoder of {num_hidden_layers} has too few (6 will do).")
     return taps
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, SegformerImageProcessor
 from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
+from ...errors import UserError
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
@@ -33,6 +34,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
 
     name = "segmentation"
     loss = "cross-entropy a pixel, of both heads"
+    metrics = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    small_recipe = "upernet_small"
 
     def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
         data, segmentation = arguments.data, arguments.segmentation
@@ -94,7 +97,7 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
                 ),
             }
         if segmentation.stride is not None and segmentation.stride > size:
-            raise ValueError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
+            raise UserError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
         return SegmentationTrainer(
             model=model,
             processing_class=processor,

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...errors import DataError
+from ...errors import DataError, UserError
 from ..trainer import FinetuningTrainer, shares_batch_norm, with_shared_batch_norm
 from .maps import IGNORED
 from .metrics import confusion_of, segmentation_metrics
@@ -98,7 +98,7 @@ class SegmentationTrainer(FinetuningTrainer):
     ):
         if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_batch_norm(args):
             # UperNet also looks at the whole crop as one place: one value a channel.
-            raise ValueError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
+            raise UserError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
         self.crop_size, self.stride, self.num_pictures = crop_size, stride, num_pictures
         self.confusion: np.ndarray | None = None
