@@ -20,6 +20,7 @@ class DataLocation:
     """Where images come from; the fields are named after the command line's.
 
     label_column_name: column of labels to read as well, or "auto" for the only one there is; None: no labels.
+    allow_unused_files: whether image files of a local folder may be left out.
     dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
     """
 
@@ -31,6 +32,7 @@ class DataLocation:
     token: str | None = field(default=None, repr=False)
     dataset_retry_seconds: float = RETRY_SECONDS
     label_column_name: str | None = None
+    allow_unused_files: bool = False
 
     @classmethod
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
