@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from ..errors import DataError
 from ..hub.faults import describe
 from ..hub.network import retry
-from .parquet import parquet_splits
+from .parquet import check_splits, parquet_splits
 from .source import DataLocation
 
 
@@ -60,6 +60,7 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
                 options["cache_dir"] = nothing
             builder = persist(lambda: load_dataset_builder(name, **options))
         revision = None if is_local else _commit(builder, location)
+        check_splits(builder, location)
         if not location.dataset_streaming:
             persist(builder.download_and_prepare, counts_attempts=False)
             return builder.as_dataset(), revision
