@@ -38,8 +38,8 @@ class DataArguments:
     train_val_split: float | None = option(
         None, "Share of the training images to hold out for evaluation where the data set has no split for it."
     )
-    max_train_samples: int | None = option(None, "Train on the first so many images.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first so many images.")
+    max_train_samples: int | None = option(None, "Train on so many images, drawn at random by --seed.")
+    max_eval_samples: int | None = option(None, "Evaluate on so many images, drawn at random by --seed.")
     shuffle_buffer_size: int = option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )
