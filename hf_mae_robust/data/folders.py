@@ -26,6 +26,8 @@ STANDARD_SPLITS = ("train", "validation", "test")
 # So many files of a folder are looked at to tell maps from photos.
 NUM_LOOKED_AT = 8
 OVERRIDE = "--allow_unused_files"
+# What a table of this reader says of its origin.
+FOLDER = "image_files"
 LABELS, MAPS = "label", "annotation"
 
 

@@ -22,9 +22,10 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
-from .folders import open_folder, read_folder
+from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
 from .labels import LabelFinder, Labels, find_labels
 from .loading import load_embedded_digits, load_splits
+from .notes import note
 from .parquet import ParquetSplit, parquet_source
 from .source import DataLocation, ImageSource, TableRows, digest, encoded, fingerprint_parts
 
@@ -81,7 +82,14 @@ def open_splits(
             data = data()
         column = _choose_column(data, location.image_column_name, name)
         labels = _choose_labels(data, description, location, find_labels, labels)
+        if labels is not None and labels.is_joint and isinstance(data, Dataset):
+            data = _annotated(data, labels.column, description, location.allow_unused_files)
         source = source_of(data, column, location, description, buffer_size, labels)
+        if examine := getattr(labels, "examined", None):
+            examined = examine(source)
+            if examined is not labels:
+                labels = examined
+                source = source_of(data, column, location, description, buffer_size, labels)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
         sources.append(replace(source, revision=revision, split=split))
@@ -141,6 +149,23 @@ def _choose_labels(
         return None
     read_column = (lambda column: data[column][:]) if isinstance(data, Dataset) else None
     return find_labels(features, location.label_column_name, description, read_column)
+
+
+def _annotated(table: Dataset, column: str, description: str, allows_unused: bool) -> Dataset:
+    """The rows of a folder of images and maps that have a map; other tables as they are."""
+    if not isinstance(table.features.get(column), datasets.Image) or table.info.builder_name != FOLDER:
+        return table
+    has_map = [value is not None for value in table.data.column(column).to_pylist()]
+    missing = len(has_map) - sum(has_map)
+    if not missing:
+        return table
+    if missing > MAX_UNUSED * len(has_map) and not allows_unused:
+        raise DataError(
+            f"{description}: {missing:,} of {len(has_map):,} images have no map of their name. --allow_unused_files "
+            "trains without them."
+        )
+    note(f"{description}: left out: {missing:,} images without a map")
+    return table.select([row for row, has in enumerate(has_map) if has])
 
 
 def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
