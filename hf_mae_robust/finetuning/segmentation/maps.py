@@ -167,8 +167,8 @@ def name_classes(
 
     names: of the values in the maps. Classes are numbered in the order of their values, without gaps. `ignore_index`
     is no class, wherever it stands among them; nor is 255 (its default), unless it has a name. With `do_reduce_labels`
-    0 is no class; there the names may also be those of the reduced classes (0 is the first one, as in the files on the Hub for
-    ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
+    0 is no class; there the names may also be those of the reduced classes (0 is the first one, as in the files on the
+    Hub for ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
 
     Raises ValueError where fewer than two classes are left, or two have the same name.
     """
