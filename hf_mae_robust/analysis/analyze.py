@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
-    data.add_argument("--max_samples", type=int, default=512, help="Only the first so many images (%(default)s).")
+    data.add_argument(
+        "--max_samples", type=int, default=512, help="Only so many images, drawn at random (%(default)s)."
+    )
     data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
@@ -64,10 +66,10 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     if other is not None and other.config.image_size != model.config.image_size:
         raise UserError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
-    source = cast(ImageSource, opened)  # a split was named
+    source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
-    samples = Samples(source.head(args.max_samples), model.config, args.crop_pct, args.batch_size, state.device)
+    samples = Samples(source, model.config, args.crop_pct, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):
         evaluator = make(other) if make is Similarity else make()

@@ -66,8 +66,8 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
     data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
-    data.add_argument("--max_train_samples", type=int, help="Only the first so many images.")
-    data.add_argument("--max_eval_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--max_train_samples", type=int, help="Only so many images, drawn at random.")
+    data.add_argument("--max_eval_samples", type=int, help="Only so many images, drawn at random.")
     data.add_argument(
         "--crop_pct",
         type=float,
@@ -105,7 +105,7 @@ def run_knn(args: argparse.Namespace) -> None:
     limits = (args.max_train_samples, args.max_eval_samples)
     for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, source.head(limit), transform, pixels.num_channels, **options)
+        parts += extract_features(encoder, source.sample(limit), transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
     if state.is_main_process:
         result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}

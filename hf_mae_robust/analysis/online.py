@@ -16,7 +16,7 @@ from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
-from ..errors import UserError
+from ..errors import DataError, UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..training.arguments import DataArguments
 from ..training.pictures import save_reconstructions
@@ -120,6 +120,17 @@ class OnlineDiagnostics(TrainerCallback):
         }
 
 
+def check_probe(source: ImageSource) -> None:
+    """Raises DataError where a probe would learn from one class."""
+    found = {int(source.rows.label(row)) for row in range(source.num_rows)}
+    if len(found) < 2:
+        name = source.class_names[found.pop()] if found else "none"
+        raise DataError(
+            f"{source.description}: all {source.num_rows:,} images to probe with are of the class '{name}'; a probe "
+            "needs two. Raise --probe_samples, or shuffle the data."
+        )
+
+
 def add_online_diagnostics(
     trainer: ImageTrainer,
     data: DataArguments,
@@ -145,15 +156,20 @@ def add_online_diagnostics(
     if label_column_name is not None:
         location = replace(DataLocation.of(data, token), label_column_name=label_column_name)
         eval_split = None if data.eval_split_name == "none" else data.eval_split_name
-        opened = open_splits(location, data.train_split_name, eval_split, data.train_val_split, training.seed)
+        splits = (data.train_split_name, eval_split, data.train_val_split, training.seed)
+        opened = open_splits(location, *splits, tells=False)
         if opened[1] is None:
             raise UserError(
                 f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "
                 "one with --eval_split_name or hold images out with --train_val_split 0.05."
             )
-        known, classified = (
-            (load_head_of_stream(part, probe_samples) if part.row_groups is None else part).head(probe_samples)
+        drawn = (
+            part.sample(probe_samples, training.seed, data.shuffle_buffer_size)
             for part in cast(tuple[ImageSource, ImageSource], opened)
         )
+        known, classified = (
+            load_head_of_stream(part, probe_samples) if part.row_groups is None else part for part in drawn
+        )
+        check_probe(known)
         labelled = (known, classified)
     trainer.add_callback(OnlineDiagnostics(trainer, kinds, samples, labelled))

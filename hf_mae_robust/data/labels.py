@@ -108,12 +108,13 @@ def find_labels(
             wanted = classes[0]
         else:
             found = f"{len(classes)} columns of type ClassLabel" if classes else "no column of labels"
-            raise DataError(f"{description} has {found}: choose one with --label_column_name. It has: {columns}.")
+            hint = " A folder of images needs a folder for each class: train/cat/, train/dog/." if not classes else ""
+            raise DataError(f"{description} has {found}: choose one with --label_column_name. It has: {columns}.{hint}")
     if wanted not in features:
         raise DataError(f"{description} has no column '{wanted}' (--label_column_name). It has: {columns}.")
     feature = features[wanted]
     if isinstance(feature, ClassLabel):
-        return Labels(wanted, tuple(feature.names), None, description)
+        return _of_classes(Labels(wanted, tuple(feature.names), None, description))
     kind = getattr(feature, "dtype", None) if isinstance(feature, Value) else None
     if kind is None or not (kind.startswith(("int", "uint", "string", "large_string")) or kind == "bool"):
         raise DataError(
@@ -126,12 +127,23 @@ def find_labels(
             "looked for in a stream. Leave out --dataset_streaming, or store the column as ClassLabel "
             "(Dataset.class_encode_column)."
         )
-    values = sorted({value for value in read_column(wanted) if value is not None and value != -1})
+    found = set(read_column(wanted))
+    values = sorted(value for value in found if value is not None and value != -1)
     if not values:
         raise DataError(f"{description}: column '{wanted}' holds no label.")
-    return Labels(
-        wanted, tuple(str(value) for value in values), {value: i for i, value in enumerate(values)}, description
-    )
+    numbers = {value: i for i, value in enumerate(values)}
+    labels = Labels(wanted, tuple(str(value) for value in values), numbers, description)
+    return _of_classes(labels) if len(found) == len(values) else labels  # a missing label is the graver fault
+
+
+def _of_classes(labels: Labels) -> Labels:
+    """Raises DataError where there is one class only."""
+    if len(labels.class_names) < 2:
+        raise DataError(
+            f"{labels.description}: column '{labels.column}' has one class, '{labels.class_names[0]}'; at least two "
+            "are needed to tell apart. A folder of images needs a folder for each class: train/cat/, train/dog/."
+        )
+    return labels
 
 
 def _shortened(names: Sequence[str]) -> str:

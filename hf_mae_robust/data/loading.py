@@ -9,6 +9,7 @@ from typing import Any, cast
 import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dataset_builder
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
@@ -16,7 +17,8 @@ from ..errors import DataError, UserError
 from ..hub.faults import describe
 from ..hub.network import retry
 from ..hub.paths import check_path, may_be_path
-from .parquet import parquet_splits
+from .parquet import check_splits, parquet_splits
+from .single_files import LISTS, builder_of, read_list
 from .source import DataLocation
 
 
@@ -48,8 +50,13 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
-        is_local = Path(name).exists()
+        is_local, kind = Path(name).exists(), name
         options: dict[str, Any] = {"name": location.dataset_config_name, "token": location.token}
+        if Path(name).is_file():
+            if Path(name).suffix.lower() in LISTS:
+                table = read_list(Path(name), location.image_column_name, location.allow_unused_files)
+                return {"train": table.to_iterable_dataset() if location.dataset_streaming else table}, None
+            kind, options["data_files"] = builder_of(Path(name)), {"train": str(Path(name).resolve())}
         if not is_local:
             options["revision"] = location.dataset_revision
 
@@ -62,8 +69,9 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
             # that would be another order of the images, and not what was asked for while the Hub can still be tried.
             if location.dataset_streaming and not HF_HUB_OFFLINE:
                 options["cache_dir"] = nothing
-            builder = persist(lambda: load_dataset_builder(name, **options))
+            builder = persist(lambda: load_dataset_builder(kind, **options))
         revision = None if is_local else _commit(builder, location)
+        check_splits(builder, location)
         if not location.dataset_streaming:
             persist(builder.download_and_prepare, counts_attempts=False)
             return builder.as_dataset(), revision
@@ -71,6 +79,14 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
     except UserError:
         raise
     except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
+        while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__  # it says only that something went wrong
+        archive = next(Path(name).glob("**/*.zip"), None) if Path(name).is_dir() else None
+        if archive is not None:
+            raise DataError(
+                f"--dataset_name {name}: {archive} cannot be read as a data set ({describe(error)}). Unpack it, and "
+                "give the folder that it makes."
+            ) from error
         raise DataError(
             f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
             "with images, Parquet files or a data set written by save_to_disk."

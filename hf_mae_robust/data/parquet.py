@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 from ..hub.faults import describe, public
 from ..hub.network import RETRY_SECONDS
+from .footers import check_class_names, check_columns
 from .labels import Labels
 from .order import NUM_SLOTS
 from .remote_file import VerifiedFile
@@ -114,10 +115,13 @@ def parquet_source(
 ) -> ImageSource:
     urls, token, retry_seconds = split.urls, location.token, location.dataset_retry_seconds
 
+    schemas: dict[str, pa.Schema] = {}
+
     def footer(url: str) -> tuple[str, list[tuple[int, int]]]:
         """Rows and bytes of each row group."""
         with open_parquet(url, token, retry_seconds) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            schemas[url] = file.schema_arrow
             return url, [(group.num_rows, group.total_byte_size) for group in groups]
 
     with ThreadPoolExecutor(max_workers=16) as pool:
@@ -130,6 +134,10 @@ def parquet_source(
                 disable=len(urls) < 16,
             )
         )
+    of_files = [(url, schemas[url]) for url in urls]
+    check_columns(of_files, [column, *([] if labels is None else [labels.column])])
+    if labels is not None:
+        check_class_names(of_files, labels.column)
     groups = [(url, i, n) for url, sizes in footers for i, (n, _) in enumerate(sizes) if n]
     return ImageSource(
         rows=ParquetRows(groups, column, token, buffer_size, retry_seconds, labels),
@@ -163,6 +171,20 @@ def parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str,
         with open_parquet(first, location.token, location.dataset_retry_seconds) as file:
             features = Features.from_arrow_schema(file.schema_arrow)
     return {split: ParquetSplit(urls, features) for split, urls in files.items()}
+
+
+def check_splits(builder: DatasetBuilder, location: DataLocation) -> None:
+    """Raise DataError where the Parquet files of a data set, of one split or several, name different classes."""
+    files = [str(url) for urls in (builder.config.data_files or {}).values() for url in urls]
+    if builder.name != "parquet" or location.label_column_name is None:
+        return
+
+    def schema(url: str) -> tuple[str, pa.Schema]:
+        with open_parquet(url, location.token, location.dataset_retry_seconds) as file:
+            return url, file.schema_arrow
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        check_class_names(pool.map(schema, files), location.label_column_name)
 
 
 @contextmanager

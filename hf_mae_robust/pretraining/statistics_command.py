@@ -17,7 +17,7 @@ from .statistics_pass import statistics_of_source
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument("--max_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--max_samples", type=int, help="Only so many images, drawn at random.")
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
@@ -40,7 +40,7 @@ def run_statistics(args: argparse.Namespace) -> None:
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
     source = cast(ImageSource, opened)  # a split was named
     statistics = statistics_of_source(
-        source.head(args.max_samples),
+        source.sample(args.max_samples),
         config,
         crop_pct=args.crop_pct,
         batch_size=args.batch_size,

@@ -43,13 +43,16 @@ class DataArguments:
     train_val_split: float | None = option(
         None, "Share of the training images to hold out for evaluation where the data set has no split for it."
     )
-    max_train_samples: int | None = option(None, "Train on the first so many images.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first so many images.")
+    max_train_samples: int | None = option(None, "Train on so many images, drawn at random by --seed.")
+    max_eval_samples: int | None = option(None, "Evaluate on so many images, drawn at random by --seed.")
     shuffle_buffer_size: int = option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )
     dataset_retry_seconds: float = option(
         300.0, "When data on the network cannot be read: keep trying for so long, then stop."
+    )
+    allow_unused_files: bool = option(
+        False, "Train although the splits leave out more than 1%% of the image files of a local folder."
     )
     max_bad_images: float = option(
         0.01, "Share of the images that may be undecodable; those are replaced and listed in skipped_images.jsonl."
@@ -183,6 +186,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
     data.add_argument(
         "--image_column_name", help="Column with the images; default: 'image', or the only one of type Image."
+    )
+    data.add_argument(
+        "--allow_unused_files", action="store_true", help="Read a local folder although image files are left out."
     )
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     return data

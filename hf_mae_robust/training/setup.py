@@ -58,11 +58,11 @@ def open_sources(
         data.shuffle_buffer_size,
         **options,
     )
-    train = train.head(data.max_train_samples) if train is not None else None
+    train = train.sample(data.max_train_samples, seed, data.shuffle_buffer_size) if train is not None else None
     if evaluation is not None:
+        evaluation = evaluation.sample(data.max_eval_samples, seed, data.shuffle_buffer_size)
         if evaluation.row_groups is None:
             evaluation = load_head_of_stream(evaluation, data.max_eval_samples or MAX_EVAL_SAMPLES_OF_STREAM)
-        evaluation = evaluation.head(data.max_eval_samples)
     return train, evaluation
 
 

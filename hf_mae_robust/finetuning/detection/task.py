@@ -15,7 +15,7 @@ from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
-from .coco import coco_splits
+from .layouts import object_splits
 from .metrics import save_pictures
 from .models import DetectorSettings, detector_for_evaluation, detector_from_encoder, detector_from_scratch
 from .objects import find_objects
@@ -43,7 +43,7 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
             names = [by_number.get(i, f"class_{i}") for i in range(max(by_number) + 1)]
         return {
             "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
-            "find_splits": coco_splits,
+            "find_splits": object_splits,
         }
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:

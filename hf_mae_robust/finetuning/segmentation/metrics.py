@@ -78,8 +78,8 @@ def save_classes(confusion: np.ndarray, class_names: Sequence[str], folder: str 
     axes.barh(range(len(shown)), [iou[i] for i in shown], tick_label=names)
     axes.margins(y=0.01)
     limit = f" of the {MAX_BARS} commonest classes" if len(class_names) > MAX_BARS else ""
-    mean = segmentation_metrics(confusion)["mean_iou"]
-    axes.set(xlim=(0, 1), xlabel=f"IoU{limit} (the commonest above); mean {mean:.4f}")
+    mean = f"{segmentation_metrics(confusion)['mean_iou']:.4f}" if union.any() else "none, as no pixel counts"
+    axes.set(xlim=(0, 1), xlabel=f"IoU{limit} (the commonest above); mean {mean}")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(Path(folder) / "classes.png", dpi=110)
     plt.close(figure)

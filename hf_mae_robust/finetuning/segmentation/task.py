@@ -131,4 +131,6 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         if trainer.pictures:
             save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
             files.append("predictions.png")
+        if not trainer.confusion.any():
+            return "No mean IoU: every pixel of the evaluation is ignored.", files
         return f"Mean IoU {segmentation_metrics(trainer.confusion)['mean_iou']:.4f}.", files

@@ -169,6 +169,7 @@ class SegmentationTrainer(FinetuningTrainer):
         if not counts.item():
             raise DataError(f"None of the images of {self.eval_source.description} can be used.")
         self.confusion = confusion.cpu().numpy()
-        metrics = segmentation_metrics(self.confusion)
+        # Without a pixel that counts there is no mean, and 0 would be taken for a result.
+        metrics = segmentation_metrics(self.confusion) if self.confusion.any() else {}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return self.evaluation_output(metrics, int(counts))
