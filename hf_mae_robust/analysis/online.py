@@ -122,9 +122,9 @@ class OnlineDiagnostics(TrainerCallback):
 
 def check_probe(source: ImageSource) -> None:
     """Raises DataError where a probe would learn from one class."""
-    found = {int(source.rows.label(row)) for row in range(source.num_rows)}
+    found = {int(source.rows.label(row)) for row in range(len(source))}
     if len(found) < 2:
-        name = source.class_names[found.pop()] if found else "none"
+        name = source.class_names[found.pop()] if found and source.class_names else "none"
         raise DataError(
             f"{source.description}: all {source.num_rows:,} images to probe with are of the class '{name}'; a probe "
             "needs two. Raise --probe_samples, or shuffle the data."

@@ -54,10 +54,10 @@ class ImageFolder:
         build = _stream if streams else _table
         return {name: partial(build, *self._columns(name)) for name in self.splits}
 
-    def _columns(self, name: str) -> tuple[Features, dict[str, list]]:
+    def _columns(self, name: str) -> tuple[Features, dict[str, list[Any]]]:
         split, root = self.splits[name], self.tree.root
         features: dict[str, Any] = {"image": datasets.Image()}
-        columns: dict[str, list] = {"image": [str(root / path) for path in split.images]}
+        columns: dict[str, list[Any]] = {"image": [str(root / path) for path in split.images]}
         classes, _ = classes_of(split)
         if classes is not None and self.class_names is not None:
             numbers = {name: i for i, name in enumerate(self.class_names)}
@@ -167,7 +167,7 @@ def read_folder(name: str) -> ImageFolder | None:
 
 def open_folder(
     folder: ImageFolder, streams: bool, allows_unused: bool, tells: bool
-) -> tuple[dict[str, Callable], Callable[[Sequence[str]], None]]:
+) -> tuple[dict[str, Callable[[], Any]], Callable[[Sequence[str]], None]]:
     """The tables of a folder, and the check of what the chosen splits leave out. tells: print what was read."""
     if tells:
         for line in folder.describe():
@@ -175,7 +175,7 @@ def open_folder(
     return folder.tables(streams), lambda chosen: folder.check(chosen, allows_unused)
 
 
-def _table(features: Features, columns: dict[str, list]) -> Dataset:
+def _table(features: Features, columns: dict[str, list[Any]]) -> Dataset:
     paths = {name: datasets.Value("string") for name, kind in features.items() if isinstance(kind, datasets.Image)}
     stored = Features({**features, **paths})
     table = Dataset.from_dict(columns, features=stored)
@@ -185,13 +185,13 @@ def _table(features: Features, columns: dict[str, list]) -> Dataset:
     )
 
 
-def _stream(features: Features, columns: dict[str, list]) -> IterableDataset:
+def _stream(features: Features, columns: dict[str, list[Any]]) -> IterableDataset:
     # Tuples: lists would be taken for shards, and make another order than that of `datasets`' own folders.
     rows = {name: tuple(values) for name, values in columns.items()}
     return IterableDataset.from_generator(_rows, features=features, gen_kwargs=rows)
 
 
-def _rows(**columns: Sequence) -> Iterator[dict[str, Any]]:
+def _rows(**columns: Sequence[Any]) -> Iterator[dict[str, Any]]:
     for values in zip(*columns.values()):
         yield dict(zip(columns, values))
 
@@ -263,7 +263,7 @@ def _pair_by_content(pairs: Pairs, root: Path) -> None:
         folder, _, file = path.rpartition("/")
         places.setdefault((folder, file.lower().rpartition(".")[2]), []).append(path)
     stems = {place: {Path(path).stem for path in paths} for place, paths in places.items()}
-    by_stems: dict[frozenset, list[tuple[str, str]]] = {}
+    by_stems: dict[frozenset[str], list[tuple[str, str]]] = {}
     for place, names in stems.items():
         by_stems.setdefault(frozenset(names), []).append(place)
     taken: set[str] = set()

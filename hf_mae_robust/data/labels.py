@@ -127,8 +127,8 @@ def find_labels(
             "looked for in a stream. Leave out --dataset_streaming, or store the column as ClassLabel "
             "(Dataset.class_encode_column)."
         )
-    found = set(read_column(wanted))
-    values = sorted(value for value in found if value is not None and value != -1)
+    present: set[Any] = set(read_column(wanted))
+    values = sorted(value for value in present if value is not None and value != -1)
     if not values:
         raise DataError(f"{description}: column '{wanted}' holds no label.")
     numbers = {value: i for i, value in enumerate(values)}

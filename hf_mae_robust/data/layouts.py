@@ -139,7 +139,7 @@ def pair_maps(paths: Sequence[str]) -> Pairs:
     candidates = [path for path in paths if keys[path][2]]
     if not plain:
         plain, candidates = list(paths), []
-    by_key: dict[tuple, str] = {}
+    by_key: dict[tuple[tuple[str, ...], str], str] = {}
     for path in plain:
         folders, stem, *_ = keys[path]
         by_key.setdefault((folders, stem), path)

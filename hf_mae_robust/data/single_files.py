@@ -74,7 +74,7 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
         files = [file for file in files if file.is_file()]
     if not files:
         raise DataError(f"--dataset_name {path}: none of the files that it lists is there.")
-    columns: dict[str, list] = {}
+    columns: dict[str, list[Any]] = {}
     features: dict[str, Any] = {}
     for i, name in enumerate(names):
         values = [row[i] for row in rows]

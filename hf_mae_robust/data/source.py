@@ -96,7 +96,7 @@ class ImageSource:
             return self
         if num_rows < 1:
             raise DataError(f"At least one image has to be left, got a limit of {num_rows}.")
-        described = {
+        described: dict[str, Any] = {
             "description": f"random {num_rows:,} of {self.description}",
             "fingerprint": f"{self.fingerprint}[{num_rows} by {seed}]",
         }
@@ -108,7 +108,7 @@ class ImageSource:
                 f"{num_rows:,} drawn by a shuffle buffer of {buffer_size:,} from the beginning of {self.description}"
             )
             return replace(self, rows=rows, **described)
-        index = np.sort(np.random.default_rng(seed).choice(self.num_rows, num_rows, replace=False))
+        index = np.sort(np.random.default_rng(seed).choice(self.num_rows or 0, num_rows, replace=False))
         ends = np.searchsorted(index, np.cumsum(self.row_groups))
         row_groups = tuple(int(count) for count in np.diff(ends, prepend=0) if count)
         return replace(self, rows=ChosenRows(self.rows, index), row_groups=row_groups, **described)

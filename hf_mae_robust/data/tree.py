@@ -41,7 +41,7 @@ class Tree:
     root: Path
     images: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    others: Counter = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
     names: list[str] = field(default_factory=list)
     broken_links: list[str] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ def read_tree(root: str | Path) -> Tree:
     """Walk through a folder, links to folders and files included."""
     tree, readable = Tree(Path(root)), readable_endings()
 
-    def add_file(entry: os.DirEntry, path: str) -> None:
+    def add_file(entry: os.DirEntry[str], path: str) -> None:
         ending = Path(entry.name).suffix.lower()
         if entry.is_symlink() and not Path(entry.path).exists():
             if ending in readable or ending in PLUGINS:

@@ -169,7 +169,7 @@ class DetectionArguments:
     )
     detections_per_image: int = option(100, "Objects to find in an image at the most; COCO's AP takes 100.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(vars(self))
 
 

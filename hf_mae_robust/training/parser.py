@@ -135,7 +135,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
                 words[key] = _as_words(flags[key], value, written)
         return words
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, rest = super().parse_known_args(args, namespace)
         for name in PATHS:
             if isinstance(value := getattr(found, name, None), str):
@@ -208,5 +208,5 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         named = [word.partition("=")[0] for word in words if word.startswith("-")] or words
         return "unknown " + ", ".join(f"{word}{suggest(word, flags)}" for word in named)
 
-    def fail(self, error: Exception, code: int = 2) -> NoReturn:
+    def fail(self, error: Exception | str, code: int = 2) -> NoReturn:
         self.exit(code, f"\n{self.prog}: error: {error}\n")  # below a progress bar that may stand there

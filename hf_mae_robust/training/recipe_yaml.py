@@ -14,7 +14,7 @@ class RecipeLoader(yaml.SafeLoader):
     `yaml.load(text, RecipeLoader)` raises yaml.YAMLError.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' comes twice", node.start_mark)
@@ -49,6 +49,7 @@ def read_flags(text: str, what: str) -> dict[str, tuple[Any, Any]]:
     if not isinstance(content, dict):
         raise UserError(f"{what} must hold 'flag: value' lines, not a {type(content).__name__}.")
     root = yaml.compose(text, RecipeLoader)
+    assert root is not None  # there is content
     written = {key.value: _as_written(node) for key, node in root.value if isinstance(key, yaml.ScalarNode)}
     # A key such as `no` is False to YAML. Keys merged in by `<<` were not written here.
     keys = {RecipeLoader("").construct_object(key): key.value for key, _ in root.value if key.value != "<<"}

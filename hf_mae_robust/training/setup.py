@@ -154,13 +154,15 @@ def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> 
     Raises UserError: a package is missing, or settings are not known to them.
     """
     given = f" --optim_args {training.optim_args}" if training.optim_args else ""
-    with refused_by_library(f"--optim {training.optim.value}{given}"):
+    with refused_by_library(f"--optim {getattr(training.optim, 'value', training.optim)}{given}"):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
         if not options.keys() & {"optimizer_dict", "params", "model"}:  # those of layers, which need the real ones
             kind([torch.nn.Parameter(torch.zeros(2, 2))], **options)
     given = f" --lr_scheduler_kwargs {training.lr_scheduler_kwargs}" if training.lr_scheduler_kwargs else ""
-    with refused_by_library(f"--lr_scheduler_type {training.lr_scheduler_type.value}{given}"):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    with refused_by_library(
+        f"--lr_scheduler_type {getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}{given}"
+    ):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate or 0.0)
         steps = max(training.max_steps, 2)
         get_scheduler(
             training.lr_scheduler_type,

@@ -31,8 +31,8 @@ def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str
         raise ValueError(f"boxes of {boxes.shape[-1]} numbers, not 4")
     ids = [annotation.get("id") for annotation in annotations]
     by_id = {image["id"]: (image.get("width"), image.get("height")) for image in images}
-    sizes = [by_id[annotation["image_id"]] for annotation in annotations]
-    sizes = np.array([(width or np.inf, height or np.inf) for width, height in sizes], dtype=np.float64)
+    told = [by_id[annotation["image_id"]] for annotation in annotations]
+    sizes = np.array([(width or np.inf, height or np.inf) for width, height in told], dtype=np.float64)
     rules = "COCO's boxes are [x, y, width, height] in pixels"
 
     def refuse(number: int, what: str) -> DataError:
@@ -89,8 +89,8 @@ def _bounds(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
     points = [number for polygon in mask if isinstance(polygon, list) and len(polygon) % 2 == 0 for number in polygon]
     if not points:
         return nothing
-    x, y = np.array(points[::2], dtype=np.float64), np.array(points[1::2], dtype=np.float64)
-    return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+    columns, rows = np.array(points[::2], dtype=np.float64), np.array(points[1::2], dtype=np.float64)
+    return float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max())
 
 
 def _agrees(boxes: np.ndarray, bounds: np.ndarray) -> np.ndarray:
