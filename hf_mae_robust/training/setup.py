@@ -163,13 +163,13 @@ def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> 
         f"--lr_scheduler_type {getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}{given}"
     ):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate or 0.0)
-        steps = max(training.max_steps, 2)
+        steps, settings = max(training.max_steps, 2), training.lr_scheduler_kwargs
         get_scheduler(
             training.lr_scheduler_type,
             optimizer,
             num_warmup_steps=min(training.get_warmup_steps(steps), steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=dict(training.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=settings if isinstance(settings, dict) else {},
         )
 
 
