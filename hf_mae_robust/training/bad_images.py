@@ -1,6 +1,7 @@
 """Images that could not be decoded, brought together from all processes while they train."""
 
 import logging
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ class BadImages(TrainerCallback):
     """
 
     def __init__(self, trainer: TypedTrainer, max_fraction: float):
-        self.trainer, self.skipped = trainer, SkippedImages(None, max_fraction)
+        # Weak: a cycle would keep the trainer, and so the workers of its loaders, alive until the garbage collector
+        # runs. A process that waits for its children as it exits would wait forever.
+        self.trainer = weakref.proxy(trainer)
+        self.skipped = SkippedImages(None, max_fraction)
         self._found: list[SkippedImage] = []
 
     def begin(self, resumes: bool) -> None:
