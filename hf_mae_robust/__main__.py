@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import transformers
 
+from .files import with_home
+
 
 class Command(NamedTuple):
     """A command. Its module is imported when the command line names it, so that --help answers at once.
@@ -158,6 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(words)
     args = parser.parse_args(words)
     transformers.utils.logging.disable_progress_bar()
+    for name, value in vars(args).items():
+        if isinstance(value, str):
+            setattr(args, name, with_home(value))
     try:
         args.run(args)
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -166,4 +171,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

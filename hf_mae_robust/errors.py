@@ -1,17 +1,40 @@
 """Every error that a user can meet, and the exit code of the scripts for it."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
 
 
-class DataError(ValueError):
+class UserError(ValueError):
+    """Something that the user can mend: a flag, a file, a model, the data. The message says what was found and what to
+    change. What is not of this class, and none of the errors below, is a bug of ours.
+
+    Attributes:
+        exit_code: what the scripts end with.
+    """
+
+    exit_code = 2
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """There is no such file or folder."""
+
+    __str__ = Exception.__str__  # not OSError's, which looks for a number and a name
+
+
+class DataError(UserError):
     """The data set cannot be used as asked; the message says what was found and what to change."""
 
 
 class HubError(RuntimeError):
     """A finished model could not be uploaded; the message says why, and how to do it later."""
 
+    exit_code = 5
 
-class ImageDecodingError(ValueError):
+
+class ImageDecodingError(UserError):
     """An image of the data set cannot be decoded. The message says which row and why.
 
     Attributes:
@@ -25,20 +48,20 @@ class ImageDecodingError(ValueError):
         self.kind, self.detail = kind, detail
 
 
-class InputError(Exception):
-    """Something the user can mend; the message says how."""
-
-
 class SavingError(OSError):
     """A checkpoint could not be written; the message says why and which one is the newest complete one."""
 
+    exit_code = 4
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """A checkpoint cannot be resumed from; the message says which and why."""
 
 
 class NonFiniteError(ArithmeticError):
     """The loss or the gradient became NaN or infinite; the message says in which step, and what was saved."""
+
+    exit_code = 3
 
 
 # What a run ends with that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
@@ -57,8 +80,29 @@ class StopRequested(Exception):
         return f"Stopped by {self.signal_name} after step {self.step}; {self.checkpoint} holds everything up to there"
 
 
-EXIT_CODES = {InputError: 2, NonFiniteError: 3, SavingError: 4, HubError: 5}
+# What ends a script in one sentence; subclasses as their class.
+EXIT_CODES = {kind: kind.exit_code for kind in (UserError, NonFiniteError, SavingError, HubError)}
+# What a script ends with that met a bug of ours.
+EXIT_BUG = 1
 
 
 class StudyError(RuntimeError):
     """Runs of a study failed; the others are finished."""
+
+
+# How libraries say that they cannot do with the values they were given.
+_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, StrictDataclassError)
+
+
+@contextmanager
+def refused_by_library(what: str) -> Iterator[None]:
+    """Around a call of a library that is handed a user's values: what it raises for them becomes a UserError that
+    begins with `what`, such as "--optim_args a=1". Keep it around that call alone; our own errors pass through."""
+    try:
+        yield
+    except tuple(EXIT_CODES):
+        raise
+    except _REFUSALS as error:
+        name = type(error).__name__
+        text = str(error) if not isinstance(error, KeyError | AttributeError | TypeError) else f"{name}: {error}"
+        raise UserError(f"{what}: {' '.join(text.split()) or name}") from error

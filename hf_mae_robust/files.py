@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 MANIFEST = "manifest.json"
 
@@ -21,7 +22,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
-def _digest(file) -> str:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()  # Python 3.10 has no file_digest
     while block := file.read(1 << 20):
         digest.update(block)
@@ -109,3 +110,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         complete = Path(folder) / "complete"
         yield complete
         complete.replace(path)
+
+
+def with_home(path: str) -> str:
+    """A path whose `~` stands for the home folder; everything else stays as it is, addresses included."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # of a user that there is not
+        return path

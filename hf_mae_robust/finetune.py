@@ -4,7 +4,7 @@ What trains is imported where it is used, so that --help answers at once.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .finetuning.arguments import (
     AugmentationArguments,
@@ -36,10 +36,12 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
             return DEFAULT_PROBE_RECIPE
         return None if given.dataset_name else DEFAULT_RECIPE
 
-    return RecipeParser(FinetuneArguments, default_recipe, prog=prog, description=description)
+    return RecipeParser(
+        FinetuneArguments, default_recipe, settings_of_model=("image_size",), prog=prog, description=description
+    )
 
 
-def make_task(name: str) -> "FinetuningTask":
+def make_task(name: str) -> "FinetuningTask[Any]":
     """The task of --task."""
     if name == "segmentation":
         from .finetuning.segmentation.task import SegmentationTask
@@ -76,8 +78,8 @@ def finetune(
     with the results of each class, and `predictions.png`.
 
     Raises:
-        ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, model,
-            data or checkpoint cannot be used. Existing checkpoints are as they were.
+        UserError (DataError, CheckpointError among them; a ValueError): arguments, model, data or checkpoint cannot be
+            used. Existing checkpoints are as they were.
         StopRequested, NonFiniteError, SavingError: as `ImageTrainer.train`; checkpoints written so far are complete.
     """
     arguments = FinetuneArguments(

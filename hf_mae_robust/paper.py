@@ -3,7 +3,7 @@
 ImageNet-1K: top-1 accuracy after fine-tuning; COCO: box AP and mask AP; ADE20K: mean IoU; all in percent, as printed.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Table -> encoder -> variant -> figures. Variants: "mae", 800 epochs in the paper's run; "mae_1600": 1600 epochs, by He
 # et al. 2022; "robust": drop edge and global patch statistics; of Table 1 "raw" and "global_patch": MAE with another
@@ -58,7 +58,7 @@ def _finetuning(
 
 
 _ROBUST = "drop edge and global patch statistics"
-_CLASSIFICATION = {"metrics": (f"{TOP1}, {{}}",), "mae": "MAE's, 800 epochs"}
+_CLASSIFICATION: dict[str, Any] = {"metrics": (f"{TOP1}, {{}}",), "mae": "MAE's, 800 epochs"}
 _DETECTION = ("Box AP, {}", "Mask AP, {}")
 # By the recipe that is meant to reproduce them.
 PAPER_RESULTS = {

@@ -4,9 +4,10 @@ What trains is imported where it is used, so that --help answers at once.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .pretraining.arguments import (
+    CONFIG_FLAGS,
     DEFAULT_RECIPE,
     DataArguments,
     MAETrainingArguments,
@@ -17,6 +18,7 @@ from .pretraining.arguments import (
 from .training.parser import RecipeParser
 
 if TYPE_CHECKING:
+    from .data.source import ImageSource
     from .pretraining.task import PretrainingTask
     from .pretraining.trainer import MAETrainer
 
@@ -46,7 +48,9 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
     def default_recipe(given: argparse.Namespace) -> str | None:
         return None if given.dataset_name else DEFAULT_RECIPE
 
-    return RecipeParser(PretrainArguments, default_recipe, prog=prog, description=description)
+    return RecipeParser(
+        PretrainArguments, default_recipe, settings_of_model=CONFIG_FLAGS, prog=prog, description=description
+    )
 
 
 def prepare(arguments: PretrainArguments) -> tuple["MAETrainer", str | None]:
@@ -63,8 +67,8 @@ def pretrain(
     model code, `reconstructions.png`, `loss.png`, `all_results.json`, and the statistics of the target, if any.
 
     Raises:
-        ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError: arguments, data or
-            checkpoint cannot be used. Existing checkpoints are as they were.
+        UserError (DataError, CheckpointError among them; a ValueError): arguments, data or checkpoint cannot be used.
+            Existing checkpoints are as they were.
         StopRequested, NonFiniteError, SavingError: as `MAETrainer.train`; checkpoints written so far are complete.
     """
     from .training import run
@@ -82,7 +86,9 @@ def plan(arguments: PretrainArguments) -> str:
     from .training import run
 
     opened = run.open_run(make_task(), arguments, resumes=False)
-    return describe_plan(build_config(opened.arguments.model), opened.arguments.training, opened.source)
+    return describe_plan(
+        build_config(opened.arguments.model), opened.arguments.training, cast("ImageSource", opened.source)
+    )
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:

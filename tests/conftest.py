@@ -8,13 +8,62 @@ from pathlib import Path
 # Before anything reads them.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_mae_robust-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores; and sums are the same on every machine
 os.environ.pop("HF_DATASETS_CACHE", None)
 
+import psutil
 import pytest
 import torch
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from tests.helpers import TINY, write_parquet_set
+
+torch.set_num_threads(1)
+
+
+# By CPU seconds, which `--cpu-times` measures.
+LONGEST = (
+    "hub/test_uploads.py",
+    "finetuning/detection/test_task.py",
+    "training/test_exact_resume.py",
+    "training/test_interruptions.py",
+    "studies/test_runner.py",
+    "training/test_launch.py",
+    "hub/test_streaming.py",
+    "hub/test_model_card.py",
+    "finetuning/segmentation/test_task.py",
+    "test_finetune.py",
+    "test_pretrain.py",
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu-times", metavar="FILE", help="append the CPU seconds of each test, its processes included")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that no worker waits for another at the end."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(place)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Seconds of CPU say what a test costs, however busy the machine is."""
+    file = item.config.getoption("--cpu-times")
+    if file is None:
+        return (yield)
+    before = _cpu_seconds()
+    result = yield
+    with Path(file).open("a") as lines:
+        lines.write(f"{_cpu_seconds() - before:.2f} {item.nodeid}\n")
+    return result
+
+
+def _cpu_seconds() -> float:
+    """Of this process, those it started and those that have ended."""
+    this = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [this, *this.children(recursive=True)])
 
 
 def pytest_unconfigure():

@@ -1,41 +1,48 @@
 """Python where this package is not installed, as on the machine of somebody who only has transformers."""
 
 import os
-import subprocess
-import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
-# The import hook stands for such a machine, even where the package is installed.
-_ABSENT = """
-import sys
+from tests.processes import Parent
+
+MODULES = (
+    "numpy", "PIL.Image", "safetensors.torch", "torch", "torchvision.ops",
+    "transformers:AutoModelForPreTraining", "transformers:AutoImageProcessor", "transformers:pipeline",
+    "transformers.models.beit.modeling_beit", "transformers.models.vit_mae.modeling_vit_mae",
+)  # fmt: skip
 
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_mae_robust":
-            raise ModuleNotFoundError(f"{name} is not installed here")
-
-
-sys.meta_path.insert(0, Absent())
-"""
-
-
-def run_without_the_package(code: str, folder: Path, *words: str, **settings: str) -> str:
-    """What `code`, started in `folder` with the arguments `words`, prints. AssertionError with its messages where it
-    fails. settings: environment variables; it is offline without any."""
+@cache
+def _parent() -> Parent:
+    """An isolated interpreter, without a network; its forks share the cache of the code of checkpoints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
-    environment |= {"HF_HOME": str(folder / "hf_home"), "OMP_NUM_THREADS": "1"} | (settings or {"HF_HUB_OFFLINE": "1"})
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", _ABSENT + code, *words],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    environment |= {"HF_HOME": tempfile.mkdtemp(dir=os.environ["HF_HOME"]), "HF_HUB_OFFLINE": "1"}
+    return Parent(environment, MODULES, python=["-I"], options=["--without-the-package"])
+
+
+def run_without_the_package(code: str, folder: Path, *words: str) -> str:
+    """What `code`, started in `folder` with the arguments `words`, prints. AssertionError with its messages where it
+    fails."""
+    return run_in(_parent(), code, folder, *words)
+
+
+def run_without_the_package_online(code: str, folder: Path, **settings: str) -> str:
+    """The same in an interpreter of its own, with the address of a Hub among its environment variables, `settings`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HOME": str(folder / "hf_home"), **settings}
+    with Parent(environment, ["transformers"], python=["-I"], options=["--without-the-package"]) as parent:
+        return run_in(parent, code, folder)
+
+
+def run_in(parent: Parent, code: str, folder: Path, *words: str) -> str:
+    with tempfile.TemporaryDirectory() as logs:
+        script = Path(logs) / "code.py"
+        script.write_text(code, encoding="utf-8")
+        ended = parent.run([script, *words], Path(logs), folder=folder)
+    assert ended.codes == [0], ended.stderr
+    return ended.stdout
 
 
 def code_of_card(path: Path) -> str:

@@ -16,7 +16,8 @@ from hf_mae_robust.data.preprocessing import training_transform
 from hf_mae_robust.errors import EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
-from hf_mae_robust.pretrain import build_config, make_parser
+from hf_mae_robust.pretrain import make_parser
+from hf_mae_robust.pretraining.task import build_config
 from hf_mae_robust.recipes import recipe_path
 
 ROOT = Path(__file__).parents[1]
@@ -75,12 +76,21 @@ def test_the_default_fine_tuning_starts_from_what_the_default_pretraining_writes
     assert model.model_name_or_path == training.output_dir == "outputs/digits"
 
 
-def test_file_tree_is_complete():
+def test_the_rooms_of_the_house_are_in_the_readme():
     tree = README.split("## Files")[1]
-    missing = [path.name for path in (ROOT / "hf_mae_robust").rglob("*.py") if path.name not in tree]
-    assert [name for name in missing if name not in ("__init__.py", "version.py")] == []
-    for name in re.findall(r"^ +(\w+\.py)", tree, flags=re.MULTILINE):
-        assert list(ROOT.rglob(name)), f"{name} is in the tree only"
+    package = ROOT / "hf_mae_robust"
+    rooms = [f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    doors = [path.name for path in package.glob("*.py") if path.name not in ("__init__.py", "version.py")]
+    assert [name for name in (*rooms, *doors) if name not in tree] == []
+
+
+def test_every_module_is_in_the_file_tree():
+    tree, package = (ROOT / "CONTRIBUTING.md").read_text(), ROOT / "hf_mae_robust"
+    listed = set()
+    for room, lines in re.findall(r"^([\w/]+)/\n((?:  \w+\.py .*\n)+)", tree, flags=re.MULTILINE):
+        listed |= {f"{room}/{name}" for name in re.findall(r"^  (\w+\.py)", lines, flags=re.MULTILINE)}
+    there = {path.relative_to(package).as_posix() for path in package.glob("*/**/*.py") if path.name != "__init__.py"}
+    assert listed == there
 
 
 def test_nothing_is_left_to_fill_in():
@@ -227,7 +237,7 @@ def test_paper_rows_differ_from_the_baseline_in_the_ingredients():
 
 def test_recipes_are_packaged():
     project = (ROOT / "pyproject.toml").read_text()
-    assert 'hf_mae_robust = ["recipes/*.yaml", "launch_configs/*", "*.md"]' in project
+    assert 'hf_mae_robust = ["py.typed", "recipes/*.yaml", "launch_configs/*", "hub/*.md"]' in project
     assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in ALL_RECIPES)
 
 

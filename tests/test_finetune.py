@@ -18,8 +18,9 @@ from hf_mae_robust.errors import EXIT_STOPPED, CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.finetuning.classification.augmentation import seeded
+from tests.faults import send
 from tests.helpers import as_flags, finetuning_settings, losses, photos
-from tests.runs import run, send
+from tests.runs import run
 
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0"]
 FEATURES = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})

@@ -1,9 +1,7 @@
 """The command line as users run it."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +17,7 @@ from hf_mae_robust.pretrain import main
 from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
 from hf_mae_robust.training.checkpoints import newest_checkpoint
 from tests.helpers import TINY, TINY_OVERRIDES, image_table, photos, write_parquet_set
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(*words, processes=1, timeout=240):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*launcher, str(ROOT / "run_pretrain.py"), *words],
-        env=environment, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+from tests.runs import run
 
 
 def flags(folder, output_dir, *words):
@@ -53,8 +39,8 @@ def photos_dir(tmp_path_factory):
 
 
 def test_no_argument_but_a_shorter_run(tmp_path):
-    result = run("--max_steps", "4", "--logging_steps", "1", "--output_dir", str(tmp_path), "--report_to", "none")
-    assert result.returncode == 0, result.stderr
+    result = run(["--max_steps", "4", "--logging_steps", "1", "--report_to", "none"], tmp_path)
+    assert result.codes == [0], result.stderr
     first_line = result.stdout.splitlines()[0]
     assert first_line.startswith("Pre-training") and "effective batch 50" in first_line and "digits" in first_line
     assert "learning rate" in first_line and "4 steps" in first_line
@@ -65,17 +51,17 @@ def test_no_argument_but_a_shorter_run(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_two_processes_train_together(photos_dir, tmp_path, monkeypatch, streaming):
+def test_two_processes_train_together(photos_dir, tmp_path, streaming):
     """Same losses as one process with the double batch where the order allows it; statistics of everything, masks,
     evaluation over every image once."""
     common = [
         "--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25",
         "--decoder_attention_probs_dropout_prob", "0", "--dataset_streaming", streaming,
     ]  # fmt: skip
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # nothing cached
-    words = flags(photos_dir, tmp_path / "two", *common, "--per_device_train_batch_size", "4")
-    result = run(*words, processes=2)
-    assert result.returncode == 0, result.stderr
+    folder = shutil.copytree(photos_dir, tmp_path / "set")  # nothing of it is cached
+    words = flags(folder, tmp_path / "two", *common, "--per_device_train_batch_size", "4")
+    result = run(words, tmp_path / "two", processes=2)
+    assert result.codes == [0, 0], result.stderr
     assert "effective batch 8 (4 x 2 processes" in result.stdout
     assert result.stdout.count("Pre-training") == 1
     main(flags(photos_dir, tmp_path / "one", *common))
@@ -118,7 +104,9 @@ def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
     names = set(ViTMAEConfig().to_dict())
     stock = ViTMAEForPreTraining(ViTMAEConfig(**{key: value for key, value in TINY.items() if key in names}))
     stock.save_pretrained(tmp_path / "stock")
-    words = flags(photos_dir, tmp_path / "out", "--model_name_or_path", str(tmp_path / "stock"), "--learning_rate", "0")
+    words = flags(
+        photos_dir, tmp_path / "out", "--model_name_or_path", str(tmp_path / "stock"), "--learning_rate", "1e-30"
+    )
     words.remove("--config_overrides"), words.remove(TINY_OVERRIDES)
     with pytest.raises(SystemExit):
         main([*words, "--target_normalization", "global_patch"])
@@ -157,7 +145,7 @@ def statistics_of_patch_2(tmp_path):
         (["--image_column_name", "photo"], "no column 'photo'"),
         (["--train_split_name", "training"], "no split 'training'"),
         (["--dataset_name", "no/such/folder"], "--dataset_name no/such/folder"),
-        (["--mask_ratio", "1.5"], "mask_ratio=1.5"),
+        (["--mask_ratio", "1.5"], "--mask_ratio 1.5: must be above 0 and below 1"),
         (["--config_overrides", "patch_sise=4"], "no setting patch_sise"),
         (["--config_overrides", "image_size=30,patch_size=4"], "not a multiple of patch_size=4"),
         (["--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "7"], "mid_mask_layer_idx=7"),
@@ -172,9 +160,9 @@ def statistics_of_patch_2(tmp_path):
         (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),
         (["--crop_scale", "0.9", "0.5"], "crop_scale"),
         (["--crop_scale", "0.9"], "--crop_scale takes two numbers"),
-        (["--crop_pct", "2"], "crop_pct=2"),
+        (["--crop_pct", "2"], "--crop_pct 2: must be above 0 and at most 1"),
         (["--attn_implementation", "flash_attention_2"], "flash-attn"),
-        (["--max_train_samples", "0"], "At least one image"),
+        (["--max_train_samples", "0"], "--max_train_samples 0: must be at least 1"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(photos_dir, tmp_path, capsys, words, message):

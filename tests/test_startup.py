@@ -30,6 +30,7 @@ pretraining().format_help(), finetuning().format_help()
 found["--help of the scripts"] = loaded()
 from hf_mae_robust.__main__ import make_parser as commands
 commands(["--help"]).format_help()
+import hf_mae_robust.demo.command
 found["--help of the commands"] = loaded()
 print(json.dumps(found))
 """

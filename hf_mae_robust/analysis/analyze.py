@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -13,7 +13,8 @@ from ..conversion.encoders import open_config
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.opening import open_splits
-from ..data.source import DataLocation, load_head_of_stream
+from ..data.source import DataLocation, ImageSource, load_head_of_stream
+from ..errors import UserError
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
 from ..training.arguments import add_data_arguments
@@ -29,12 +30,12 @@ def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForP
     source = ModelSource(path, access=Access(token))
     config = open_config(source)
     if config is None:
-        raise ValueError(
+        raise UserError(
             f"{name} is a file; `python -m hf_mae_robust convert {name} OUT` makes a folder of an official checkpoint, "
             "which these analyses take."
         )
     if config.model_type not in PRETRAINING_KINDS:
-        raise ValueError(
+        raise UserError(
             f"{name} is a '{config.model_type}' model; these analyses are for pre-training checkpoints "
             "('vit_mae_robust' or 'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
         )
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
-    data.add_argument("--max_samples", type=int, default=512, help="Only the first so many images (%(default)s).")
+    data.add_argument(
+        "--max_samples", type=int, default=512, help="Only so many images, drawn at random (%(default)s)."
+    )
     data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
@@ -60,17 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes > 1:
-        raise ValueError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
+        raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
     if args.max_samples < 2 or args.batch_size < 1:
-        raise ValueError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
+        raise UserError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
     model = load(args.checkpoint, args.model_revision, args.token).to(state.device)
     other = load(args.other, None, args.token).to(state.device) if args.other else None
     if other is not None and other.config.image_size != model.config.image_size:
-        raise ValueError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
-    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+        raise UserError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
-    samples = Samples(source.head(args.max_samples), model.config, args.crop_pct, args.batch_size, state.device)
+    samples = Samples(source, model.config, args.crop_pct, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):
         evaluator = make(other) if make is Similarity else make()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -48,9 +49,10 @@ def at_rest(model: ViTMAERobustForPreTraining, attention: bool = False) -> Itera
 
 
 @contextmanager
-def _recording(layers: torch.nn.ModuleList) -> Iterator[list[list]]:
+def _recording(layers: torch.nn.ModuleList) -> Iterator[list[list[Any]]]:
     """`[[tokens, attention], ...]` of the blocks, filled while they work."""
     records, handles = [[None, None] for _ in layers], []
+    layer: Any
     for layer, record in zip(layers, records):
         handles += [
             layer.register_forward_hook(lambda _, __, output, record=record: record.__setitem__(0, output)),
@@ -69,7 +71,7 @@ def _with_cls(ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.full_like(ids[:, :1], -1), ids], dim=1)
 
 
-def _views(part: str, records: list[list], ids: torch.Tensor, attention: bool) -> list[BlockView]:
+def _views(part: str, records: list[list[Any]], ids: torch.Tensor, attention: bool) -> list[BlockView]:
     views = []
     for index, (tokens, weights) in enumerate(records):
         own = ids[:, -tokens.shape[1] :]  # the decoder's last block does not give CLS

@@ -30,7 +30,7 @@ Findings = Iterator[tuple[str, Any]]
 MAX_TOKENS = 4096
 
 
-def _all_views(model: ViTMAERobustForPreTraining, batch: dict[str, torch.Tensor], attention: bool = False) -> list:
+def _all_views(model: ViTMAERobustForPreTraining, batch: dict[str, torch.Tensor], attention: bool = False) -> list[Any]:
     views = encoder_views(model, batch["pixel_values"], attention)
     return views + decoder_views(model, batch["pixel_values"], batch["noise"], attention)
 
@@ -84,7 +84,8 @@ class Attention:
     `.../head 3/entropy`."""
 
     def __call__(self, model: ViTMAERobustForPreTraining, batches: Batches) -> Findings:
-        sums, count = defaultdict(float), 0
+        sums: defaultdict[tuple[str, str], Any] = defaultdict(float)
+        count = 0
         for batch in batches:
             size = len(batch["pixel_values"])
             columns = batch["pixel_values"].shape[-1] // to_pair(model.config.patch_size)[1]
@@ -105,7 +106,9 @@ class LossMap:
     images where it was masked (NaN where it never was)."""
 
     def __call__(self, model: ViTMAERobustForPreTraining, batches: Batches) -> Findings:
-        errors, counts, loss, images, columns = 0.0, 0.0, 0.0, 0, 1
+        errors: Any = 0.0  # tensors from the first batch on
+        counts: Any = 0.0
+        loss, images, columns = 0.0, 0, 1
         for batch in batches:
             with at_rest(model):
                 outputs = model(batch["pixel_values"], noise=batch["noise"])
@@ -126,7 +129,7 @@ class Similarity:
         self.other = other
 
     def __call__(self, model: ViTMAERobustForPreTraining, batches: Batches) -> Findings:
-        features = [defaultdict(list), defaultdict(list)]
+        features: list[defaultdict[str, list[torch.Tensor]]] = [defaultdict(list), defaultdict(list)]
         for batch in batches:
             for kept, observed in zip(features, (model, self.other or model)):
                 for view in encoder_views(observed, batch["pixel_values"]):

@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -14,7 +15,8 @@ from ..conversion.pixels import read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
-from ..data.source import DataLocation
+from ..data.source import DataLocation, ImageSource
+from ..errors import UserError
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments
 
@@ -64,8 +66,8 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
     data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
-    data.add_argument("--max_train_samples", type=int, help="Only the first so many images.")
-    data.add_argument("--max_eval_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--max_train_samples", type=int, help="Only so many images, drawn at random.")
+    data.add_argument("--max_eval_samples", type=int, help="Only so many images, drawn at random.")
     data.add_argument(
         "--crop_pct",
         type=float,
@@ -86,7 +88,7 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
 def run_knn(args: argparse.Namespace) -> None:
     """Classify images by the nearest neighbours of their features, and print the accuracy."""
     if args.k < 1 or args.temperature <= 0:
-        raise ValueError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
+        raise UserError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())
     checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
     encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
@@ -94,15 +96,16 @@ def run_knn(args: argparse.Namespace) -> None:
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
     sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
     if sources[1] is None:
-        raise ValueError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
+        raise UserError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
         processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))
     transform = EvaluationTransform(processor)
-    parts = []
-    for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):
+    parts: list[torch.Tensor] = []
+    limits = (args.max_train_samples, args.max_eval_samples)
+    for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, source.head(limit), transform, pixels.num_channels, **options)
+        parts += extract_features(encoder, source.sample(limit), transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
     if state.is_main_process:
         result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}

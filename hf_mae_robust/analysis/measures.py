@@ -73,7 +73,8 @@ def attention_distance(
     weights = probabilities.double() * is_patch
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
     places = [torch.stack([ids // num_columns, ids % num_columns], dim=-1).double() for ids in (query_ids, key_ids)]
-    distances = torch.cdist(*places)[:, None]
+    first, second = places
+    distances = torch.cdist(first, second)[:, None]
     of_queries = (weights * distances).sum(dim=-1)  # (B, heads, queries)
     counts = (query_ids >= 0)[:, None].double()
     return (of_queries * counts).sum(dim=(0, 2)) / counts.sum()

@@ -4,17 +4,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
+from ..errors import DataError, UserError
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..training.arguments import DataArguments
 from ..training.pictures import save_reconstructions
 from ..training.trainer import ImageTrainer
@@ -45,30 +48,32 @@ class OnlineDiagnostics(TrainerCallback):
         labelled: tuple[ImageSource, ImageSource] | None = None,
     ):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
+            raise UserError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
         self.trainer, self.kinds, self.samples, self.labelled = trainer, kinds, samples, labelled
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step == 0:  # what the start is worth
             self._look(args, state, control)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        every = args.diagnostics_steps
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        every: float = cast(Any, args).diagnostics_steps  # of pre-training
         every = math.ceil(every * state.max_steps) if every < 1 else int(every)
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self._look(args, state, control)
 
-    def _look(self, args, state, control) -> None:
+    def _look(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         trainer, devices = self.trainer, [args.device] if args.device.type == "cuda" else []
         model = trainer.accelerator.unwrap_model(trainer.model)
-        found = {}
+        found: dict[str, Any] = {}
         with torch.random.fork_rng(devices), trainer.compute_loss_context_manager():
             if self.labelled is not None:  # by all processes together
                 found |= self._accuracies(model)
             if trainer.is_world_process_zero():
                 for make in (make for kind in self.kinds for make in EVALUATORS[kind]):
                     found |= dict(make()(model, self.samples))
-                self._save(model, found, Path(args.output_dir) / "diagnostics" / f"step-{state.global_step}")
+                self._save(model, found, Path(str(args.output_dir)) / "diagnostics" / f"step-{state.global_step}")
         if trainer.is_world_process_zero():
             # Heads by themselves would be hundreds of curves; `analyze attention` has them.
             numbers = {
@@ -80,14 +85,14 @@ class OnlineDiagnostics(TrainerCallback):
             trainer.log(numbers)
             control.should_log = should_log  # logging takes it back, and the loss of this step is still to come
 
-    def _save(self, model, found: dict, folder: Path) -> None:
+    def _save(self, model: ViTMAERobustForPreTraining, found: dict[str, Any], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_pictures(found, folder, "")
         batch = next(iter(self.samples))
         images, noise = batch["pixel_values"][:NUM_PICTURES], batch["noise"][:NUM_PICTURES]
         save_reconstructions(model, images, noise, folder / "reconstructions.png")
 
-    def _accuracies(self, model) -> dict[str, float]:
+    def _accuracies(self, model: ViTMAERobustForPreTraining) -> dict[str, float]:
         was_training, config = model.training, model.config
         transform, device = EvaluationTransform(self.samples.processor), self.trainer.args.device
 
@@ -96,14 +101,14 @@ class OnlineDiagnostics(TrainerCallback):
 
         model.eval()
         try:
-            options = {
+            options: dict[str, Any] = {
                 "batch_size": self.samples.batch_size,
                 "num_workers": 0,
                 "device": device,
             }
             known, classified = (
                 extract_features(encode, source, transform, config.num_channels, shows_progress=False, **options)
-                for source in self.labelled
+                for source in self.labelled or ()
             )
         finally:
             model.train(was_training)
@@ -113,6 +118,17 @@ class OnlineDiagnostics(TrainerCallback):
             "knn_accuracy": knn_accuracy(*known, *classified)["accuracy"],
             "linear_probe_accuracy": float(probe.score(*(part.numpy() for part in classified))),
         }
+
+
+def check_probe(source: ImageSource) -> None:
+    """Raises DataError where a probe would learn from one class."""
+    found = {int(source.rows.label(row)) for row in range(len(source))}
+    if len(found) < 2:
+        name = source.class_names[found.pop()] if found and source.class_names else "none"
+        raise DataError(
+            f"{source.description}: all {source.num_rows:,} images to probe with are of the class '{name}'; a probe "
+            "needs two. Raise --probe_samples, or shuffle the data."
+        )
 
 
 def add_online_diagnostics(
@@ -130,21 +146,30 @@ def add_online_diagnostics(
 
     Raises ValueError (DataError) where labels are asked for and there are none, or nothing to classify.
     """
-    source, training = trainer.eval_dataset or trainer.train_dataset, trainer.args
+    source, training = trainer.eval_dataset or trainer.train_source, trainer.args
     if source.row_groups is None:
         source = load_head_of_stream(source, num_samples)
     batch_size = training.per_device_eval_batch_size
-    samples = Samples(source.head(num_samples), trainer.model.config, data.crop_pct, batch_size, training.device)
+    config = cast(ViTMAERobustConfig, trainer.model.config)
+    samples = Samples(source.head(num_samples), config, data.crop_pct, batch_size, training.device)
     labelled = None
     if label_column_name is not None:
         location = replace(DataLocation.of(data, token), label_column_name=label_column_name)
         eval_split = None if data.eval_split_name == "none" else data.eval_split_name
-        opened = open_splits(location, data.train_split_name, eval_split, data.train_val_split, training.seed)
+        splits = (data.train_split_name, eval_split, data.train_val_split, training.seed)
+        opened = open_splits(location, *splits, tells=False)
         if opened[1] is None:
-            raise ValueError(
+            raise UserError(
                 f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "
                 "one with --eval_split_name or hold images out with --train_val_split 0.05."
             )
-        opened = [load_head_of_stream(part, probe_samples) if part.row_groups is None else part for part in opened]
-        labelled = tuple(part.head(probe_samples) for part in opened)
+        drawn = (
+            part.sample(probe_samples, training.seed, data.shuffle_buffer_size)
+            for part in cast(tuple[ImageSource, ImageSource], opened)
+        )
+        known, classified = (
+            load_head_of_stream(part, probe_samples) if part.row_groups is None else part for part in drawn
+        )
+        check_probe(known)
+        labelled = (known, classified)
     trainer.add_callback(OnlineDiagnostics(trainer, kinds, samples, labelled))

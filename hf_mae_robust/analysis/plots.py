@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Curves by block in a picture: measure -> axis.
 CURVES = {
@@ -56,7 +57,7 @@ def _curves(axes: Axes, blocks: dict[str, dict[str, float]], measure: str) -> No
     axes.legend()
 
 
-def _heatmap(figure, axes: Axes, values: torch.Tensor, title: str, **labels: str) -> None:
+def _heatmap(figure: Figure, axes: Axes, values: torch.Tensor, title: str, **labels: str) -> None:
     figure.colorbar(axes.imshow(values.numpy(), cmap="viridis"), ax=axes)
     axes.set(title=title, **labels)
 
@@ -64,7 +65,7 @@ def _heatmap(figure, axes: Axes, values: torch.Tensor, title: str, **labels: str
 def save_pictures(found: dict[str, Any], folder: Path, other: str) -> None:
     """`blocks.png`, `loss_map.png`, `cka.png`, for what was found."""
     blocks = _by_block(found)
-    drawn: dict[str, list[Callable]] = {}
+    drawn: dict[str, list[Callable[..., None]]] = {}
     for measure in CURVES:
         if any(measure in values for values in blocks.values()):
             drawn.setdefault("blocks.png", []).append(lambda _, axes, measure=measure: _curves(axes, blocks, measure))
@@ -72,7 +73,7 @@ def save_pictures(found: dict[str, Any], folder: Path, other: str) -> None:
         title = f"loss by place of the patch (mean {found['loss']:.4f})"
         drawn["loss_map.png"] = [partial(_heatmap, values=found["loss_map"], title=title)]
     if "cka" in found:
-        labels = {"xlabel": f"block of {Path(other).name}", "ylabel": "block"}
+        labels: dict[str, Any] = {"xlabel": f"block of {Path(other).name}", "ylabel": "block"}
         drawn["cka.png"] = [partial(_heatmap, values=found["cka"], title="linear CKA", **labels)]
     for name, panels in drawn.items():
         figure, all_axes = plt.subplots(

@@ -1,6 +1,7 @@
 """The images that diagnostics look at."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +16,9 @@ class Samples:
     """Batches for evaluators, the same at each pass: evaluation's preprocessing, noise by the row, and a second,
     randomly cropped view of each image."""
 
-    def __init__(self, source: ImageSource, config: ViTMAERobustConfig, crop_pct: float, batch_size: int, device):
+    def __init__(
+        self, source: ImageSource, config: ViTMAERobustConfig, crop_pct: float, batch_size: int, device: torch.device
+    ):
         """source: with random access."""
         form = (config.num_channels, config.image_mean, config.image_std)
         self.processor = evaluation_processor(config.image_size, crop_pct, *form)
@@ -25,7 +28,8 @@ class Samples:
         config, normalize = self.config, Normalization(self.processor, self.device)
         transform, channels = EvaluationTransform(self.processor), config.num_channels
         augmented = ImageDataset(self.source, training_transform(config.image_size), channels)
-        plan = {"batch_size": self.batch_size, "rank": 0, "world_size": 1, "noise_length": config.num_patches}
+        plan: dict[str, Any] = {"batch_size": self.batch_size, "rank": 0, "world_size": 1}
+        plan["noise_length"] = config.num_patches
         plan["generator"] = torch.Generator()  # the loader would draw from the global one
         for batch in sequential_loader(self.source, transform, channels, **plan):
             valid = batch["row"] >= 0
@@ -37,4 +41,4 @@ class Samples:
             }
 
     def __len__(self) -> int:
-        return -(-self.source.num_rows // self.batch_size)
+        return -(-cast(int, self.source.num_rows) // self.batch_size)

@@ -5,11 +5,13 @@ bias of the keys, which softmax cannot feel, and it has drop path.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BeitConfig, BeitModel, PreTrainedModel
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 from .positions import resized_positions
 
@@ -29,7 +31,7 @@ def with_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**biases, **tensors}
 
 
-def mae_beit_config(**fields) -> BeitConfig:
+def mae_beit_config(**fields: Any) -> BeitConfig:
     """The settings with which a stock BEiT is the plain ViT of MAE: absolute positions, no relative ones, no layer
     scale, the official epsilon; no dropout and no drop path. `fields` of `BeitConfig` add to them and win.
 
@@ -50,7 +52,7 @@ def mae_beit_config(**fields) -> BeitConfig:
     )
     height, width = to_pair(config.image_size)
     if height != width:
-        raise ValueError(
+        raise UserError(
             f"image_size={config.image_size}: the BEiT of transformers interpolates its positions as a square grid "
             "for images that are not square, so it cannot hold this model."
         )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..errors import MissingFileError, UserError
 from .loading import listed
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class _Ignored:
 
 
 # By name, for torch.load(weights_only=True), which refuses all others but what tensors need.
-_BESIDE_WEIGHTS = [
+_BESIDE_WEIGHTS: list[Any] = [
     argparse.Namespace,
     *(
         (_Ignored, name)
@@ -60,7 +61,7 @@ _BESIDE_WEIGHTS = [
 class _Found(NamedTuple):
     """A ViT in a file: `table[prefix + official name]`. name: the way to it, dotted."""
 
-    table: Mapping
+    table: Mapping[Any, Any]
     prefix: str
     name: str
 
@@ -92,7 +93,7 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
     if not found:  # the one who renames says what is missing
         found = [_Found(table, "", name) for name, table in tables if name in ("", "model")][-1:]
     if not found:
-        raise ValueError(
+        raise UserError(
             f'{path} holds no tensors that are known: needs a state dict, bare or under "model", with '
             f"{_LANDMARK} among its names; its own are {listed(name for name, _ in tables)}."
             if tables
@@ -102,12 +103,12 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
     inside = {key: value for key, value in one.table.items() if str(key).startswith(one.prefix)}
     others = [str(key) for key, value in inside.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if others:
-        raise ValueError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
+        raise UserError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
     tensors = {key.removeprefix(one.prefix): value for key, value in inside.items()}
     left_out = [str(key) for key, value in one.table.items() if key not in inside and isinstance(value, Tensor)]
     last = one.name.rpartition(".")[2]
     if left_out and not checkpoint_key and last not in _ENCODERS_ONLY:
-        raise ValueError(
+        raise UserError(
             f"{path} has {listed(left_out)} beside the tensors under '{one.prefix}', and they may belong to the model. "
             f"To leave them out, give --checkpoint_key {one.name} to `python -m hf_mae_robust convert`."
         )
@@ -123,7 +124,7 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
+        raise MissingFileError(f"{path}: no such file.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -134,15 +135,15 @@ def _load(path: Path) -> Any:
     except Exception as error:  # damaged bytes make PyTorch's reader fail in any way, OSError included
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
-            raise ValueError(
+            raise UserError(
                 f"{path} was refused, and none of its code was run: loading it would call {wanted[1]}, which has no "
                 "place in a file of tensors."
             ) from None
         kind = "safetensors" if isinstance(error, SafetensorError) else "PyTorch"
-        raise ValueError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
+        raise UserError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
 
 
-def _tables(content: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
+def _tables(content: Any, name: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """The mappings that hold tensors, at any depth, and the way to each, dotted."""
     if not isinstance(content, Mapping):
         return
@@ -152,7 +153,7 @@ def _tables(content: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
         yield from _tables(value, f"{name}.{key}" if name else str(key))
 
 
-def _prefixes(table: Mapping) -> list[str]:
+def _prefixes(table: Mapping[Any, Any]) -> list[str]:
     """What stands before the names of each ViT in a table: "", "module.", ..."""
     names = (key for key, value in table.items() if isinstance(key, str) and isinstance(value, Tensor))
     return sorted(name.removesuffix(_LANDMARK) for name in names if f".{name}".endswith(f".{_LANDMARK}"))
@@ -165,12 +166,12 @@ def _chosen(found: list[_Found], checkpoint_key: str | None, path: Path) -> _Fou
         fitting = fitting or [each for each in found if f".{each.name}.".endswith(f".{key}.")]
         if len(fitting) == 1:
             return fitting[0]
-        raise ValueError(
+        raise UserError(
             f"--checkpoint_key {checkpoint_key}: names {len(fitting)} models of {path}, which holds "
             f"{', '.join(repr(each.name) for each in found)}."
         )
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(found)} models: {', '.join(repr(each.name) for each in found)}. Choose one by "
             f"`python -m hf_mae_robust convert {path} OUT --checkpoint_key {found[0].name or found[1].name}`."
         )

@@ -2,8 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import Any, cast
 
-from transformers import BeitForImageClassification, PreTrainedModel
+from transformers import BeitForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..data.preprocessing import default_processor, evaluation_processor
 from ..files import check_is_free, written_whole
@@ -25,7 +26,7 @@ def convert(
     checkpoint_key: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-    **config_overrides,
+    **config_overrides: Any,
 ) -> PreTrainedModel:
     """A checkpoint of others -> a folder for `from_pretrained`, with the image processor of MAE's evaluation and the
     checkpoint's own mean and deviation. The folder appears when it is complete, never half-written.
@@ -48,7 +49,8 @@ def convert(
     """
     source = str(source)
     check_is_free(output_dir)
-    preprocessing = {}
+    preprocessing: dict[str, Any] = {}
+    model: PreTrainedModel
     if is_of_timm(source):
         model, preprocessing = read_timm(source)
     elif Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors")):
@@ -57,7 +59,7 @@ def convert(
     else:
         source, _ = local_model(source, revision, token)
         checkpoint = ModelSource(source, config_overrides, Access(token))
-        model, preprocessing = read_stock(checkpoint, read_config(checkpoint, STOCK_KINDS))
+        model, preprocessing = read_stock(checkpoint, cast(PreTrainedConfig, read_config(checkpoint, STOCK_KINDS)))
     processor = default_processor(model.config)
     if preprocessing:
         form = model.config
@@ -68,7 +70,7 @@ def convert(
     return model
 
 
-def add_convert_arguments(parser: argparse.ArgumentParser):
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m hf_mae_robust convert`."""
     parser.add_argument(
         "source",
@@ -94,12 +96,19 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
 
 
-def run_convert(args: argparse.Namespace):
+def run_convert(args: argparse.Namespace) -> None:
     """Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads."""
     heads = args.num_attention_heads, args.decoder_num_attention_heads
     overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
-    access = {"revision": args.revision, "token": args.token}
-    model = convert(args.source, args.output_dir, *heads, checkpoint_key=args.checkpoint_key, **access, **overrides)
+    model = convert(
+        args.source,
+        args.output_dir,
+        *heads,
+        checkpoint_key=args.checkpoint_key,
+        revision=args.revision,
+        token=args.token,
+        **overrides,
+    )
     config = model.config
     sizes = f"image {config.image_size}, patch {config.patch_size}, encoder {config.hidden_size} x "
     sizes += f"{config.num_hidden_layers} blocks x {config.num_attention_heads} heads"

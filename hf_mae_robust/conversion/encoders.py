@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from transformers import (
     AutoConfig,
@@ -19,6 +20,7 @@ from transformers import (
     ViTMSNModel,
 )
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustModel
 from .loading import first_line, load_strictly
 from .original import from_original, read_original
@@ -58,7 +60,7 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
     """
     name = source.name
     if name is None:
-        raise ValueError("--model_name_or_path is needed, or --from_scratch.")
+        raise UserError("--model_name_or_path is needed, or --from_scratch.")
     if Path(name).is_file():
         return None
     try:
@@ -66,7 +68,7 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
             raise
-        raise ValueError(
+        raise UserError(
             f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
             f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "
             "without arguments), a Hub id or an official file."
@@ -77,7 +79,7 @@ def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTra
     """As `open_config`. Raises ValueError, too, for an architecture (`model_type`) that is not among `kinds`."""
     config = open_config(source)
     if config is not None and config.model_type not in kinds:
-        raise ValueError(
+        raise UserError(
             f"{source.name} is a '{config.model_type}' model, which is "
             f"{'not of the ViT family' if 'vit' in kinds else 'not what is needed here'}: {', '.join(kinds)}."
         )
@@ -89,7 +91,7 @@ def config_to_start_from(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) 
     the number of heads of an official file."""
     config = read_config(source, kinds)
     if source.overrides.keys() - (set() if config is not None else {"num_attention_heads"}):
-        raise ValueError(f"--config_overrides {', '.join(source.overrides)}: these are for --from_scratch.")
+        raise UserError(f"--config_overrides {', '.join(source.overrides)}: these are for --from_scratch.")
     return config
 
 
@@ -101,21 +103,23 @@ def load_vit(source: ModelSource, config: PreTrainedConfig | None) -> PreTrained
     encoder_class = VIT_ENCODERS[config.model_type]
     if encoder_class is ViTMAERobustModel:
         form = ViTMAERobustConfig(**mae_settings(config))
-        return load_strictly(encoder_class, source.name, ("mid_mask_token",), config=form, token=source.access.token)
+        return load_strictly(
+            encoder_class, source.checkpoint, ("mid_mask_token",), config=form, token=source.access.token
+        )
     if has_head(config):
-        return load_strictly(VIT_CLASSIFIERS[config.model_type], source.name, **source.access.options)
-    return load_strictly(encoder_class, source.name, ("pooler.",), **source.access.options)
+        return load_strictly(VIT_CLASSIFIERS[config.model_type], source.checkpoint, **source.access.options)
+    return load_strictly(encoder_class, source.checkpoint, ("pooler.",), **source.access.options)
 
 
 def _load_official(source: ModelSource) -> PreTrainedModel:
     heads = source.overrides.get("num_attention_heads")
     if heads is None:
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path {source.name} is an official checkpoint. Its tensors do not tell the number of "
             "heads: give --config_overrides num_attention_heads=12 (ViT-B; ViT-L and ViT-H 16)."
         )
     decoder = ("decoder_", "mask_token")
-    tensors = {key: value for key, value in read_original(source.name).items() if not key.startswith(decoder)}
+    tensors = {key: value for key, value in read_original(source.checkpoint).items() if not key.startswith(decoder)}
     return from_original(tensors, heads).float()
 
 
@@ -125,7 +129,9 @@ def _load_own_encoder(source: ModelSource, config: PreTrainedConfig) -> PreTrain
     has_pooler = config.model_type in WITH_POOLING
     options = {} if config.model_type in DINOV2 else {"add_pooling_layer": has_pooler}
     may_be_missing = ("pooler.",) if has_pooler and not has_head(config) else ()
-    return load_strictly(AutoModel, source.name, may_be_missing, **options, **source.access.options)
+    return load_strictly(
+        cast(type[PreTrainedModel], AutoModel), source.checkpoint, may_be_missing, **options, **source.access.options
+    )
 
 
 def read_encoder(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> tuple[PreTrainedModel, Pixels]:
@@ -142,7 +148,7 @@ def read_encoder(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> tuple
     if config is not None and config.model_type in OWN_CLASSES:
         encoder = _load_own_encoder(source, config)
     else:
-        encoder = load_vit(source, config).base_model
+        encoder = cast(PreTrainedModel, load_vit(source, config).base_model)
     return encoder, read_pixels(source, config or encoder.config)
 
 
@@ -159,11 +165,11 @@ def encoder_from_scratch(source: ModelSource, image_size: int | None = None) -> 
     if source.name is not None:
         config = read_config(source)
         if config is None:
-            raise ValueError(
+            raise UserError(
                 f"--from_scratch takes no sizes from a file ({source.name}): give --config_overrides alone."
             )
         if config.model_type not in (*VIT_ENCODERS, "beit"):
-            raise ValueError(f"--from_scratch takes sizes of a ViT or MAE checkpoint, not of '{config.model_type}'.")
+            raise UserError(f"--from_scratch takes sizes of a ViT or MAE checkpoint, not of '{config.model_type}'.")
         names = (*SIZES, "intermediate_size", "image_size", "image_mean", "image_std")
         form = {name: getattr(config, name) for name in names if hasattr(config, name)}
     if image_size is not None:

@@ -8,6 +8,7 @@ that cannot compute what the model computes is refused; what it has no place for
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ..data.preprocessing import default_processor
+from ..errors import MissingFileError, UserError
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from .loading import first_line
@@ -65,34 +67,35 @@ def _load(checkpoint: str, to: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{checkpoint}: no folder with a config.json, and not found on the Hub. {first_line(error)}"
         ) from error
     name = (config.architectures or ["no class"])[0]
     model_class = next((source for source in sources if source.__name__ == name), None)
     if model_class is None:
         names = ", ".join(source.__name__ for source in sources)
-        raise ValueError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
+        raise UserError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
     try:
-        model, info = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+        model, info = loaded
     except OSError as error:
-        raise FileNotFoundError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
+        raise MissingFileError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
     except SafetensorError as error:
-        raise ValueError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
+        raise UserError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
     except RuntimeError as error:  # tensors of other shapes
-        raise ValueError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
+        raise UserError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
     problems = [
         f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, found)))}" for kind, found in info.items() if found
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} was not exported, because its tensors are not those of {name}: {'; '.join(problems)}."
         )
     return model.eval()
 
 
 def _has_label_names(model: PreTrainedModel) -> bool:
-    return is_classifier(model) and any(name != f"LABEL_{i}" for i, name in model.config.id2label.items())
+    return is_classifier(model) and any(name != f"LABEL_{i}" for i, name in (model.config.id2label or {}).items())
 
 
 def _left_out(model: PreTrainedModel, target: str) -> list[str]:
@@ -144,7 +147,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     """
     checkpoint, out = str(checkpoint), Path(out)
     if to not in TARGETS:
-        raise ValueError(f"to={to!r}: must be one of {', '.join(TARGETS)}.")
+        raise UserError(f"to={to!r}: must be one of {', '.join(TARGETS)}.")
     if to == "original" and out.is_dir():
         raise FileExistsError(f"{out} is a folder; the official form is one file, such as {out / 'model.pth'}.")
     check_is_free(out)
@@ -183,7 +186,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     return _left_out(model, to)
 
 
-def add_export_arguments(parser: argparse.ArgumentParser):
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m hf_mae_robust export`."""
     parser.add_argument(
         "checkpoint",
@@ -201,7 +204,7 @@ def add_export_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
 
 
-def run_export(args: argparse.Namespace):
+def run_export(args: argparse.Namespace) -> None:
     """Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX."""
     checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
     left_out = export(checkpoint, args.out, args.to)

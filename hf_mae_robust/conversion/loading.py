@@ -2,10 +2,15 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+
+from ..errors import UserError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 # A tensor of these that finds no place: the model computes something else than the one that was saved.
 _PARTS_OF_ENCODER = re.compile(r"(?:^|\.)(?:embeddings\.(?!mask_token)|layers?\.\d+\.)")
@@ -21,20 +26,21 @@ def listed(keys: Iterable[str], limit: int = 6) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
-def load_with_report(model_class, name: str | None, **options) -> tuple[PreTrainedModel, dict]:
+def load_with_report(model_class: type[Model], name: str | None, **options: Any) -> tuple[Model, dict[str, Any]]:
     """`from_pretrained`, and its report of tensors that are missing, left over or of another shape.
 
     Raises ValueError for weights that are damaged or missing."""
     try:
-        return model_class.from_pretrained(name, **options, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(name, **options, output_loading_info=True)
+        return loaded
     except (OSError, SafetensorError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
             "Copy or download the model again."
         ) from error
 
 
-def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), **options) -> PreTrainedModel:
+def load_strictly(model_class: type[Model], name: str, may_be_missing: tuple[str, ...] = (), **options: Any) -> Model:
     """`from_pretrained` in float32 that raises ValueError, with names, where a tensor is missing or of another shape,
     except for those that begin with `may_be_missing`; where a block or the embeddings have a tensor that the model has
     no place for; and where the weights cannot be read."""
@@ -47,7 +53,7 @@ def load_strictly(model_class, name: str, may_be_missing: tuple[str, ...] = (), 
     }
     if any(problems.values()):
         named = [f"{what} {len(keys)} tensors: {listed(keys, 4)}" for what, keys in problems.items() if keys]
-        raise ValueError(
+        raise UserError(
             f"{name} is incomplete, or a checkpoint of another architecture than its config.json says: for a "
             f"{model_class.__name__} it {'; it '.join(named)}."
         )

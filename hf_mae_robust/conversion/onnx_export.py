@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 
 # What torch.onnx builds the file with, and what it is checked with.
@@ -21,7 +22,7 @@ _TOLERANCE = 1e-4
 def check_packages() -> None:
     """Raises ValueError where a package that is needed is not installed."""
     if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ValueError(f'--to onnx needs {", ".join(absent)}: pip install ".[onnx]", in a clone of hf_mae_robust.')
+        raise UserError(f'--to onnx needs {", ".join(absent)}: pip install ".[onnx]", in a clone of hf_mae_robust.')
 
 
 class _OneOutput(nn.Module):
@@ -67,7 +68,7 @@ def save_onnx(model: PreTrainedModel, folder: Path) -> None:
     graph = _OneOutput(model.float(), output).eval().requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's and onnxscript's own making
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             graph,
             (torch.zeros(2, *size),),  # not 1, which torch.export would take for a constant
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
@@ -86,7 +87,7 @@ def save_onnx(model: PreTrainedModel, folder: Path) -> None:
             expected = graph(images)
         difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
         if not difference <= _TOLERANCE * max(1.0, largest):
-            raise ValueError(
+            raise UserError(
                 f"onnxruntime {onnxruntime.__version__} does not compute what {type(model).__name__} does: {output} of "
                 f"{count} image(s) differ by up to {difference:.2g}, where the largest value is {largest:.2g}."
             )

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from ..model.configuration_vit_mae_robust import to_pair
 from .beit import mae_beit_config, with_key_biases, without_key_biases
@@ -87,7 +89,7 @@ def _count_blocks(keys: Iterable[str], prefix: str) -> int:
     return max(1, len({match[1] for key in keys if (match := re.match(rf"{prefix}\.(\d+)\.", key))}))
 
 
-def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[str, str]):
+def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[str, str]) -> None:
     found, expected = set(found), set(expected)
     unknown, missing = found - expected, expected - found
     problems = [
@@ -96,7 +98,7 @@ def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[
     if problems:
         form = "the encoder alone, or both" if key_map in (KEY_MAP, ENCODER_KEY_MAP) else "a fine-tuned classifier"
         expected_map = KEY_MAP if key_map is ENCODER_KEY_MAP else key_map
-        raise ValueError(
+        raise UserError(
             f"Not the layout of the official MAE: {'; '.join(problems)}. Expected, with N the number of a block and * "
             f"weight and bias ({form}): {', '.join(expected_map)}."
         )
@@ -105,19 +107,19 @@ def _check_keys(found: Iterable[str], expected: Iterable[str], key_map: Mapping[
 def _shape(state_dict: Mapping[str, Tensor], key: str, dimensions: int) -> torch.Size:
     shape = state_dict[key].shape
     if len(shape) != dimensions or 0 in shape:
-        raise ValueError(f"{key} has shape {tuple(shape)}, needs {dimensions} dimensions, none of them empty.")
+        raise UserError(f"{key} has shape {tuple(shape)}, needs {dimensions} dimensions, none of them empty.")
     return shape
 
 
-def _check_heads(flag: str, heads: int | None, width: int):
+def _check_heads(flag: str, heads: int | None, width: int) -> None:
     advice = "The official MAE uses 12 for ViT-B, 16 for ViT-L, ViT-H and the decoder."
     if heads is None:
-        raise ValueError(f"--{flag} is needed: the number of heads cannot be seen in the tensors. {advice}")
+        raise UserError(f"--{flag} is needed: the number of heads cannot be seen in the tensors. {advice}")
     if heads < 1 or width % heads:
-        raise ValueError(f"--{flag} {heads}: does not divide the width {width} that the tensors have. {advice}")
+        raise UserError(f"--{flag} {heads}: does not divide the width {width} that the tensors have. {advice}")
 
 
-def _infer_sizes(state_dict: Mapping[str, Tensor], keys: Iterable[str]) -> dict:
+def _infer_sizes(state_dict: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Any]:
     """Fields of the config that the shapes tell, but for the image size."""
     hidden_size, num_channels, patch_height, patch_width = _shape(state_dict, "patch_embed.proj.weight", 4)
     sizes = {
@@ -138,7 +140,7 @@ def _infer_image_size(state_dict: Mapping[str, Tensor], patch_size: int | tuple[
     num_patches = _shape(state_dict, "pos_embed", 3)[1] - 1
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
-        raise ValueError(
+        raise UserError(
             f"pos_embed has {num_patches} patches, which is no square grid: pass image_size=(height, width), in pixels."
         )
     height, width = (side * size for size in to_pair(patch_size))
@@ -158,11 +160,11 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head of a linear probe as one linear layer, `head.weight` and `head.bias`. In evaluation the BatchNorm is
     `(x - mean) / sqrt(variance + eps)` with fixed numbers."""
     if missing := _PROBE_KEYS - state_dict.keys():
-        raise ValueError(f"The head of this linear probe is incomplete: missing keys: {listed(missing)}.")
+        raise UserError(f"The head of this linear probe is incomplete: missing keys: {listed(missing)}.")
     weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
     mean, variance = (state_dict[f"head.0.running_{name}"] for name in ("mean", "var"))
     if weight.dim() != 2 or mean.shape != weight.shape[1:] or variance.shape != mean.shape:
-        raise ValueError(
+        raise UserError(
             f"The head of this linear probe does not fit together: head.1.weight has shape {tuple(weight.shape)}, "
             f"head.0.running_mean {tuple(mean.shape)}, head.0.running_var {tuple(variance.shape)}."
         )
@@ -176,7 +178,7 @@ def config_of_original(
     state_dict: Mapping[str, Tensor],
     num_attention_heads: int | None,
     decoder_num_attention_heads: int | None = None,
-    **config_overrides,
+    **config_overrides: Any,
 ) -> ViTMAERobustConfig | BeitConfig:
     """The config of the model that `from_original` builds. Arguments and errors are its, too; the head of a linear
     probe is folded already."""
@@ -196,7 +198,7 @@ def config_of_original(
         sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
     config_class = BeitConfig if is_classifier else ViTMAERobustConfig
     if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
-        raise ValueError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+        raise UserError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
     if is_classifier:
         sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
         return mae_beit_config(**{**sizes, **config_overrides})
@@ -205,9 +207,9 @@ def config_of_original(
 
 def from_original(
     state_dict: Mapping[str, Tensor],
-    num_attention_heads: int,
+    num_attention_heads: int | None,
     decoder_num_attention_heads: int | None = None,
-    **config_overrides,
+    **config_overrides: Any,
 ) -> ViTMAERobustForPreTraining | ViTMAERobustModel | BeitForImageClassification:
     """A model with official weights, in evaluation mode. It computes what the official one does.
 
@@ -240,7 +242,8 @@ def from_original(
     layout = _layout_of_keys(state_dict)
     key_map = _expand(layout, _count_blocks(state_dict, "blocks"), _count_blocks(state_dict, "decoder_blocks"))
     is_classifier = isinstance(config, BeitConfig)
-    if is_classifier:
+    model: BeitForImageClassification | ViTMAERobustForPreTraining | ViTMAERobustModel
+    if isinstance(config, BeitConfig):
         model = BeitForImageClassification(config)
     else:
         model = (ViTMAERobustForPreTraining if layout is KEY_MAP else ViTMAERobustModel)(config)
@@ -249,13 +252,13 @@ def from_original(
     for key, names in key_map.items():
         tensor = state_dict[key]
         if len(names) > 1 and (tensor.dim() == 0 or tensor.shape[0] % len(names)):
-            raise ValueError(f"{key} has shape {tuple(tensor.shape)}: cannot be split into query, key and value.")
+            raise UserError(f"{key} has shape {tuple(tensor.shape)}: cannot be split into query, key and value.")
         for name, part in zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor]):
             renamed[name] = part.detach().clone()
     try:
         model.load_state_dict(without_key_biases(renamed) if is_classifier else renamed, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"The tensors do not fit the sizes that they and the overrides tell. {error}") from error
+        raise UserError(f"The tensors do not fit the sizes that they and the overrides tell. {error}") from error
     return model.eval()
 
 
@@ -268,13 +271,13 @@ def rename_to_original(tensors: Mapping[str, Tensor], layout: Mapping[str, str])
     key_map = _expand(layout, *blocks)
     expected = {name for names in key_map.values() for name in names}
     if homeless := tensors.keys() - expected:
-        raise ValueError(
+        raise UserError(
             f"The layout of the official MAE has no place for {listed(homeless)}. A model with mid-level mask tokens "
             "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it, "
             "nor can a BEiT with layer scale or relative positions."
         )
     if absent := expected - tensors.keys():
-        raise ValueError(f"The layout of the official MAE needs {listed(absent)}, which this model does not have.")
+        raise UserError(f"The layout of the official MAE needs {listed(absent)}, which this model does not have.")
     return {key: torch.cat([tensors[name].detach() for name in names]) for key, names in key_map.items()}
 
 

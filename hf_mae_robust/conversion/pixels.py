@@ -23,7 +23,7 @@ class Pixels:
 def read_pixels(source: ModelSource, config: PreTrainedConfig) -> Pixels:
     """How a checkpoint wants its images: as its config says, or its image processor, or as ImageNet's."""
     has_own = hasattr(config, "image_mean")
-    return pixels_of(config, None if has_own else read_processor(source.name, source.access.token))
+    return pixels_of(config, None if has_own else read_processor(source.checkpoint, source.access.token))
 
 
 def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | None:

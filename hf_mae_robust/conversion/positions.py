@@ -1,10 +1,12 @@
 """Position tables of ViTs for images of another size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.modeling_vit_mae_robust import interpolate_position_embedding, sincos_position_embedding
 
@@ -13,7 +15,7 @@ def square_size(image_size: int | Sequence[int]) -> int:
     """The side. Raises ValueError for an image size that is not square."""
     height, width = to_pair(image_size)
     if height != width:
-        raise ValueError(
+        raise UserError(
             f"image_size {height} x {width}: the classifier is a stock BEiT, which takes square images only; give "
             "--image_size."
         )
@@ -24,21 +26,27 @@ def grid_size(image_size: int | Sequence[int], patch_size: int | Sequence[int]) 
     """Patches (vertically, horizontally). Raises ValueError where they do not fit into the image."""
     (height, width), (patch_height, patch_width) = to_pair(image_size), to_pair(patch_size)
     if height % patch_height or width % patch_width or min(height, width) < 1:
-        raise ValueError(f"--image_size {image_size} is no multiple of the patch size {patch_size}.")
+        raise UserError(f"--image_size {image_size} is no multiple of the patch size {patch_size}.")
     return height // patch_height, width // patch_width
 
 
-def resized_positions(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
+def _table(encoder: PreTrainedModel) -> torch.Tensor:
+    embeddings: Any = encoder.embeddings
+    return embeddings.position_embeddings.detach()
+
+
+def resized_positions(encoder: PreTrainedModel, image_size: int | Sequence[int]) -> torch.Tensor:
     """The position table `(1, 1 + L, d)` of an encoder for images of another size: interpolated (bicubic, 2-D)."""
-    config, table = encoder.config, encoder.embeddings.position_embeddings.detach()
+    config, table = encoder.config, _table(encoder)
     grid, new_grid = (grid_size(size, config.patch_size) for size in (config.image_size, image_size))
     return interpolate_position_embedding(table, grid, new_grid)
 
 
 def positions_for(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
     """As `resized_positions`, but MAE's own sine-cosine table, where the encoder has that one, is computed anew."""
-    config, table = encoder.config, encoder.embeddings.position_embeddings.detach()
-    return table_for(table, *(grid_size(size, config.patch_size) for size in (config.image_size, image_size)))
+    config = encoder.config
+    grid, new_grid = (grid_size(size, config.patch_size) for size in (config.image_size, image_size))
+    return table_for(_table(encoder), grid, new_grid)
 
 
 def is_sincos(table: torch.Tensor, grid: tuple[int, int]) -> bool:

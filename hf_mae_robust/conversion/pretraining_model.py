@@ -1,8 +1,12 @@
 """Pre-training models, with their decoder: of a checkpoint, ours, stock ViT-MAE's or an official file."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from ..model.configuration_vit_mae_robust import to_pair
 from .checkpoint_file import read_original
@@ -36,7 +40,7 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
         if base is None:
             base = _config_of_file(source)
         elif base.model_type not in PRETRAINING_KINDS:
-            raise ValueError(
+            raise UserError(
                 f"--model_name_or_path {source.name} is a '{base.model_type}' model; pre-training "
                 f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
             )
@@ -45,7 +49,7 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
 
 
 def load_pretraining_model(
-    source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str = "sdpa"
+    source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str | None = "sdpa"
 ) -> tuple[ViTMAERobustForPreTraining, str | None]:
     """A checkpoint of PRETRAINING_KINDS, or an official file, by this configuration, see `read_pretraining_config`.
 
@@ -55,24 +59,26 @@ def load_pretraining_model(
 
     Raises ValueError for weights that are damaged or missing, or of other sizes than the configuration's.
     """
-    base, weights = open_config(source), {"name": source.name}
-    if base is None:
-        base, weights = _read_file(source, config)
+    found, weights = open_config(source), None
+    if found is None:
+        found, weights = _read_file(source, config)
+    base: PreTrainedConfig = found
     _check_sizes(source, base, config, _ENCODER_SIZES)
     own = ViTMAERobustConfig(**{**mae_settings(config), "image_size": base.image_size})
     fits = own.grid_size == config.grid_size
-    options = {"attn_implementation": attn_implementation, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "ignore_mismatched_sizes": True}
     model, info = load_with_report(
         ViTMAERobustForPreTraining,
-        **weights,
+        source.checkpoint if weights is None else None,
         **options,
+        state_dict=weights,
         config=config if fits else own,
         token=source.access.token,
     )
     if info["mismatched_keys"]:
         _check_sizes(source, base, config, _ENCODER_SIZES + _DECODER_SIZES)
         keys = listed((key for key, *_ in info["mismatched_keys"]), 3)
-        raise ValueError(f"{source.name}: its weights are of other sizes than its config.json says: {keys}.")
+        raise UserError(f"{source.name}: its weights are of other sizes than its config.json says: {keys}.")
     notes = []
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(_MAY_BE_NEW)):
         notes.append(
@@ -91,14 +97,14 @@ def load_pretraining_model(
     return model, "\n".join(notes) or None
 
 
-def _config_of_file(source: ModelSource) -> ViTMAERobustConfig:
-    tensors = read_original(source.name)
+def _config_of_file(source: ModelSource) -> PreTrainedConfig:
+    tensors = read_original(source.checkpoint)
     _check_kind(source, tensors)
     has_decoder = any(key.startswith("decoder_") for key in tensors)
     needed = {name: source.overrides.get(name) for name in (_HEADS if has_decoder else _HEADS[:1])}
     if None in needed.values():
         example = ",".join(f"{name}={heads}" for name, heads in zip(needed, (12, 16)))
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path {source.name} is an official checkpoint. Its tensors do not tell the number of "
             f"heads: give --config_overrides {example} (ViT-B; the encoder of ViT-L and ViT-H has 16)."
         )
@@ -107,13 +113,13 @@ def _config_of_file(source: ModelSource) -> ViTMAERobustConfig:
 
 def _check_kind(source: ModelSource, tensors: dict[str, Tensor]) -> None:
     if any(key.startswith(("head.", "fc_norm.")) for key in tensors):
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path {source.name} is a classifier in the official layout; pre-training starts from an "
             "encoder, or from encoder and decoder."
         )
 
 
-def _size_of_other_grids(tensors: dict[str, Tensor], settings) -> dict:
+def _size_of_other_grids(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Only a square grid tells the size of the images; for any other one they have that of the run."""
     positions = tensors.get("pos_embed")
     num_patches = positions.shape[1] - 1 if positions is not None and positions.dim() == 3 else 0
@@ -121,15 +127,14 @@ def _size_of_other_grids(tensors: dict[str, Tensor], settings) -> dict:
     return {} if is_square or "image_size" not in settings else {"image_size": settings["image_size"]}
 
 
-def _read_file(source: ModelSource, config: ViTMAERobustConfig) -> tuple[ViTMAERobustConfig, dict]:
-    """The configuration of an official file, and what `from_pretrained` takes instead of a folder."""
-    tensors = read_original(source.name)
+def _read_file(source: ModelSource, config: ViTMAERobustConfig) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    """The configuration of an official file, and its tensors by the names of `ViTMAERobustForPreTraining`."""
+    tensors = read_original(source.checkpoint)
     _check_kind(source, tensors)
     heads = config.num_attention_heads, config.decoder_num_attention_heads
     model = from_original(tensors, *heads, **_size_of_other_grids(tensors, config.to_dict())).float()
     prefix = "vit." if isinstance(model, ViTMAERobustModel) else ""
-    found = {prefix + key: tensor for key, tensor in model.state_dict().items()}
-    return model.config, {"name": None, "state_dict": found}
+    return model.config, {prefix + key: tensor for key, tensor in model.state_dict().items()}
 
 
 def _check_sizes(
@@ -141,7 +146,7 @@ def _check_sizes(
         for name, (there, here) in pairs.items()
         if there is not None and (to_pair(there) != to_pair(here))
     ]:
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path {source.name} has other sizes, so its weights do not fit ({', '.join(differences)})."
             " Leave these settings out of --config_overrides, or start from scratch, without --model_name_or_path."
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
 
 # Settings of a ViT that other ViTs have under the same names.
@@ -25,5 +26,6 @@ def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> ViT
     """Settings, with those of --config_overrides, which win. Raises ValueError for an unknown one, and for values that
     are out of range."""
     if unknown := sorted(overrides.keys() - ViTMAERobustConfig.__dataclass_fields__.keys()):
-        raise ValueError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
-    return ViTMAERobustConfig(**{**settings, **overrides})
+        raise UserError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
+    with refused_by_library("The model's settings"):
+        return ViTMAERobustConfig(**{**settings, **overrides})

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Access:
@@ -36,6 +38,13 @@ class ModelSource:
     name: str | None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     access: Access = Access()
+
+    @property
+    def checkpoint(self) -> str:
+        """`name`, where there is one. Raises ValueError where there is none."""
+        if self.name is None:
+            raise UserError("There is no checkpoint to read: give a folder, a Hub id or an official file.")
+        return self.name
 
     @classmethod
     def of(cls, arguments: Any, overrides: Mapping[str, Any]) -> "ModelSource":

@@ -1,6 +1,8 @@
 """Between this package's encoders and transformers' own classes (ViT-MAE, ViT, MSN, BEiT)."""
 
-from torch import Tensor
+from typing import Any, cast
+
+from torch import Tensor, nn
 from transformers import (
     BeitForImageClassification,
     BeitModel,
@@ -14,6 +16,7 @@ from transformers import (
     ViTModel,
 )
 
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .beit import mae_beit_config, with_key_biases, without_key_biases
 from .encoders import load_vit
@@ -27,7 +30,7 @@ from .source import ModelSource
 STOCK_KINDS = (*PRETRAINING_KINDS, "vit", "vit_msn")
 
 
-def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict]:
+def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A checkpoint of one of STOCK_KINDS as a model of this package, with its decoder where it has one, in evaluation
     mode, and the mean and deviation of its images. The source's overrides are fields of [`ViTMAERobustConfig`].
 
@@ -42,7 +45,7 @@ def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTraine
         has_decoder = any(name.endswith("ForPreTraining") for name in config.architectures or ())
         model_class = ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel
         new = ("vit.mid_mask_token", "mid_mask_token", "target_normalizer.")
-        model = load_strictly(model_class, source.name, new, config=settings, token=source.access.token)
+        model = load_strictly(model_class, source.checkpoint, new, config=settings, token=source.access.token)
     else:
         tensors = load_vit(source, config).base_model.state_dict()
         model = ViTMAERobustModel(settings)
@@ -80,10 +83,10 @@ def is_classifier(model: PreTrainedModel) -> bool:
 def check_exportable(model: PreTrainedModel) -> None:
     config, name = model.config, type(model).__name__
     if not isinstance(model, SOURCES):
-        raise ValueError(f"{name} cannot be exported; one of {', '.join(source.__name__ for source in SOURCES)} can.")
+        raise UserError(f"{name} cannot be exported; one of {', '.join(source.__name__ for source in SOURCES)} can.")
     if not isinstance(model, BeitPreTrainedModel):
         if not config.qkv_bias:
-            raise ValueError("qkv_bias=False: none of the targets is MAE's ViT without these biases.")
+            raise UserError("qkv_bias=False: none of the targets is MAE's ViT without these biases.")
         return
     foreign = [
         field
@@ -97,11 +100,11 @@ def check_exportable(model: PreTrainedModel) -> None:
         if is_foreign
     ]
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"This is a BEiT that is no plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
         )
     if config.use_mean_pooling and not is_classifier(model):
-        raise ValueError(
+        raise UserError(
             "A BeitModel with use_mean_pooling=True has a LayerNorm after the pooling and none before it: its features "
             "are not those of an encoder. Export the classifier it was taken from."
         )
@@ -110,10 +113,10 @@ def check_exportable(model: PreTrainedModel) -> None:
 def check_original_settings(config: PreTrainedConfig) -> None:
     """What no file of timm or of the official code can say, because their ViT has one value of it."""
     if config.hidden_act != "gelu":
-        raise ValueError(f"hidden_act={config.hidden_act!r}: timm's ViT and the official code have 'gelu'.")
+        raise UserError(f"hidden_act={config.hidden_act!r}: timm's ViT and the official code have 'gelu'.")
     # Smaller ones vanish beside the variances of trained features; stock ViT-MAE checkpoints say 1e-12.
     if config.layer_norm_eps > ORIGINAL_EPS:
-        raise ValueError(
+        raise UserError(
             f"layer_norm_eps={config.layer_norm_eps}: timm's ViT and the official code have {ORIGINAL_EPS}."
         )
 
@@ -143,7 +146,7 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
         ValueError: the target cannot compute what the model does; the message says why.
     """
     if target not in ("beit", "vit"):
-        raise ValueError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
+        raise UserError(f"target={target!r}: to_stock knows 'beit' and 'vit'.")
     check_exportable(model)
     has_head, config = is_classifier(model), model.config
     fields = settings_of(config, (*SHARED_SETTINGS, "initializer_range", "image_size"))
@@ -151,9 +154,9 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
         fields |= settings_of(config, ("id2label", "label2id", "problem_type"))
     if target == "beit":
         config = mae_beit_config(**fields, use_mean_pooling=has_head and config.use_mean_pooling)
-        stock = (BeitForImageClassification if has_head else BeitModel)(config)
+        stock: Any = (BeitForImageClassification if has_head else BeitModel)(config)
     elif has_head and config.use_mean_pooling:
-        raise ValueError(
+        raise UserError(
             "This classifier takes the mean of the patch tokens, and the stock ViT classifies from the CLS token only. "
             "Export it to beit or timm, or fine-tune with CLS pooling."
         )
@@ -165,5 +168,5 @@ def to_stock(model: PreTrainedModel, target: str) -> PreTrainedModel:
     tensors = encoder_tensors(model)
     encoder_of(stock).load_state_dict(without_key_biases(tensors) if target == "beit" else tensors)
     if has_head:
-        stock.classifier.load_state_dict(model.classifier.state_dict())
+        stock.classifier.load_state_dict(cast(nn.Module, model.classifier).state_dict())
     return stock.eval()

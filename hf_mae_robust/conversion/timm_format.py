@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 from .loading import first_line
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
@@ -32,7 +34,7 @@ def _timm_name(source: str) -> str:
     return f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}"
 
 
-def from_timm(model: VisionTransformer, **config_overrides) -> PreTrainedModel:
+def from_timm(model: VisionTransformer, **config_overrides: Any) -> PreTrainedModel:
     """A plain Vision Transformer of timm as `ViTMAERobustModel`, or, where it has a head, as stock
     `BeitForImageClassification`; in evaluation mode, with the same features or logits. Its weights are copied.
 
@@ -40,8 +42,8 @@ def from_timm(model: VisionTransformer, **config_overrides) -> PreTrainedModel:
     queries and keys or before the blocks, rotary positions, another activation, no CLS token.
     """
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{type(model).__name__} is no VisionTransformer of timm, so it has no place here.")
-    block = model.blocks[0]
+        raise UserError(f"{type(model).__name__} is no VisionTransformer of timm, so it has no place here.")
+    block: Any = model.blocks[0]
     foreign = {
         "no CLS token, or register tokens": model.cls_token is None or model.num_prefix_tokens != 1,
         "a CLS token without position": model.no_embed_class,
@@ -52,26 +54,26 @@ def from_timm(model: VisionTransformer, **config_overrides) -> PreTrainedModel:
         f"the pooling '{model.global_pool}'": model.global_pool not in ("token", "avg", ""),
     }
     if found := [part for part, is_there in foreign.items() if is_there]:
-        raise ValueError(f"This Vision Transformer of timm is not MAE's: it has {', '.join(found)}.")
-    settings = {"image_size": model.patch_embed.img_size, "layer_norm_eps": block.norm1.eps}
+        raise UserError(f"This Vision Transformer of timm is not MAE's: it has {', '.join(found)}.")
+    settings: dict[str, Any] = {"image_size": model.patch_embed.img_size, "layer_norm_eps": block.norm1.eps}
     settings["image_size"] = _single(settings["image_size"])
     return from_original(model.state_dict(), block.attn.num_heads, **{**settings, **config_overrides})
 
 
 def _single(size: tuple[int, int]) -> int | tuple[int, int]:
-    return size[0] if size[0] == size[1] else tuple(size)
+    return size[0] if size[0] == size[1] else (size[0], size[1])
 
 
-def read_timm(source: str) -> tuple[PreTrainedModel, dict]:
+def read_timm(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     """(model, arguments of `evaluation_processor`)"""
     try:
-        there = timm.create_model(_timm_name(source), pretrained=True)
+        there: Any = timm.create_model(_timm_name(source), pretrained=True)
     except Exception as error:  # timm and the Hub raise whatever they like
-        raise ValueError(f"{source} cannot be loaded by timm ({type(error).__name__}: {first_line(error)}).") from error
+        raise UserError(f"{source} cannot be loaded by timm ({type(error).__name__}: {first_line(error)}).") from error
     form = timm.data.resolve_model_data_config(there)
     mean, std = list(form["mean"]), list(form["std"])
     labels = there.pretrained_cfg.get("label_names")
-    overrides = {}
+    overrides: dict[str, Any] = {}
     if not there.num_classes:
         overrides = {"image_mean": mean, "image_std": std}
     elif labels and len(labels) == there.num_classes:
@@ -84,7 +86,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, dict]:
 _TIMM_ARCHITECTURE = "vit_base_patch16_224"
 
 
-def _timm_preprocessing(processor: BaseImageProcessor, image_size: int | tuple[int, int]) -> dict:
+def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """An image processor in timm's terms. Raises ValueError where these cannot say it."""
 
     def refuse(reason: str) -> ValueError:
@@ -121,7 +123,7 @@ def _timm_preprocessing(processor: BaseImageProcessor, image_size: int | tuple[i
     raise refuse(f"size={size} and a crop of {height} x {width} do not have one ratio")
 
 
-def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict]:
+def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict[str, Any]]:
     """timm's VisionTransformer with these weights, in evaluation mode, and its config.json."""
     config, has_head = model.config, is_classifier(model)
     mlp_ratio = config.intermediate_size / config.hidden_size
@@ -155,7 +157,8 @@ def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.M
         },
     }
     if has_head:  # without them transformers takes any model of 1000 classes for ImageNet's
-        description["label_names"] = [config.id2label[number] for number in range(num_classes)]
+        labels: Any = config.id2label
+        description["label_names"] = [labels[number] for number in range(num_classes or 0)]
     exported = timm.create_model(_TIMM_ARCHITECTURE, num_classes=num_classes, **arguments).to(model.dtype)
     tensors = to_original(model) if has_head else rename_to_original(encoder_tensors(model), ENCODER_KEY_MAP)
     exported.load_state_dict(tensors)

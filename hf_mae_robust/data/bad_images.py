@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 
 FILE_NAME = "skipped_images.jsonl"
 
@@ -43,7 +43,7 @@ class SkippedImages:
 
     def __init__(self, path: str | Path | None, max_fraction: float):
         if not 0 <= max_fraction <= 1:
-            raise ValueError(f"max_bad_images={max_fraction!r}: must lie in [0, 1], a share of the images.")
+            raise UserError(f"max_bad_images={max_fraction!r}: must lie in [0, 1], a share of the images.")
         self.path, self.max_fraction = Path(path) if path is not None else None, max_fraction
         self._records: dict[tuple[str, int], SkippedImage] = {}
         self._unwritten: list[SkippedImage] = []

@@ -30,7 +30,8 @@ class ViewDraws:
 
     def restart(self) -> None:
         """Begin all views anew."""
-        self._states, self._current = {}, None
+        self._states: dict[int, torch.Tensor] = {}
+        self._current: int | None = None
 
     def take_up(self, view: int) -> None:
         if view == self._current:
@@ -45,7 +46,7 @@ class ViewDraws:
             torch.default_generator.manual_seed(self.seeds[view])
 
 
-class ImageDataset(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset[Any]):
     """Keys `(epoch, row)` -> decoded, transformed images. What comes out, random transforms and the noise of the masks
     included, depends on (seed, epoch, row) alone: not on the process, on what it did before, or on who else is there.
 
@@ -82,7 +83,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_views = num_views
 
     def __len__(self) -> int:
-        return self.source.num_rows
+        num_rows: Any = self.source.num_rows  # a number: the source has random access
+        return num_rows
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The first view."""
@@ -119,11 +121,12 @@ class ImageDataset(torch.utils.data.Dataset):
         key = b"%d %d %d %d" % (self.seed, epoch, row, view) if view else b"%d %d %d" % (self.seed, epoch, row)
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
-    def _decode(self, row: int, draws: ViewDraws) -> tuple[list[torch.Tensor | None], Any, list[SkippedImage]]:
+    def _decode(self, row: int, draws: ViewDraws) -> tuple[Sequence[torch.Tensor | None], Any, list[SkippedImage]]:
         """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
         was met on the way to it. The views begin anew for each image that is tried."""
-        skipped, labels = [], self.source.labels
-        nothing = [None] * len(draws.seeds)
+        skipped: list[SkippedImage] = []
+        labels = self.source.labels
+        nothing: list[torch.Tensor | None] = [None] * len(draws.seeds)
         if row < 0:
             return nothing, None, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
@@ -208,7 +211,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "skipped": skipped} if skipped else batch
 
 
-class ImageStream(torch.utils.data.IterableDataset):
+class ImageStream(torch.utils.data.IterableDataset[Any]):
     """A `datasets` stream that cannot seek. Each rank and worker reads a share of its files, or leaves out the others'
     rows where there are fewer files than readers.
 

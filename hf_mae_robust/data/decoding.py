@@ -12,7 +12,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..errors import ImageDecodingError
+from ..errors import ImageDecodingError, UserError
+from .arrays import as_picture
 from .jpeg import decode_rows, read_header
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -78,12 +79,7 @@ def _contents(value: Any) -> Any:
 def _open(contents: Any) -> Image.Image:
     """Reads no more than the header of encoded bytes."""
     if isinstance(contents, (np.ndarray, list)):
-        array = np.asarray(contents)
-        if array.size == 0:
-            raise ImageDecodingError("no pixels", "empty")
-        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-            raise ImageDecodingError(f"an array of {array.dtype} that are no numbers from 0 to 255", "unsupported")
-        return Image.fromarray(array.astype(np.uint8))
+        return Image.fromarray(as_picture(contents))
     if isinstance(contents, Image.Image):
         image = contents
     elif contents is None or contents == b"":
@@ -171,7 +167,7 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
 
     Args:
         value: encoded bytes, `{"bytes": ..., "path": ...}` as `datasets.Image(decode=False)` gives, a PIL image or
-            an array of integers from 0 to 255, `(H, W)` or `(H, W, C)`.
+            an array of integers from 0 to 255: `(H, W)`, `(H, W, C)` or `(C, H, W)` (see arrays.py).
         num_channels: 1 (grayscale), 3 (RGB) or 4 (RGBA).
         row: row number in the data set, for the error message.
 
@@ -184,7 +180,7 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
         Exception: a path that is a URL could not be read, other than for want of the file.
     """
     if num_channels not in PIL_MODES:
-        raise ValueError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
+        raise UserError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
     mode = PIL_MODES[num_channels]
     return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row)
 

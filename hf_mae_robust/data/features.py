@@ -1,13 +1,14 @@
 """Features of whole data sets, computed once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .bad_images import SkippedImages
+from .bad_images import SkippedImage, SkippedImages
 from .loaders import sequential_loader
 from .preprocessing import EvaluationTransform, Normalization
 from .source import ImageSource
@@ -44,7 +45,10 @@ def extract_features(
         world_size=state.num_processes,
         num_workers=num_workers,
     )
-    rows, features, labels, found = [], [], [], []
+    rows: list[torch.Tensor] = []
+    features: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    found: list[SkippedImage] = []
     is_silent = not (state.is_main_process and shows_progress)
     bar = tqdm(loader, desc=f"Features of {source.description}", unit="batch", disable=is_silent)
     with torch.no_grad():
@@ -54,11 +58,11 @@ def extract_features(
             features.append(encode(normalization(batch["pixel_values"].to(device))).float().cpu()[valid])
             rows.append(batch["row"][valid])
             labels.append(batch["labels"][valid])
-    mine = [(torch.cat(rows), torch.cat(features), torch.cat(labels), found)]
+    mine: list[Any] = [(torch.cat(rows), torch.cat(features), torch.cat(labels), found)]
     parts = gather_object(mine) if state.num_processes > 1 else mine
     skipped = SkippedImages(None, max_bad_images)
     skipped.add(record for part in parts for record in part[3])
     skipped.check(source.description, source.num_rows, sum(len(part[0]) for part in parts) + len(skipped))
-    rows, features, labels = (torch.cat([part[i] for part in parts]) for i in range(3))
-    order = rows.argsort()
-    return features[order], labels[order]
+    all_rows, all_features, all_labels = (torch.cat([part[i] for part in parts]) for i in range(3))
+    order = all_rows.argsort()
+    return all_features[order], all_labels[order]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Features, Value
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 
 MAX_NAMED_IN_ERRORS = 5
 # (features, column or "auto", description, function that reads a whole column or None) -> labels; see `find_labels`.
@@ -41,6 +41,7 @@ class Labels:
         """The classes `(N,)` int64 of consecutive rows. Raises DataError, naming the first row, where a label is
         missing (None, or the -1 of splits whose labels are withheld) or is no class. first_row: None: unknown."""
         values = values[:]  # a `datasets.Column` is slow to go through
+        classes: Sequence[Any]
         if self.numbers is not None:
             classes = [-1 if value is None else self.numbers.get(value, -1) for value in values]
         else:
@@ -107,12 +108,13 @@ def find_labels(
             wanted = classes[0]
         else:
             found = f"{len(classes)} columns of type ClassLabel" if classes else "no column of labels"
-            raise DataError(f"{description} has {found}: choose one with --label_column_name. It has: {columns}.")
+            hint = " A folder of images needs a folder for each class: train/cat/, train/dog/." if not classes else ""
+            raise DataError(f"{description} has {found}: choose one with --label_column_name. It has: {columns}.{hint}")
     if wanted not in features:
         raise DataError(f"{description} has no column '{wanted}' (--label_column_name). It has: {columns}.")
     feature = features[wanted]
     if isinstance(feature, ClassLabel):
-        return Labels(wanted, tuple(feature.names), None, description)
+        return _of_classes(Labels(wanted, tuple(feature.names), None, description))
     kind = getattr(feature, "dtype", None) if isinstance(feature, Value) else None
     if kind is None or not (kind.startswith(("int", "uint", "string", "large_string")) or kind == "bool"):
         raise DataError(
@@ -125,12 +127,23 @@ def find_labels(
             "looked for in a stream. Leave out --dataset_streaming, or store the column as ClassLabel "
             "(Dataset.class_encode_column)."
         )
-    values = sorted({value for value in read_column(wanted) if value is not None and value != -1})
+    present: set[Any] = set(read_column(wanted))
+    values = sorted(value for value in present if value is not None and value != -1)
     if not values:
         raise DataError(f"{description}: column '{wanted}' holds no label.")
-    return Labels(
-        wanted, tuple(str(value) for value in values), {value: i for i, value in enumerate(values)}, description
-    )
+    numbers = {value: i for i, value in enumerate(values)}
+    labels = Labels(wanted, tuple(str(value) for value in values), numbers, description)
+    return _of_classes(labels) if len(found) == len(values) else labels  # a missing label is the graver fault
+
+
+def _of_classes(labels: Labels) -> Labels:
+    """Raises DataError where there is one class only."""
+    if len(labels.class_names) < 2:
+        raise DataError(
+            f"{labels.description}: column '{labels.column}' has one class, '{labels.class_names[0]}'; at least two "
+            "are needed to tell apart. A folder of images needs a folder for each class: train/cat/, train/dog/."
+        )
+    return labels
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -148,19 +161,19 @@ def read_id2label(source: str) -> dict[int, str]:
     """
     if str(source).isdigit():
         if not 1 <= int(source) <= MAX_VALUE:
-            raise ValueError(f"--id2label {source}: a number of classes from 1 to {MAX_VALUE:,}.")
+            raise UserError(f"--id2label {source}: a number of classes from 1 to {MAX_VALUE:,}.")
         return {i: f"class_{i}" for i in range(int(source))}
     try:
         content = json.loads(Path(source).read_text(encoding="utf-8"))
         names = {int(value): str(name) for value, name in content.items()}
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--id2label {source}: cannot be read ({error.strerror}). Give a JSON file or a number of classes."
         ) from error
     except (ValueError, AttributeError) as error:
-        raise ValueError(f'--id2label {source}: must hold {{"0": "name", "1": "name", ...}} ({error}).') from error
+        raise UserError(f'--id2label {source}: must hold {{"0": "name", "1": "name", ...}} ({error}).') from error
     if not names or min(names) < 0 or max(names) > MAX_VALUE:
-        raise ValueError(
+        raise UserError(
             f"--id2label {source}: the values of a map go from 0 to {MAX_VALUE:,}; got {sorted(names)[:4]}."
         )
     return names

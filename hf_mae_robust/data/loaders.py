@@ -5,10 +5,12 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 from .dataset import ImageDataset, ImageStream, collate
 from .order import EpochBatchSampler, SequentialBatchSampler
 from .source import ImageSource
@@ -21,7 +23,7 @@ def outlive_signals(worker_id: int) -> None:
     step and save. It ends its workers itself (`end_workers`).
     """
 
-    def ignore_once(number, frame):
+    def ignore_once(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -39,7 +41,7 @@ def end_workers() -> None:
             child.kill()
 
 
-class EpochDataLoader(DataLoader):
+class EpochDataLoader(DataLoader[Any]):
     """Passes the epoch on to the sampler; the Trainer calls `set_epoch`."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,7 +53,7 @@ def images_in_batch(source: ImageSource, batch_size: int, world_size: int, num_v
     """How many different images a batch holds, with `num_views` of each. Raises DataError where the images do not fill
     one batch on every rank, and ValueError where a batch does not hold all views of each of its images."""
     if num_views < 1 or batch_size % num_views:
-        raise ValueError(
+        raise UserError(
             f"--repeated_augmentation {num_views}: must be at least 1 and divide the batch, which is {batch_size} "
             "(--per_device_train_batch_size)."
         )
@@ -67,7 +69,7 @@ def images_in_batch(source: ImageSource, batch_size: int, world_size: int, num_v
 
 def training_loader(
     source: ImageSource,
-    transform: Callable,
+    transform: Callable[..., Any],
     num_channels: int,
     *,
     batch_size: int,
@@ -77,7 +79,7 @@ def training_loader(
     buffer_size: int,
     noise_length: int | None = None,
     num_views: int = 1,
-    **loader_options,
+    **loader_options: Any,
 ) -> EpochDataLoader:
     """Batches `{"pixel_values": (B, C, H, W), "noise": (B, L), "labels": (B,), "row": (B,)}` of one rank, all full.
     A bad image is replaced by another one and listed under `"skipped"` (see `collate`).
@@ -90,7 +92,7 @@ def training_loader(
     num_images = images_in_batch(source, batch_size, world_size, num_views)
     loader_options = {"collate_fn": collate, "worker_init_fn": outlive_signals, **loader_options}
     if source.row_groups is None:
-        dataset = ImageStream(
+        stream = ImageStream(
             source,
             transform,
             num_channels,
@@ -102,7 +104,7 @@ def training_loader(
             endless=True,
             num_views=num_views,
         )
-        return EpochDataLoader(dataset, batch_size=batch_size, drop_last=True, **loader_options)
+        return EpochDataLoader(stream, batch_size=batch_size, drop_last=True, **loader_options)
     sampler = EpochBatchSampler(
         source.row_groups,
         rank=rank,
@@ -117,21 +119,23 @@ def training_loader(
 
 def sequential_loader(
     source: ImageSource,
-    transform: Callable,
+    transform: Callable[..., Any],
     num_channels: int,
     *,
     batch_size: int,
     rank: int,
     world_size: int,
     noise_length: int | None = None,
-    **loader_options,
-) -> DataLoader:
+    **loader_options: Any,
+) -> DataLoader[Any]:
     """Every image once over all ranks, `row` -1 marking fillers; for a stream: this rank's share of it, each image
     once. A bad image becomes a filler and is listed under `"skipped"` (see `collate`)."""
     loader_options = {"collate_fn": collate, "worker_init_fn": outlive_signals, **loader_options}
     if source.row_groups is None:
         stream = ImageStream(source, transform, num_channels, rank=rank, world_size=world_size)
         return DataLoader(stream, batch_size=batch_size, **loader_options)
-    sampler = SequentialBatchSampler(source.num_rows, rank=rank, world_size=world_size, batch_size=batch_size)
+    sampler = SequentialBatchSampler(
+        cast(int, source.num_rows), rank=rank, world_size=world_size, batch_size=batch_size
+    )
     dataset = ImageDataset(source, transform, num_channels, noise_length=noise_length, replace_bad_images=False)
     return DataLoader(dataset, batch_sampler=sampler, **loader_options)

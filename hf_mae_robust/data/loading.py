@@ -4,18 +4,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dataset_builder
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 from ..hub.faults import describe
 from ..hub.network import retry
-from .parquet import parquet_splits
+from ..hub.paths import check_path, may_be_path
+from .parquet import check_splits, parquet_splits
+from .single_files import LISTS, builder_of, read_list
 from .source import DataLocation
 
 
@@ -33,40 +36,57 @@ def load_embedded_digits() -> DatasetDict:
     return DatasetDict(train=table(slice(0, 1500)), test=table(slice(1500, None)))
 
 
-def load_splits(location: DataLocation) -> tuple[dict, str | None]:
+def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
     """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub.
 
     Raises DataError: there is no such data set, or it cannot be read, or the Hub refuses or cannot be reached for
     `dataset_retry_seconds`.
     """
-    name = location.dataset_name
+    name = cast(str, location.dataset_name)  # without one nobody calls this
     try:
+        check_path(name, "--dataset_name")
+        # Where the Hub cannot be reached, a misspelt folder must not take minutes.
+        retry_seconds = 0.0 if may_be_path(name) else location.dataset_retry_seconds
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
-        is_local = Path(name).exists()
-        options = {"name": location.dataset_config_name, "token": location.token}
+        is_local, kind = Path(name).exists(), name
+        options: dict[str, Any] = {"name": location.dataset_config_name, "token": location.token}
+        if Path(name).is_file():
+            if Path(name).suffix.lower() in LISTS:
+                table = read_list(Path(name), location.image_column_name, location.allow_unused_files)
+                return {"train": table.to_iterable_dataset() if location.dataset_streaming else table}, None
+            kind, options["data_files"] = builder_of(Path(name)), {"train": str(Path(name).resolve())}
         if not is_local:
             options["revision"] = location.dataset_revision
 
-        def persist(attempt: Callable, **retry_options) -> Any:
+        def persist(attempt: Callable[..., Any], **retry_options: Any) -> Any:
             dataset = None if is_local else name.removeprefix("hf://datasets/")
-            return retry(f"--dataset_name {name}", attempt, location.dataset_retry_seconds, dataset, **retry_options)
+            return retry(f"--dataset_name {name}", attempt, retry_seconds, dataset, **retry_options)
 
         with TemporaryDirectory() as nothing:
             # Where the Hub does not answer, `datasets` turns to its cache, if there is anything in it. For a stream
             # that would be another order of the images, and not what was asked for while the Hub can still be tried.
             if location.dataset_streaming and not HF_HUB_OFFLINE:
                 options["cache_dir"] = nothing
-            builder = persist(lambda: load_dataset_builder(name, **options))
+            builder = persist(lambda: load_dataset_builder(kind, **options))
         revision = None if is_local else _commit(builder, location)
+        check_splits(builder, location)
         if not location.dataset_streaming:
             persist(builder.download_and_prepare, counts_attempts=False)
             return builder.as_dataset(), revision
         return parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
-    except DataError:
+    except UserError:
         raise
     except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
+        while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__  # it says only that something went wrong
+        archive = next(Path(name).glob("**/*.zip"), None) if Path(name).is_dir() else None
+        if archive is not None:
+            raise DataError(
+                f"--dataset_name {name}: {archive} cannot be read as a data set ({describe(error)}). Unpack it, and "
+                "give the folder that it makes."
+            ) from error
         raise DataError(
             f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
             "with images, Parquet files or a data set written by save_to_disk."

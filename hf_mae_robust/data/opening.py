@@ -12,7 +12,7 @@ NUM_SLOTS files.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
+from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
 from .labels import LabelFinder, Labels, find_labels
 from .loading import load_embedded_digits, load_splits
+from .notes import note
 from .parquet import ParquetSplit, parquet_source
 from .source import DataLocation, ImageSource, TableRows, digest, encoded, fingerprint_parts
 
@@ -42,6 +44,7 @@ def open_splits(
     buffer_size: int = 8192,
     find_labels: LabelFinder = find_labels,
     find_splits: SplitFinder | None = None,
+    tells: bool = True,
 ) -> tuple[ImageSource | None, ImageSource | None]:
     """Open the training split and the one to evaluate on.
 
@@ -53,16 +56,21 @@ def open_splits(
         buffer_size: rows that a streamed source may hold in memory (`--shuffle_buffer_size`).
         find_labels: as that of labels.py. find_splits: recognises a local folder that `load_dataset` does not
             understand, and gives functions that load its splits; None for others.
+        tells: print what a local folder's files were taken for.
 
     Raises:
         DataError: there is no such data set, split or column, a split is empty, the source cannot do what was
-            asked, or the Hub refuses or cannot be reached for `dataset_retry_seconds`.
+            asked, a local folder's files are not what is trained on, or the Hub refuses or cannot be reached for
+            `dataset_retry_seconds`.
     """
     name = location.dataset_name or EMBEDDED
-    tables, revision = _find_tables(location, find_splits)
+    tables, revision, check = _find_tables(location, find_splits, tells)
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in tables and split != train_split), None)
-    sources, labels, data = [], None, None
+    if check is not None:
+        check([split for split in (train_split, eval_split) if split is not None])
+    sources: list[ImageSource | None] = []
+    labels, data = None, None
     for split in (train_split, eval_split):
         if split is None:
             sources.append(None)
@@ -74,7 +82,14 @@ def open_splits(
             data = data()
         column = _choose_column(data, location.image_column_name, name)
         labels = _choose_labels(data, description, location, find_labels, labels)
+        if labels is not None and labels.is_joint and isinstance(data, Dataset):
+            data = _annotated(data, labels.column, description, location.allow_unused_files)
         source = source_of(data, column, location, description, buffer_size, labels)
+        if examine := getattr(labels, "examined", None):
+            examined = examine(source)
+            if examined is not labels:
+                labels = examined
+                source = source_of(data, column, location, description, buffer_size, labels)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
         sources.append(replace(source, revision=revision, split=split))
@@ -84,15 +99,21 @@ def open_splits(
     return train, evaluation
 
 
-def _find_tables(location: DataLocation, find_splits: SplitFinder | None) -> tuple[Mapping[str, Any], str | None]:
-    """Which splits there are: name -> data set, `ParquetSplit` or function that loads one; and the commit of a data set
-    on the Hub."""
+def _find_tables(
+    location: DataLocation, find_splits: SplitFinder | None, tells: bool
+) -> tuple[Mapping[str, Any], str | None, Callable[[Sequence[str]], None] | None]:
+    """Which splits there are: name -> data set, `ParquetSplit` or function that loads one; the commit of a data set on
+    the Hub; and of a folder of image files a check of what the splits that were chosen leave out."""
     if location.dataset_name is None:
-        return load_embedded_digits(), None
-    folder = Path(location.dataset_name)
-    if find_splits is not None and folder.is_dir() and (tables := find_splits(folder)) is not None:
-        return tables, None
-    return load_splits(location)
+        return load_embedded_digits(), None, None
+    path = Path(location.dataset_name)
+    if path.is_dir():
+        if find_splits is not None and (tables := find_splits(path)) is not None:
+            return tables, None, None
+        if location.dataset_config_name is None and (folder := read_folder(location.dataset_name)) is not None:
+            tables, check = open_folder(folder, location.dataset_streaming, location.allow_unused_files, tells)
+            return tables, None, check
+    return *load_splits(location), None
 
 
 def _choose_column(data: Any, wanted: str | None, name: str) -> str:
@@ -128,6 +149,23 @@ def _choose_labels(
         return None
     read_column = (lambda column: data[column][:]) if isinstance(data, Dataset) else None
     return find_labels(features, location.label_column_name, description, read_column)
+
+
+def _annotated(table: Dataset, column: str, description: str, allows_unused: bool) -> Dataset:
+    """The rows of a folder of images and maps that have a map; other tables as they are."""
+    if not isinstance(table.features.get(column), datasets.Image) or table.info.builder_name != FOLDER:
+        return table
+    has_map = [value is not None for value in table.data.column(column).to_pylist()]
+    missing = len(has_map) - sum(has_map)
+    if not missing:
+        return table
+    if missing > MAX_UNUSED * len(has_map) and not allows_unused:
+        raise DataError(
+            f"{description}: {missing:,} of {len(has_map):,} images have no map of their name. --allow_unused_files "
+            "trains without them."
+        )
+    note(f"{description}: left out: {missing:,} images without a map")
+    return table.select([row for row, has in enumerate(has_map) if has])
 
 
 def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
@@ -169,7 +207,7 @@ def stream_source(stream: IterableDataset, column: str, description: str, labels
     if stream.features is not None:
         stream = encoded(stream.select_columns(used))
 
-    def columns(row: dict) -> dict:
+    def columns(row: dict[str, Any]) -> dict[str, Any]:
         label = {} if labels is None else {"label": labels.check([row[labels.column]], None)[0]}
         return {"image": row[column], **label}
 

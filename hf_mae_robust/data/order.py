@@ -5,6 +5,7 @@ depend on how many worker processes decode the images.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -49,14 +50,14 @@ def epoch_batches(
         `(batches, batch_size)` row numbers, the same shape for every rank. Over all ranks each row comes at most once
         an epoch; the remainder that does not fill a batch on every rank is left out, another one in each epoch.
     """
-    row_groups = np.asarray(row_groups, dtype=np.int64)
+    sizes = np.asarray(row_groups, dtype=np.int64)
     rng = np.random.default_rng([seed, epoch])
     if buffer_size is None:
-        rows = rng.permutation(row_groups.sum())
+        rows = rng.permutation(sizes.sum())
     else:
-        ends = row_groups.cumsum()
-        groups = rng.permutation(len(row_groups))
-        rows = np.concatenate([np.arange(ends[g] - row_groups[g], ends[g]) for g in groups]) if len(groups) else ends
+        ends = sizes.cumsum()
+        groups = rng.permutation(len(sizes))
+        rows = np.concatenate([np.arange(ends[g] - sizes[g], ends[g]) for g in groups]) if len(groups) else ends
     num_batches = len(rows) // (batch_size * world_size)
     rows = rows[: num_batches * batch_size * world_size]
     if buffer_size is None:
@@ -83,11 +84,11 @@ def sequential_batches(num_rows: int, *, rank: int, world_size: int, batch_size:
     return _interleave(np.where(rows < num_rows, rows, -1), batch_size)
 
 
-class EpochBatchSampler(Sampler):
+class EpochBatchSampler(Sampler[Any]):
     """Batches of keys `(epoch, row)` for a data loader. The epoch travels with the row, so that workers that live
     longer than an epoch need not be told about it."""
 
-    def __init__(self, row_groups: Sequence[int], **plan):
+    def __init__(self, row_groups: Sequence[int], **plan: Any):
         self.row_groups, self.plan, self.epoch = row_groups, plan, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -101,10 +102,10 @@ class EpochBatchSampler(Sampler):
         return int(sum(self.row_groups)) // (self.plan["batch_size"] * self.plan["world_size"])
 
 
-class SequentialBatchSampler(Sampler):
+class SequentialBatchSampler(Sampler[Any]):
     """Batches of keys `(0, row)`; a row of -1 is a filler."""
 
-    def __init__(self, num_rows: int, **plan):
+    def __init__(self, num_rows: int, **plan: Any):
         self.batches = sequential_batches(num_rows, **plan)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

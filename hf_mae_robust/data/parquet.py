@@ -3,7 +3,7 @@
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 from ..hub.faults import describe, public
 from ..hub.network import RETRY_SECONDS
+from .footers import check_class_names, check_columns
 from .labels import Labels
 from .order import NUM_SLOTS
 from .remote_file import VerifiedFile
@@ -50,16 +51,16 @@ class ParquetRows:
         self.retry_seconds, self.labels = retry_seconds, labels
         self.ends = np.cumsum([num_rows for *_, num_rows in groups])
         self.largest = max((num_rows for *_, num_rows in groups), default=1)
-        self.rows: OrderedDict[int, tuple[list, Sequence | None]] = OrderedDict()
+        self.rows: OrderedDict[int, tuple[list[Any], Any]] = OrderedDict()
         self.num_held = 0  # rows in all of these
         self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self.process = os.getpid()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # Worker processes open files of their own.
         return {**self.__dict__, "rows": OrderedDict(), "num_held": 0, "files": OrderedDict()}
 
-    def _read(self, group: int) -> tuple[list, Sequence | None]:
+    def _read(self, group: int) -> tuple[list[Any], Any]:
         url, index, _ = self.groups[group]
         columns = [self.column] if self.labels is None else [self.column, self.labels.column]
         if self.process != os.getpid():  # forked: connections and event loops stayed behind
@@ -85,7 +86,7 @@ class ParquetRows:
         (_, labels), i = self._find(row)
         return labels[i]
 
-    def _find(self, row: int) -> tuple[tuple[list, Sequence | None], int]:
+    def _find(self, row: int) -> tuple[tuple[list[Any], Any], int]:
         group = int(np.searchsorted(self.ends, row, side="right"))
         if group not in self.rows:
             self.rows[group] = self._read(group)
@@ -114,10 +115,13 @@ def parquet_source(
 ) -> ImageSource:
     urls, token, retry_seconds = split.urls, location.token, location.dataset_retry_seconds
 
+    schemas: dict[str, pa.Schema] = {}
+
     def footer(url: str) -> tuple[str, list[tuple[int, int]]]:
         """Rows and bytes of each row group."""
         with open_parquet(url, token, retry_seconds) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            schemas[url] = file.schema_arrow
             return url, [(group.num_rows, group.total_byte_size) for group in groups]
 
     with ThreadPoolExecutor(max_workers=16) as pool:
@@ -130,6 +134,10 @@ def parquet_source(
                 disable=len(urls) < 16,
             )
         )
+    of_files = [(url, schemas[url]) for url in urls]
+    check_columns(of_files, [column, *([] if labels is None else [labels.column])])
+    if labels is not None:
+        check_class_names(of_files, labels.column)
     groups = [(url, i, n) for url, sizes in footers for i, (n, _) in enumerate(sizes) if n]
     return ImageSource(
         rows=ParquetRows(groups, column, token, buffer_size, retry_seconds, labels),
@@ -163,6 +171,20 @@ def parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str,
         with open_parquet(first, location.token, location.dataset_retry_seconds) as file:
             features = Features.from_arrow_schema(file.schema_arrow)
     return {split: ParquetSplit(urls, features) for split, urls in files.items()}
+
+
+def check_splits(builder: DatasetBuilder, location: DataLocation) -> None:
+    """Raise DataError where the Parquet files of a data set, of one split or several, name different classes."""
+    files = [str(url) for urls in (builder.config.data_files or {}).values() for url in urls]
+    if builder.name != "parquet" or location.label_column_name is None:
+        return
+
+    def schema(url: str) -> tuple[str, pa.Schema]:
+        with open_parquet(url, location.token, location.dataset_retry_seconds) as file:
+            return url, file.schema_arrow
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        check_class_names(pool.map(schema, files), location.label_column_name)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
 
 # Of random crops, width / height.
@@ -23,7 +24,7 @@ MAX_ASPECT_RATIO = 8
 
 
 def evaluation_processor(
-    image_size: int | tuple[int, int],
+    image_size: int | Sequence[int],
     crop_pct: float = 0.875,
     num_channels: int = 3,
     image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
@@ -44,7 +45,7 @@ def evaluation_processor(
     Raises ValueError where `crop_pct` does not lie in (0, 1].
     """
     if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
+        raise UserError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
     height, width = to_pair(image_size)
     resized = int(height / crop_pct), int(width / crop_pct)
     return CLIPImageProcessor(
@@ -62,8 +63,9 @@ class Normalization:
     batch on the device. Floats are taken for normalised and come back as they are."""
 
     def __init__(self, processor: BaseImageProcessor, device: torch.device):
+        settings: Any = processor
         mean, std = (
-            torch.tensor(value, device=device).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std)
+            torch.tensor(value, device=device).view(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -113,7 +115,7 @@ class EvaluationTransform:
     device, for the whole batch."""
 
     def __init__(self, processor: BaseImageProcessor):
-        self.processor = processor
+        self.processor: Any = processor  # transformers declares its settings nowhere
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         short, long = sorted(image.shape[-2:])
@@ -121,7 +123,7 @@ class EvaluationTransform:
             # Of 20,000 x 3 pixels, resized to 256 at the short side, nothing but the centre would be kept.
             image = center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])
         # Of 1 x 1 pixels the processor could not tell where the channels are.
-        layout = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        layout: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
         return self.processor(images=image, do_rescale=False, do_normalize=False, **layout).pixel_values[0]
 
     def __repr__(self) -> str:
@@ -170,20 +172,20 @@ class RandomCrop:
 
 
 def training_transform(
-    image_size: int | tuple[int, int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
+    image_size: int | Sequence[int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
 ) -> RandomCrop:
     """MAE's augmentation, `(C, h, w)` uint8 -> `(C, H, W)`. `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L,
     (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is no pair of shares."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
-        raise ValueError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
+        raise UserError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
     return RandomCrop(to_pair(image_size), (low, high), horizontal_flip)
 
 
 def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
     """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
     else ImageNet's, or 0.5 where the images have no 3 channels."""
-    statistics = {}
+    statistics: dict[str, Any] = {}
     if hasattr(config, "image_mean"):
         statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
     elif config.num_channels != 3:

@@ -4,6 +4,7 @@ import io
 import re
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
@@ -35,7 +36,9 @@ class VerifiedFile(io.RawIOBase):
     def __init__(self, url: str, token: str | None = None, retry_seconds: float = RETRY_SECONDS):
         super().__init__()
         self.url, self._token, self._retry_seconds = url, token, retry_seconds
-        self._lock, self._file, self._position, self._size = threading.RLock(), None, 0, None
+        self._lock, self._position = threading.RLock(), 0
+        self._file: Any = None
+        self._size: Any = None  # a number, as soon as the file has been opened
         with self._lock:
             self._retry(f"Opening {url}", self._opened)
 
@@ -45,7 +48,7 @@ class VerifiedFile(io.RawIOBase):
         except OSError as error:  # not transient, such as a file that is gone
             raise DataError(f"{public(what)}: {describe(error)}") from error
 
-    def _opened(self) -> io.IOBase:
+    def _opened(self) -> Any:
         if self._file is None:
             options = {"token": self._token} if self._token and get_protocol(self.url) == "hf" else {}
             fs, path = url_to_fs(self.url, **options)
@@ -92,7 +95,7 @@ class VerifiedFile(io.RawIOBase):
     def readall(self) -> bytes:
         return self.read()
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

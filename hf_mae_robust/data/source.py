@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -14,12 +14,16 @@ from ..errors import DataError
 from ..hub.network import RETRY_SECONDS
 from .labels import Labels
 
+# Of a sample, where a command has no --seed.
+SEED = 42
+
 
 @dataclass(frozen=True)
 class DataLocation:
     """Where images come from; the fields are named after the command line's.
 
     label_column_name: column of labels to read as well, or "auto" for the only one there is; None: no labels.
+    allow_unused_files: whether image files of a local folder may be left out.
     dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
     """
 
@@ -31,12 +35,14 @@ class DataLocation:
     token: str | None = field(default=None, repr=False)
     dataset_retry_seconds: float = RETRY_SECONDS
     label_column_name: str | None = None
+    allow_unused_files: bool = False
 
     @classmethod
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
         """From parsed flags of the same names; a command that lacks one gets its default."""
         flags = [setting for setting in fields(cls) if setting.name != "token"]
-        return cls(**{flag.name: getattr(arguments, flag.name, flag.default) for flag in flags}, token=token)
+        values: dict[str, Any] = {flag.name: getattr(arguments, flag.name, flag.default) for flag in flags}
+        return cls(**values, token=token)
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,38 @@ class ImageSource:
 
     def __len__(self) -> int:
         """The Trainer asks for it."""
-        if self.row_groups is None:
+        if self.num_rows is None:
             raise TypeError(f"{self.description} is a stream of unknown length.")
         return self.num_rows
 
     def __bool__(self) -> bool:
         """`source or other` asks whether there is a source, not how long it is: a stream does not know."""
         return True
+
+    def sample(self, num_rows: int | None, seed: int = SEED, buffer_size: int = 8192) -> "ImageSource":
+        """`num_rows` rows, drawn at random by `seed`, in their order; all of them where None. The first rows of a
+        folder sorted by class would be of one class. Of a stream: from its shuffle buffer of `buffer_size` rows, the
+        same rows in every epoch."""
+        if num_rows is None or (self.num_rows is not None and self.num_rows <= num_rows):
+            return self
+        if num_rows < 1:
+            raise DataError(f"At least one image has to be left, got a limit of {num_rows}.")
+        described: dict[str, Any] = {
+            "description": f"random {num_rows:,} of {self.description}",
+            "fingerprint": f"{self.fingerprint}[{num_rows} by {seed}]",
+        }
+        if self.row_groups is None:
+            shuffled = self.rows.shuffle(seed=seed, buffer_size=buffer_size).take(num_rows)
+            # A generator, because a later `set_epoch` would choose other rows.
+            rows = datasets.IterableDataset.from_generator(_rows_of, gen_kwargs={"stream": shuffled})
+            described["description"] = (
+                f"{num_rows:,} drawn by a shuffle buffer of {buffer_size:,} from the beginning of {self.description}"
+            )
+            return replace(self, rows=rows, **described)
+        index = np.sort(np.random.default_rng(seed).choice(self.num_rows or 0, num_rows, replace=False))
+        ends = np.searchsorted(index, np.cumsum(self.row_groups))
+        row_groups = tuple(int(count) for count in np.diff(ends, prepend=0) if count)
+        return replace(self, rows=ChosenRows(self.rows, index), row_groups=row_groups, **described)
 
     def head(self, num_rows: int | None) -> "ImageSource":
         """The first `num_rows` rows; all of them where None."""
@@ -100,6 +131,23 @@ class ImageSource:
         )
 
 
+class ChosenRows:
+    """Some rows of others. index: `(N,)`, ascending."""
+
+    def __init__(self, rows: Any, index: np.ndarray):
+        self.rows, self.index = rows, index
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[int(self.index[row])]
+
+    def label(self, row: int) -> Any:
+        return self.rows.label(int(self.index[row]))
+
+
+def _rows_of(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from stream
+
+
 class TableRows:
     """Random access to the image column of a memory-mapped `datasets.Dataset`, and to labels."""
 
@@ -117,7 +165,8 @@ class TableRows:
     def label(self, row: int) -> Any:
         if self.classes is not None:
             return self.classes[row]
-        return self.labels.check([self.annotations[row][self.labels.column]], row)[0]
+        labels: Any = self.labels  # there are some where this is called
+        return labels.check([self.annotations[row][labels.column]], row)[0]
 
 
 def encoded(data: Any) -> Any:
@@ -128,10 +177,10 @@ def encoded(data: Any) -> Any:
     return data
 
 
-class HeldRows(list):
+class HeldRows(list[Any]):
     """Encoded images in memory, and their labels."""
 
-    def __init__(self, images: list, labels: Sequence[Any] = ()):
+    def __init__(self, images: list[Any], labels: Sequence[Any] = ()):
         super().__init__(images)
         self.labels = labels
 
@@ -139,7 +188,7 @@ class HeldRows(list):
         return self.labels[row]
 
 
-def fingerprint_parts(labels: Labels | None) -> tuple:
+def fingerprint_parts(labels: Labels | None) -> tuple[Any, ...]:
     """What of the labels belongs into a fingerprint."""
     return () if labels is None else (labels.column, labels.class_names)
 

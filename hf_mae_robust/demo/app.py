@@ -62,7 +62,7 @@ class Demo:
     def __init__(self, inspector: Inspector):
         self.inspector = inspector
 
-    def open(self, upload: dict[str, Any] | None, mask_ratio: float = 0.0, seed: float | None = 0) -> tuple:
+    def open(self, upload: dict[str, Any] | None, mask_ratio: float = 0.0, seed: float | None = 0) -> tuple[Any, ...]:
         """An upload -> all pictures: attention, features, of a classifier the classes; then with a decoder what `show`
         gives, else the prepared image. Nothing of nothing."""
         if upload is None:
@@ -71,7 +71,7 @@ class Demo:
         observation, rgb = self.inspector.observe(pixels), as_rgb(pixels) / 255
         grid = self.inspector.grid_of(pixels)
         colours = on_pixels(principal_components(observation.features, grid), rgb.shape[-2:])
-        seen = [to_shown(attention_picture(rgb, observation.attention)), to_shown(colours)]
+        seen: list[Any] = [to_shown(attention_picture(rgb, observation.attention)), to_shown(colours)]
         if observation.probabilities is not None:
             seen.append(self.named(observation.probabilities))
         if not self.inspector.has_decoder:
@@ -92,7 +92,7 @@ class Demo:
         masked = to_shown(masked_picture(as_rgb(pixels) / 255, mask))
         return state, masked, to_shown(as_rgb(rebuilt)), f"{int(mask.sum())} of {mask.numel()} patches are masked."
 
-    def draw(self, state: dict[str, Any] | None, mask_ratio: float, seed: float | None) -> tuple:
+    def draw(self, state: dict[str, Any] | None, mask_ratio: float, seed: float | None) -> tuple[Any, ...]:
         """A random mask."""
         if state is None or seed is None:  # before there is an image, or while a seed is being typed
             return gr.skip()
@@ -106,13 +106,13 @@ class Demo:
             raise gr.Error(NO_IMAGE)
         return random.randrange(2**31)
 
-    def clear(self, state: dict[str, Any] | None) -> tuple:
+    def clear(self, state: dict[str, Any] | None) -> tuple[Any, ...]:
         """Nothing masked, to draw a mask from."""
         if state is None:
             raise gr.Error(NO_IMAGE)
         return self.show({**state, "mask": torch.zeros_like(state["mask"])})
 
-    def click(self, state: dict[str, Any] | None, event: gr.SelectData) -> tuple:
+    def click(self, state: dict[str, Any] | None, event: gr.SelectData) -> tuple[Any, ...]:
         """Mask the patch under the pointer, or show it again."""
         if state is None:
             raise gr.Error(NO_IMAGE)  # the visitor's was deleted after KEPT
@@ -163,7 +163,7 @@ def build_app(inspector: Inspector, title: str) -> gr.Blocks:
         drawn = [state, masked, rebuilt, count] if inspector.has_decoder else [prepared]
         settings = [ratio, seed] if inspector.has_decoder else []
         # One forward pass at a time, whoever asks for it.
-        queue = {"concurrency_id": "model", "concurrency_limit": 1}
+        queue: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         outputs = [*seen, *drawn]
         # First everything is emptied: pictures of another image must not stay beside one that cannot be read.
         emptied = upload.change(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
@@ -195,6 +195,6 @@ def _about(inspector: Inspector) -> str:
     return " ".join([model, *(ABOUT[part] for part in [*parts, "attention", "examples"])])
 
 
-def launch(app: gr.Blocks, **settings: Any) -> tuple:
+def launch(app: gr.Blocks, **settings: Any) -> tuple[Any, ...]:
     """`app.launch` without what needs the network or Node. settings: of gradio, such as `share`, `server_name`."""
     return app.launch(css=CSS, ssr_mode=False, footer_links=["gradio"], **settings)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 
+from ..errors import UserError
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from .inspector import Inspector, load_inspector
@@ -45,7 +46,7 @@ def requirements() -> list[str]:
     try:
         required = [Requirement(line) for line in distribution("hf_mae_robust").requires or ()]
     except PackageNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             "--space writes the requirements of hf_mae_robust, which are known where it is installed: pip install "
             '".[demo]", in a clone of it.'
         ) from error
@@ -99,12 +100,13 @@ def device_of(name: str | None) -> torch.device:
     """Without a name the accelerator, where there is one. Raises ValueError for a device that torch does not have."""
     if name is None:
         # Without the question, a PyTorch that was built for a GPU names it where there is none.
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if found is None else found
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--device {name}: torch has no such device here ({reason}).") from error
+        raise UserError(f"--device {name}: torch has no such device here ({reason}).") from error
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +132,9 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 def run_demo(args: argparse.Namespace) -> None:
     """Try a checkpoint out in the browser: reconstructions of masks drawn by clicking, attention, features, classes."""
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError('demo needs gradio: pip install ".[demo]", in a clone of hf_mae_robust.')
+        raise UserError('demo needs gradio: pip install ".[demo]", in a clone of hf_mae_robust.')
     if args.revision is not None and Path(args.checkpoint).exists():
-        raise ValueError(f"--revision {args.revision}: {args.checkpoint} is no model on the Hub.")
+        raise UserError(f"--revision {args.revision}: {args.checkpoint} is no model on the Hub.")
     if args.space is not None:
         check_is_free(args.space)
     device = device_of(args.device)
@@ -155,4 +157,4 @@ def run_demo(args: argparse.Namespace) -> None:
         settings = {"share": args.share, "server_name": args.server_name, "server_port": args.server_port}
         launch(build_app(inspector, title), **settings)
     except OSError as error:
-        raise ValueError(f"The page cannot be served: {error}") from error
+        raise UserError(f"The page cannot be served: {error}") from error

@@ -3,9 +3,10 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..conversion.encoders import has_head, read_config, read_encoder
@@ -16,6 +17,7 @@ from ..conversion.source import Access, ModelSource
 from ..conversion.stock import STOCK_KINDS, read_stock
 from ..data.decoding import PIL_MODES
 from ..data.preprocessing import EvaluationTransform, default_processor
+from ..errors import UserError
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
@@ -61,18 +63,18 @@ class Inspector:
 
     def _check(self) -> None:
         if self.num_channels not in PIL_MODES:
-            raise ValueError(
+            raise UserError(
                 f"This model takes images of {self.num_channels} channels; image files have {sorted(PIL_MODES)}."
             )
         if hasattr(self.model, "target_normalizer") and not self.model.target_normalizer.check():
-            raise ValueError(
+            raise UserError(
                 'This checkpoint has target_normalization="global_patch" and no patch statistics, so its predictions '
                 "cannot be turned into pixels. Give it some with model.set_target_statistics(mean, std)."
             )
         try:
             self.observe(self.prepare(torch.zeros(self.num_channels, 64, 64, dtype=torch.uint8)))
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.model).__name__} does not take what its image processor ({self._transform}) gives: {error}"
             ) from error
 
@@ -91,7 +93,7 @@ class Inspector:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """A prepared image -> `(1, C, H, W)`, the `pixel_values` of the model."""
-        settings = {"do_resize": False, "return_tensors": "pt", "input_data_format": "channels_first"}
+        settings: dict[str, Any] = {"do_resize": False, "return_tensors": "pt", "input_data_format": "channels_first"}
         if hasattr(self.processor, "do_center_crop"):
             settings["do_center_crop"] = False
         return self.processor(images=pixels, **settings).pixel_values.to(self.device)
@@ -102,7 +104,7 @@ class Inspector:
         values, (rows, columns) = self.normalize(pixels), self.grid_of(pixels)
         outputs = self.model.base_model(values, output_attentions=True)
         if not outputs.attentions:
-            raise ValueError("its attention has no weights that could be shown")
+            raise UserError("its attention has no weights that could be shown")
         # CLS, and in some models a token of distillation or registers, stand before the patches.
         first = outputs.last_hidden_state.shape[1] - rows * columns
         weights = outputs.attentions[-1][0].float().mean(dim=0)[:, first:]
@@ -158,14 +160,15 @@ def load_inspector(
 
     Raises ValueError or FileNotFoundError: no such model, another architecture, missing tensors, or see [`Inspector`].
     """
+    model: PreTrainedModel
     source, _ = local_model(name, revision, token)
     if Path(source).is_file():
         model = from_original(read_original(source), num_attention_heads, decoder_num_attention_heads).float()
         return Inspector(model, default_processor(model.config), device)
     checkpoint = ModelSource(source, access=Access(token))
-    config = read_config(checkpoint)
+    config = cast(PreTrainedConfig, read_config(checkpoint))  # a file was opened above
     if has_head(config):
-        model = load_strictly(AutoModelForImageClassification, source, token=token)
+        model = load_strictly(cast(type[PreTrainedModel], AutoModelForImageClassification), source, token=token)
     elif config.model_type in STOCK_KINDS:
         model, _ = read_stock(checkpoint, config)
     else:

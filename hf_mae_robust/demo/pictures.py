@@ -1,5 +1,7 @@
 """Pictures of what a model makes of one image."""
 
+from collections.abc import Sequence
+
 import torch
 from matplotlib import colormaps
 from PIL import Image
@@ -17,7 +19,7 @@ def as_rgb(pixels: torch.Tensor) -> torch.Tensor:
     return pixels[:3] if len(pixels) in (3, 4) else pixels[:1].expand(3, -1, -1)
 
 
-def on_pixels(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def on_pixels(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """One value a patch, `(..., rows, columns)`, to all pixels of it: `(..., H, W)`, without smoothing. size: (H, W),
     multiples of rows and columns."""
     for dim in (-2, -1):

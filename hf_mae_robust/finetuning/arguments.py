@@ -6,7 +6,10 @@ from typing import Literal, NamedTuple
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.utils import is_peft_available
 
+from ..errors import UserError
 from ..training.arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
+from ..training.overrides import parse_config_overrides
+from ..training.ranges import check_ranges
 
 
 @dataclass
@@ -58,21 +61,20 @@ class FinetuneModelArguments:
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 
-    def __post_init__(self):
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"--drop_path_rate {self.drop_path_rate}: a probability below 1.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora_dropout {self.lora_dropout}: a probability below 1.")
-        if self.lora_alpha <= 0:
-            raise ValueError(f"--lora_alpha {self.lora_alpha}: must be above 0.")
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
+        overrides = parse_config_overrides(self.config_overrides)
+        if self.image_size is not None and overrides.get("image_size", self.image_size) != self.image_size:
+            raise UserError(
+                f"--config_overrides image_size={overrides['image_size']} contradicts --image_size {self.image_size}. "
+                "Give one size, as --image_size."
+            )
         if self.lora_r is None:
             return
-        if self.lora_r < 1:
-            raise ValueError(f"--lora_r {self.lora_r}: at least 1.")
         if self.linear_probe or self.task != "classification":
-            raise ValueError("--lora_r is for --task classification without --linear_probe.")
+            raise UserError("--lora_r is for --task classification without --linear_probe.")
         if not is_peft_available():
-            raise ValueError('--lora_r needs peft: pip install ".[peft]", in a clone of hf_mae_robust.')
+            raise UserError('--lora_r needs peft: pip install ".[peft]", in a clone of hf_mae_robust.')
 
 
 @dataclass
@@ -120,17 +122,12 @@ class AugmentationArguments:
     )
     photometric_distortion: bool = option(True, "Segmentation: distort brightness, contrast and colours at random.")
 
-    def __post_init__(self):
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: must not be negative.")
-        for name in ("mixup_prob", "mixup_switch_prob", "random_erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: a probability, from 0 to 1.")
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
         if self.scale_range is not None and not (
             len(self.scale_range) == 2 and 0 < self.scale_range[0] <= self.scale_range[1]
         ):
-            raise ValueError(f"--scale_range {self.scale_range}: needs 0 < LO <= HI.")
+            raise UserError(f"--scale_range {self.scale_range}: needs 0 < LO <= HI.")
 
     @property
     def mixes(self) -> bool:
@@ -152,12 +149,8 @@ class SegmentationArguments:
     relative_position_bias: bool = option(False, "Add BEiT's relative positions, from zero, to each block.")
     segmentation_channels: int = option(512, "Channels of UperNet's head.")
 
-    def __post_init__(self):
-        if self.auxiliary_loss_weight < 0:
-            raise ValueError(f"--auxiliary_loss_weight {self.auxiliary_loss_weight}: must not be negative.")
-        for name in ("stride", "segmentation_channels"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: at least 1.")
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
 
 
 @dataclass
@@ -175,6 +168,9 @@ class DetectionArguments:
         "layer", "Norm in pyramid, box head and mask head; batch is for large batches."
     )
     detections_per_image: int = option(100, "Objects to find in an image at the most; COCO's AP takes 100.")
+
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
 
 
 @dataclass
@@ -197,15 +193,6 @@ class FinetuneRecipeArguments(RecipeArguments):
         8, "Segmentation and detection: images of the evaluation whose predictions are drawn (predictions.png)."
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"--layer_decay {self.layer_decay:g}: must lie in (0, 1].")
-        if self.model_ema_decay is not None and not 0 < self.model_ema_decay < 1:
-            raise ValueError(f"--model_ema_decay {self.model_ema_decay}: must lie between 0 and 1.")
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1.")
-
 
 @dataclass
 class FinetuneTrainingArguments(ImageTrainingArguments):
@@ -216,7 +203,7 @@ class FinetuneTrainingArguments(ImageTrainingArguments):
     `eval_strategy` "epoch", `metric_for_best_model` "accuracy".
     """
 
-    output_dir: str | None = option("outputs/finetune", "Where checkpoints, the model, pictures and metrics go.")
+    output_dir: str = option("outputs/finetune", "Where checkpoints, the model, pictures and metrics go.")
     num_train_epochs: float = option(100, "Passes over the training images.")
     lr_scheduler_type: SchedulerType | str = option("cosine_with_min_lr", "Schedule after the warm-up, set per step.")
     label_smoothing_factor: float = option(0.1, "Share of the target that is spread over all classes.")

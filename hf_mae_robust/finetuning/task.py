@@ -2,27 +2,40 @@
 
 from abc import abstractmethod
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
+from ..errors import UserError
 from ..training.setup import describe_length
 from ..training.task import Task
 from .arguments import FinetuneArguments
 from .trainer import FinetuningTrainer
 
 MIN_LR_SCHEDULE = "cosine_with_min_lr"
+# Ends of the names of recipes for GPUs.
+LARGE_RECIPES = ("_vit_base", "_vit_large")
+FEW_IMAGES = 1000
 
 
-class FinetuningTask(Task[FinetuneArguments]):
-    """A subclass says what is put on the encoder, how it is trained, and what its results look like."""
+AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
+
+
+class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
+    """A subclass says what is put on the encoder, how it is trained, and what its results look like.
+
+    Attributes:
+        small_recipe: the recipe for a laptop, where --task alone takes one for GPUs.
+    """
+
+    small_recipe: str | None = None
 
     def check_settings(self, arguments: FinetuneArguments) -> None:
         model, recipe = arguments.model, arguments.recipe
         if self.name != "classification" and (model.linear_probe or recipe.model_ema_decay is not None):
-            raise ValueError("--linear_probe and --model_ema_decay are for --task classification.")
+            raise UserError("--linear_probe and --model_ema_decay are for --task classification.")
         if recipe.eval_only and arguments.training.push_to_hub:
-            raise ValueError(
+            raise UserError(
                 "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."
             )
 
@@ -36,8 +49,8 @@ class FinetuningTask(Task[FinetuneArguments]):
             return
         if training.lr_scheduler_kwargs:
             return
-        if not 0 <= recipe.min_learning_rate <= training.learning_rate:
-            raise ValueError(
+        if not 0 <= recipe.min_learning_rate <= cast(float, training.learning_rate):
+            raise UserError(
                 f"--min_learning_rate {recipe.min_learning_rate:g}: must lie between 0 and the peak, which is "
                 f"{training.learning_rate:g} (--base_learning_rate x effective batch / 256)."
             )
@@ -58,24 +71,40 @@ class FinetuningTask(Task[FinetuneArguments]):
             **asdict(arguments.detection),
         }
 
-    def add_callbacks(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> None:
+    def add_callbacks(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> None:
         if arguments.recipe.early_stopping_patience is not None:
             trainer.add_callback(EarlyStoppingCallback(arguments.recipe.early_stopping_patience))
 
-    def describe(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> str:
+    def describe(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> str:
         config = trainer.model.config
         start = "from scratch" if arguments.model.from_scratch else arguments.model.model_name_or_path
         details = self.describe_details(trainer, arguments)
         if arguments.recipe.eval_only:
-            return f"Evaluating {start} on {trainer.eval_dataset.description} ({details})"
+            return f"Evaluating {start} on {trainer.eval_source.description} ({details})"
         encoder = getattr(config, "backbone_config", config)
         millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
         sizes = f"{encoder.model_type} {encoder.hidden_size}x{encoder.num_hidden_layers}, {millions:.3g} M parameters"
-        return (
+        return self.hint_at_small_recipe(trainer, arguments) + (
             f"Fine-tuning {start} ({sizes}; {details}) for {self.name} of "
-            f"{len(trainer.train_dataset.class_names)} classes on {describe_length(trainer)}"
+            f"{len(trainer.class_names)} classes on {describe_length(trainer)}"
+        )
+
+    def hint_at_small_recipe(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> str:
+        """A line about the recipe for a laptop, where the run has a large one and no GPU, or few images."""
+        small, num_images = self.small_recipe, trainer.train_source.num_rows
+        if small is None or not str(arguments.recipe.config).endswith(LARGE_RECIPES):
+            return ""
+        if trainer.args.device.type == "cpu":
+            why = "a CPU takes days for them"
+        elif num_images is not None and num_images < FEW_IMAGES:
+            why = f"{num_images:,} images are few for them"
+        else:
+            return ""
+        return (
+            f"Note: the recipe {arguments.recipe.config} has the sizes and the length for ViT-B or ViT-L on several "
+            f"GPUs and {FEW_IMAGES:,} images or more; {why}. For a laptop there is --config {small}.\n"
         )
 
     @abstractmethod
-    def describe_details(self, trainer: FinetuningTrainer, arguments: FinetuneArguments) -> str:
+    def describe_details(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> str:
         """Sizes, augmentation and settings of the task."""

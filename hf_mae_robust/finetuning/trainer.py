@@ -1,7 +1,7 @@
 """What the trainers of all downstream tasks share: layer-wise learning rates, checkpoints that are loaded strictly."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,17 +34,17 @@ class FinetuningTrainer(ImageTrainer):
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *, class_names: Sequence[str], layer_decay: float = 1.0, **kwargs):
+    def __init__(self, *, class_names: Sequence[str], layer_decay: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
         # They would take the loss for one that is summed over the accumulated batches.
         self.model_accepts_loss_kwargs = False
         self.class_names, self.layer_decay = tuple(class_names), layer_decay
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             trained = self.model if model is None else model
             groups = param_groups_layer_decay(
-                trained, self.args.learning_rate, self.layer_decay, self.args.weight_decay
+                trained, cast(float, self.args.learning_rate), self.layer_decay, self.args.weight_decay
             )
             optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
@@ -52,7 +52,7 @@ class FinetuningTrainer(ImageTrainer):
 
     def _get_learning_rate(self) -> float:
         """For the log: that of the head. The Trainer's would be that of the first group, the slowest layer."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
+        return max(group["lr"] for group in cast(torch.optim.Optimizer, self.optimizer).param_groups)
 
     def loaded_weights(self, checkpoint: str) -> dict[str, Any]:
         """The tensors of a checkpoint, by the names of the model. The Trainer would load nothing of the blocks:
@@ -66,7 +66,7 @@ class FinetuningTrainer(ImageTrainer):
         """Strictly, into the model; with FSDP and DeepSpeed the Trainer loads instead. Raises CheckpointError."""
         self.model.load_state_dict(self.loaded_weights(checkpoint))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -76,4 +76,4 @@ class FinetuningTrainer(ImageTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            self.load_weights(self.state.best_model_checkpoint)
+            self.load_weights(cast(str, self.state.best_model_checkpoint))

@@ -17,7 +17,7 @@ try:
     from aiohttp import ClientError  # what fsspec raises for http:// and others, where it is installed
 except ImportError:
 
-    class ClientError(Exception):
+    class ClientError(Exception):  # type: ignore[no-redef]  # stands in for it
         """Nothing raises it."""
 
 
@@ -30,10 +30,11 @@ _LOCAL_TROUBLE = {
 def chain(error: BaseException) -> Iterator[BaseException]:
     """An error and what led to it. `raise ... from None` hides the context, but does not remove it."""
     seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ..errors import UserError
 from ..paper import PAPER_RESULTS
 from ..recipes import recipe_path
 
@@ -165,7 +166,7 @@ def card_of_recipe(name: str) -> str:
     """
     path = recipe_path(name)
     if path.stem not in PAPER_RESULTS:
-        raise ValueError(f"{name} is no row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
+        raise UserError(f"{name} is no row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
     paper = PAPER_RESULTS[path.stem]
     text = path.read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)
@@ -218,11 +219,11 @@ def _read_run(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         run = json.loads(path.read_text())
         return run.pop("about"), run
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no run.json: cards are written for what run_pretrain.py and run_finetune.py have trained."
         ) from None
     except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} does not say what was run ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path} does not say what was run ({type(error).__name__}: {error}).") from error
 
 
 def _evaluated_split(about: Mapping[str, Any]) -> str:
@@ -243,7 +244,7 @@ def _by(size: Any) -> str:
     return " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else f"{size} x {size}"
 
 
-def _summary(about: Mapping, run: Mapping, config: Mapping) -> str:
+def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     encoder, images = _encoder(config), f"{run['num_images']:,} images" if run.get("num_images") else "the images"
     what = (
         f"A Vision Transformer ({encoder['num_hidden_layers']} blocks of width {encoder['hidden_size']}, patches of "
@@ -311,7 +312,13 @@ def _code(task: str, model: str, example: str | None, model_id: str | None, is_g
     )
 
 
-def _training(about: Mapping, run: Mapping, results: Mapping, history: Sequence[Mapping], folder: Path) -> str:
+def _training(
+    about: Mapping[str, Any],
+    run: Mapping[str, Any],
+    results: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    folder: Path,
+) -> str:
     recipe = f"Recipe `--config {about['recipe']}`" if about["recipe"] else "No recipe"
     sentences = [f"{recipe} of hf_mae_robust, on {about['hardware']}"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -333,7 +340,7 @@ def _training(about: Mapping, run: Mapping, results: Mapping, history: Sequence[
     return ". ".join(sentences) + "."
 
 
-def _settings(run: Mapping, config: Mapping) -> list[tuple[str, Any]]:
+def _settings(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """All that decides over the run, without what is said elsewhere, and without what was off."""
     batch = {"effective batch": run["world_size"] * run["train_batch_size"] * run["gradient_accumulation_steps"]}
     elsewhere = {"task", "num_images", "dataset_name", "dataset_revision", "dataset_fingerprint"}

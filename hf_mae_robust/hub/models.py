@@ -12,7 +12,9 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+from ..errors import MissingFileError, UserError
 from .network import retrying
+from .paths import check_path, is_path, may_be_path, missing
 from .refusals import MODEL, refusal
 
 # All that loading a model reads; repositories often hold the weights in other forms too.
@@ -22,7 +24,7 @@ _OLD_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def _is_hub_id(name: str) -> bool:
-    return not Path(name).exists() and not name.startswith((".", "/", "~")) and name.count("/") <= 1
+    return not Path(name).exists() and not is_path(name)
 
 
 def local_model(name: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
@@ -33,29 +35,40 @@ def local_model(name: str, revision: str | None, token: str | None) -> tuple[str
     Args:
         name: folder, file, or Hub id. revision: branch, tag or commit; None: main. token: None: the one logged in with.
 
-    Raises ValueError where the Hub has no such model or revision, refuses it, or cannot be reached.
+    Raises UserError where there is no such file or folder, where the Hub has no such model or revision, refuses it, or
+    cannot be reached.
     """
+    check_path(name)
     if not _is_hub_id(name):
         if revision is not None:
-            raise ValueError(f"--model_revision {revision}: {name} is no model on the Hub.")
+            raise UserError(f"--model_revision {revision}: {name} is no model on the Hub.")
         return name, None
     try:
-        folder = _download(name, revision, token, [*_CONFIGURATION, *_WEIGHTS])
+        # Where the Hub cannot be reached, a misspelt folder must not take minutes.
+        download = _download_once if may_be_path(name) else _download
+        folder = download(name, revision, token, [*_CONFIGURATION, *_WEIGHTS])
         if not any(Path(folder).glob("*.safetensors")):
-            folder = _download(name, revision, token, [*_CONFIGURATION, *_OLD_WEIGHTS])
+            folder = download(name, revision, token, [*_CONFIGURATION, *_OLD_WEIGHTS])
     except HFValidationError:
         return name, None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if isinstance(error.__cause__, HfHubHTTPError):
-            raise ValueError(f"{name} cannot be loaded: {refusal(error.__cause__, name, MODEL)}.") from error
+            raise UserError(f"{name} cannot be loaded: {refusal(error.__cause__, name, MODEL)}.") from error
+        if may_be_path(name):
+            raise MissingFileError(
+                f"{missing(name)} The Hub cannot be asked, and its cache has no such model."
+            ) from error
         return name, None
     except (HTTPError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        raise ValueError(f"{name}{at} cannot be loaded: {refusal(error, name, MODEL)}.") from error
+        absent = f"{missing(name)} On the Hub: " if may_be_path(name) else ""
+        raise UserError(f"{absent}{name}{at} cannot be loaded: {refusal(error, name, MODEL)}.") from error
     return folder, Path(folder).name
 
 
-# What is complete already is not downloaded again, and the rest goes on where it was.
-@retrying(attempts=6, expects_json=True).wraps
-def _download(name: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> str:
+def _download_once(name: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> str:
     return snapshot_download(name, revision=revision, token=token, allow_patterns=list(patterns))
+
+
+# What is complete already is not downloaded again, and the rest goes on where it was.
+_download = retrying(attempts=6, expects_json=True).wraps(_download_once)

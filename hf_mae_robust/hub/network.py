@@ -7,7 +7,7 @@ one such attempt.
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
 
@@ -46,9 +46,9 @@ def retrying(
     backoff = tenacity.wait_exponential_jitter(initial=first, max=LONGEST_WAIT, jitter=first)
 
     def spent(state: tenacity.RetryCallState) -> float:
-        return state.seconds_since_start if counts_attempts else state.idle_for
+        return (state.seconds_since_start or 0.0) if counts_attempts else state.idle_for
 
-    def log(state: tenacity.RetryCallState) -> None:
+    def log(state: Any) -> None:  # `RetryCallState`, whose outcome and next action are there by now
         if what is not None and state.attempt_number & (state.attempt_number - 1) == 0:  # 1, 2, 4, 8, ...
             logger.warning(
                 "%s: attempt %d failed (%s). Trying again in %.1f s; %.0f of %.0f s are spent.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from json import JSONDecodeError
+from typing import Any
 
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import (
@@ -61,7 +62,8 @@ def refusal(error: BaseException, name: str | None = None, sentences: Mapping[st
 
     Returns None for what `sentences` does not know; MODEL has a sentence for everything.
     """
-    causes = [("wrong", error)] if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError) else []
+    causes: list[tuple[Any, BaseException]] = []
+    causes += [("wrong", error)] if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError) else []
     causes += [(_kind(cause), cause) for cause in chain(error)]
     causes += [("unreachable", root_of(error))]
     for kind, cause in causes:

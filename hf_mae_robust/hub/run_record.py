@@ -4,9 +4,10 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import Trainer
 
 from ..version import __version__
@@ -62,7 +63,8 @@ def about_run(
         dataset_name: Hub id or path; None: `built_in_dataset`. recipe: value of --config.
         model_license: as the Hub writes it.
     """
-    evaluated = trainer.eval_dataset
+    evaluated: Any = trainer.eval_dataset  # an `ImageSource`, of which this package knows nothing
+    model = cast(nn.Module, trainer.model)
     return {
         "task": task,
         "start": short_name(start),
@@ -74,7 +76,7 @@ def about_run(
         "num_evaluated": None if evaluated is None else evaluated.num_rows,
         "recipe": short_name(recipe),
         "license": model_license,
-        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "hardware": hardware_of(trainer),
         "software": {
             "hf_mae_robust": __version__,

@@ -7,12 +7,13 @@ import shlex
 from concurrent.futures import Future
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
-from ..errors import HubError
+from ..errors import HubError, UserError
 from ..files import MANIFEST
 from .model_card import EXAMPLES, PICTURES
 from .network import retrying
@@ -66,19 +67,19 @@ def open_repository(name: str, token: str | None, revision: str | None, private:
     try:
         return _open_repository(name, token, revision, private)
     except (HTTPError, OSError, JSONDecodeError) as error:
-        raise ValueError(f"--push_to_hub: {refusal(error, name, MODEL)}.") from error
+        raise UserError(f"--push_to_hub: {refusal(error, name, MODEL)}.") from error
 
 
 @retrying(attempts=4, expects_json=True).wraps
 def _open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"--hub_revision {revision} is a commit; nothing can be pushed to one. Give a branch.")
+        raise UserError(f"--hub_revision {revision} is a commit; nothing can be pushed to one. Give a branch.")
     api = HfApi(token=token)
     repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
     api.auth_check(repo_id, write=True)
     # `private` changes nothing about a repository that there is already.
     if private and not api.model_info(repo_id).private:
-        raise ValueError(
+        raise UserError(
             f"--hub_private_repo: {repo_id} is on the Hub already, and public. Make it private in its settings, or "
             "give another --hub_model_id."
         )
@@ -96,7 +97,7 @@ class Pushes:
     def __init__(self, repo_id: str, token: str | None, revision: str | None):
         self.api, self.repo_id, self.revision = HfApi(token=token), repo_id, revision
         self._checkpoint: Path | None = None
-        self._running: list[Future] = []
+        self._running: list[Future[Any]] = []
 
     @property
     def busy_with(self) -> Path | None:
@@ -113,7 +114,12 @@ class Pushes:
         if self.busy_with is not None and not always:
             return
         self.wait()
-        common = {"repo_id": self.repo_id, "folder_path": checkpoint, "revision": self.revision, "run_as_future": True}
+        common: dict[str, Any] = {
+            "repo_id": self.repo_id,
+            "folder_path": checkpoint,
+            "revision": self.revision,
+            "run_as_future": True,
+        }
         message = f"Training in progress, step {step:,}"
         self._checkpoint = checkpoint
         self._running.append(self.api.upload_folder(**common, commit_message=message, ignore_patterns=_STATE))

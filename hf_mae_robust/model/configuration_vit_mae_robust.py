@@ -1,6 +1,8 @@
 """Configuration of the robustly and effectively optimized masked autoencoder."""
 
+from collections.abc import Sequence
 from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import ViTMAEConfig
@@ -10,7 +12,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 TARGET_NORMALIZATIONS = ("none", "global_rgb", "global_patch")
 
 
-def to_pair(size) -> tuple[int, int]:
+def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """`16` -> `(16, 16)`; `[16, 8]` -> `(16, 8)` (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -70,12 +72,16 @@ class ViTMAERobustConfig(ViTMAEConfig):
     norm_pix_unbiased: bool = True
     decoder_attention_probs_dropout_prob: float | int = 0.3
     target_normalization: str = "global_rgb"
-    image_mean: list[float] | tuple[float, ...] | None = None
-    image_std: list[float] | tuple[float, ...] | None = None
+    if TYPE_CHECKING:  # what they are after `__post_init__`
+        image_mean: list[float] | tuple[float, ...] = ()
+        image_std: list[float] | tuple[float, ...] = ()
+    else:
+        image_mean: list[float] | tuple[float, ...] | None = None
+        image_std: list[float] | tuple[float, ...] | None = None
     mid_mask_ratio: float | int = 0.0
     mid_mask_layer_idx: int = 8
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.image_mean is None:
             self.image_mean = list(IMAGENET_MEAN) if self.num_channels == 3 else [0.5] * self.num_channels
         if self.image_std is None:
@@ -110,7 +116,7 @@ class ViTMAERobustConfig(ViTMAEConfig):
         height, width = to_pair(self.patch_size)
         return height * width * self.num_channels
 
-    def _check_sizes(self):
+    def _check_sizes(self) -> None:
         for field in ("image_size", "patch_size"):
             value = getattr(self, field)
             if not isinstance(value, int) and len(value) != 2:
@@ -149,7 +155,7 @@ class ViTMAERobustConfig(ViTMAEConfig):
                     f"{prefix}hidden_size={hidden}: must be a multiple of 4 (sine and cosine of two coordinates)."
                 )
 
-    def _check_masking(self):
+    def _check_masking(self) -> None:
         if not 0.0 < self.mask_ratio < 1.0:
             raise ValueError(f"mask_ratio={self.mask_ratio!r}: must lie strictly between 0 and 1.")
         num_visible = int(self.num_patches * (1 - self.mask_ratio))
@@ -175,7 +181,7 @@ class ViTMAERobustConfig(ViTMAEConfig):
                 f"(num_hidden_layers={self.num_hidden_layers}), because mid_mask_ratio={self.mid_mask_ratio!r} > 0."
             )
 
-    def _check_target(self):
+    def _check_target(self) -> None:
         if self.target_normalization not in TARGET_NORMALIZATIONS:
             raise ValueError(
                 f"target_normalization={self.target_normalization!r}: must be one of {TARGET_NORMALIZATIONS}."

@@ -1,6 +1,6 @@
 """Configuration of Mask R-CNN on a plain ViT."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, VitDetConfig
@@ -74,7 +74,8 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
     image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
     image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
+        positive: tuple[str, ...]
         positive = ("image_size", "patch_size", "num_channels", "hidden_size", "num_attention_heads", "fpn_channels")
         positive += ("box_fc_dim", "rpn_batch_size_per_image", "box_batch_size_per_image", "detections_per_image")
         positive += ("mlp_ratio", "rpn_num_convs")
@@ -87,6 +88,7 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         for name in ("anchor_scale", "layer_norm_eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive.")
+        shares: tuple[str, ...]
         shares = ("rpn_nms_thresh", "rpn_fg_iou_thresh", "rpn_bg_iou_thresh", "rpn_positive_fraction")
         shares += ("box_nms_thresh", "box_fg_iou_thresh", "box_bg_iou_thresh", "box_positive_fraction")
         for name in (*shares, "box_score_thresh"):
@@ -123,14 +125,16 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
 
     def backbone(self) -> VitDetConfig:
         ends = self.ends_of_quarters
+        same: tuple[str, ...]
         same = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
         same += ("mlp_ratio", "layer_norm_eps", "drop_path_rate", "window_size", "initializer_range")
         same += ("use_relative_position_embeddings",)
+        settings: dict[str, Any] = {name: getattr(self, name) for name in same}
+        settings["out_indices"] = ends if self.pyramid == "adaptor" else [self.num_hidden_layers]
         return VitDetConfig(
-            **{name: getattr(self, name) for name in same},
+            **settings,
             pretrain_image_size=self.image_size,
             window_block_indices=[i for i in range(self.num_hidden_layers) if self.window_size and i + 1 not in ends],
-            out_indices=ends if self.pyramid == "adaptor" else [self.num_hidden_layers],
         )
 
 

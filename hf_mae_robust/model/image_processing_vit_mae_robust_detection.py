@@ -1,5 +1,7 @@
 """Images for, and results of, `ViTMAERobustForInstanceSegmentation`."""
 
+from typing import Any
+
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from transformers import DetrImageProcessor
@@ -11,7 +13,7 @@ class ViTMAERobustDetectionImageProcessor(DetrImageProcessor):
     with `size={"shortest_edge": S, "longest_edge": S}` and `pad_size={"height": S, "width": S}`. Gives `pixel_values`
     and `pixel_mask`, 1 where there is image."""
 
-    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
         """As in training. DETR's makes thin images 0 pixels wide, or longer than the square, and fails."""
         if size.longest_edge and size.longest_edge == size.shortest_edge:
             factor = size.longest_edge / max(image.shape[-2:])
@@ -19,7 +21,9 @@ class ViTMAERobustDetectionImageProcessor(DetrImageProcessor):
             size = SizeDict(height=height, width=width)
         return super().resize(image, size, **kwargs)
 
-    def post_process_object_detection(self, outputs, threshold: float = 0.5, target_sizes=None) -> list[dict]:
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None
+    ) -> list[dict[str, torch.Tensor]]:
         """The detections surer than `threshold` of each image: `scores` `(n,)`, `labels` `(n,)`, `boxes` `(n, 4)`,
         (x0, y0, x1, y1) in pixels of the original image. target_sizes: its (height, width), for each image; without,
         boxes are in pixels of the model's input."""
@@ -35,8 +39,8 @@ class ViTMAERobustDetectionImageProcessor(DetrImageProcessor):
         return results
 
     def post_process_instance_segmentation(
-        self, outputs, threshold: float = 0.5, target_sizes=None, mask_threshold: float = 0.5
-    ) -> list[dict]:
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None, mask_threshold: float = 0.5
+    ) -> list[dict[str, torch.Tensor]]:
         """As `post_process_object_detection`, with `masks` `(n, height, width)` bool: where the probability is above
         `mask_threshold`. Without target_sizes: of the model's input, without its padding."""
         results = self.post_process_object_detection(outputs, threshold, target_sizes)

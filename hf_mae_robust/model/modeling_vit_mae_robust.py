@@ -7,11 +7,11 @@
 Masks are 1 where a patch is masked. B images, L patches an image, D numbers a patch, C channels, H x W pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ _LAYER_RENAMINGS = {
 }
 # The look-behind acts on the way back, in saving: without it "decoder_layers." becomes "decoder_encoder.layer.", as in
 # files that stock 5.x writes.
-_CONVERSIONS = [
+_CONVERSIONS: list[Any] = [
     WeightRenaming(r"encoder\.layer\.", r"(?<!decoder_)layers."),
     *[WeightRenaming(source, target) for source, target in _LAYER_RENAMINGS.items()],
 ]
@@ -61,7 +61,7 @@ for _name in ("ViTMAERobustModel", "ViTMAERobustForPreTraining"):
     register_checkpoint_conversion_mapping(_name, _CONVERSIONS, overwrite=True)
 
 
-def _rename_keys_of_4x(module, state_dict, prefix, *unused):
+def _rename_keys_of_4x(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
     """Load hook: `load_state_dict` takes 4.x names too. `save_pretrained` writes those, and the Trainer resumes with
     a plain, non-strict `load_state_dict`, which would drop every block with no more than a warning."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
@@ -116,6 +116,9 @@ class TargetNormalizer(nn.Module):
     pixels in [0, 1]. Buffers `mean` and `std`, float32, `(D,)`; NaN until `set_statistics` or a checkpoint fills
     them."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         # Not of the default type, which is that of the model while transformers builds it.
@@ -125,7 +128,7 @@ class TargetNormalizer(nn.Module):
         self.ready = False
         self.register_load_state_dict_post_hook(TargetNormalizer._check_after_load)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "TargetNormalizer":
         """`.to()`, `.half()` and their kin may move the statistics, but not lower their type."""
         kept = {"mean": self.mean, "std": self.std}
         super()._apply(fn, recurse)
@@ -134,14 +137,14 @@ class TargetNormalizer(nn.Module):
                 setattr(self, name, values.to(getattr(self, name).device))
         return self
 
-    def _check_after_load(self, incompatible_keys) -> None:
+    def _check_after_load(self, incompatible_keys: Any) -> None:
         self.check()
 
     def check(self) -> bool:
         self.ready = self.mean.device.type != "meta" and bool(torch.isfinite(self.mean).all() & (self.std >= 0).all())
         return self.ready
 
-    def set_statistics(self, mean, std):
+    def set_statistics(self, mean: Any, std: Any) -> None:
         for name, values in (("mean", mean), ("std", std)):
             values = torch.as_tensor(values)
             if values.shape != self.mean.shape:
@@ -204,6 +207,9 @@ class ViTMAERobustPatchEmbeddings(ViTMAEPatchEmbeddings):
     device, LoRA adds to their output and hooks run only then.
     """
 
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
     def __init__(self, config: ViTMAERobustConfig):
         nn.Module.__init__(self)  # stock's would draw the weights of a projection that is replaced at once
         self.image_size, self.patch_size = to_pair(config.image_size), to_pair(config.patch_size)
@@ -225,6 +231,8 @@ class ViTMAERobustPatchEmbeddings(ViTMAEPatchEmbeddings):
 
 class ViTMAERobustEmbeddings(ViTMAEEmbeddings):
     """Patch, position and CLS embeddings; the model decides which patches are masked."""
+
+    patch_embeddings: ViTMAERobustPatchEmbeddings
 
     def __init__(self, config: ViTMAERobustConfig):
         nn.Module.__init__(self)  # see ViTMAERobustPatchEmbeddings
@@ -347,7 +355,7 @@ class ViTMAERobustLayer(ViTMAELayer):
     num_outputs: give only so many of the last tokens; the others are keys and values for them. Default: all.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ViTMAERobustConfig):
         super().__init__(config)
         self.attention = ViTMAERobustAttention(config)
 
@@ -464,7 +472,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
     _no_split_modules = ["ViTMAERobustLayer"]
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         """As the official MAE does (RECIPES of He et al. 2022, models_mae.py). Stock leaves the position embeddings of
         encoder and decoder at zero and draws linear weights from normal(0.02)."""
         std = self.config.initializer_range
@@ -477,7 +485,8 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
             bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
             init.uniform_(module.weight, -bound, bound)
             bound = module.weight[0].numel() ** -0.5
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -496,7 +505,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
             init.normal_(module.mid_mask_token, std=std)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. The position embeddings come back frozen: loading makes every parameter trainable, and
         continued pre-training would move the fixed tables."""
         loaded = super().from_pretrained(*args, **kwargs)
@@ -507,12 +516,12 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
                 module.check()
         return loaded
 
-    def freeze_position_embeddings(self):
+    def freeze_position_embeddings(self) -> None:
         for name, parameter in self.named_parameters():
             if name.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
                 parameter.requires_grad_(False)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. config.json names every Auto class of this family, whichever of them is saved, so that
         `AutoModel` and pipelines find the encoder in a pre-training checkpoint with `trust_remote_code=True`."""
         module = __name__.split(".")[-1]
@@ -528,6 +537,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
 class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
     """The encoder. Without `mask_ratio` it masks nothing: features are complete, in raster order and deterministic."""
 
+    embeddings: ViTMAERobustEmbeddings
     # The decoder and the target statistics of a pre-training checkpoint are left behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^target_normalizer\."]
 
@@ -601,14 +611,19 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
             hidden_states = layer(hidden_states, None, shared=joining, **kwargs)
         return ViTMAERobustModelOutput(
             last_hidden_state=self.layernorm(hidden_states),
-            mask=mask,
-            ids_restore=ids_restore,
-            ids_shuffle=ids_shuffle,
+            # transformers declares all three as LongTensor, the float mask too.
+            mask=mask,  # type: ignore[arg-type]
+            ids_restore=ids_restore,  # type: ignore[arg-type]
+            ids_shuffle=ids_shuffle,  # type: ignore[arg-type]
         )
 
 
 class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraining):
     """Encoder, decoder and the reconstruction loss."""
+
+    vit: ViTMAERobustModel
+    decoder: ViTMAERobustDecoder  # type: ignore[assignment]  # is not a subclass of stock's
+    target_normalizer: TargetNormalizer
 
     # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps. It concludes the
     # opposite from the **kwargs of `forward`.
@@ -624,11 +639,11 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         self.register_load_state_dict_pre_hook(_rename_keys_of_4x)
         self.post_init()
 
-    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
         self.decoder.config._attn_implementation_internal = self.config._attn_implementation
 
-    def set_target_statistics(self, mean, std):
+    def set_target_statistics(self, mean: Any, std: Any) -> None:
         """Fill the statistics of `target_normalization="global_patch"`: `mean`, `std` of shape `(D,)`, of raw pixels
         in [0, 1]. They are saved with the weights. Raises ValueError where the shape or the setting does not fit."""
         if self.config.target_normalization != "global_patch":
@@ -653,7 +668,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch_size, (height // p) * (width // q), p * q * channels)
 
     def unpatchify(
-        self, patchified_pixel_values: torch.Tensor, original_image_size: tuple[int, int] | None = None
+        self, patchified_pixel_values: torch.Tensor, original_image_size: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Inverse of `patchify`: `(B, L, D)` -> `(B, C, H, W)`, for images of `original_image_size` (height, width),
         default `config.image_size`."""

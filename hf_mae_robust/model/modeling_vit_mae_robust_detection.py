@@ -6,6 +6,7 @@ B images, C channels, H x W pixels; boxes are (x0, y0, x1, y1) in pixels of the 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -58,6 +59,10 @@ class InstanceSegmentationOutput(ModelOutput):
     image_sizes: torch.Tensor | None = None
 
 
+# Of a number of channels.
+Norm = Callable[[int], nn.Module]
+
+
 def in_full_precision(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     """`function`, as `nn.Module._apply` takes it, without lowering types: `.to(torch.bfloat16)` changes nothing,
     and `.to("cuda", torch.bfloat16)` moves the float32 values, which are not rounded."""
@@ -70,7 +75,7 @@ def in_full_precision(function: Callable[[torch.Tensor], torch.Tensor]) -> Calla
     return applied
 
 
-def norm_of(kind: str):
+def norm_of(kind: str) -> Norm | None:
     """A constructor `(channels) -> module`, or None."""
     return {"batch": nn.BatchNorm2d, "layer": VitDetLayerNorm, "none": None}[kind]
 
@@ -90,9 +95,10 @@ class Encoder(VitDetBackbone):
         elif isinstance(module, VitDetEmbeddings):
             weight, positions = module.projection.weight, module.position_embeddings
             init.copy_(weight, nn.init.xavier_uniform_(torch.empty_like(weight).flatten(1)).view_as(weight))
-            init.zeros_(module.projection.bias)
-            grid = (self.config.image_size // self.config.patch_size,) * 2
-            init.copy_(positions, sincos_position_embedding(grid, self.config.hidden_size).to(positions))
+            init.zeros_(cast(torch.Tensor, module.projection.bias))
+            config: Any = self.config  # transformers allows pairs as sizes; ours are numbers
+            grid = (config.image_size // config.patch_size,) * 2
+            init.copy_(positions, sincos_position_embedding(grid, config.hidden_size).to(positions))
         elif isinstance(module, VitDetAttention) and module.use_relative_position_embeddings:
             init.zeros_(module.rel_pos_h)
             init.zeros_(module.rel_pos_w)
@@ -105,7 +111,7 @@ class SeededSampler(BalancedPositiveNegativeSampler):
     seeds: list[int | None] | None = None
 
     def __call__(self, labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        chosen = [], []
+        chosen: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for number, of_image in enumerate(labels):
             seed = self.seeds[number] if self.seeds is not None else None
             generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -133,13 +139,15 @@ def in_crowd(boxes: torch.Tensor, crowds: torch.Tensor) -> torch.Tensor:
 class ProposalNetwork(RegionProposalNetwork):
     """torchvision's, with losses that are means over images, and crowd regions that make no negatives."""
 
-    def assign_targets_to_anchors(self, anchors, targets):
+    def assign_targets_to_anchors(self, anchors: Any, targets: Any) -> tuple[Any, Any]:
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for of_image, anchors_of_image, target in zip(labels, anchors, targets):
             of_image[(of_image == 0) & in_crowd(anchors_of_image, target["ignored_boxes"])] = -1
         return labels, boxes
 
-    def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
+    def compute_loss(
+        self, objectness: torch.Tensor, pred_bbox_deltas: torch.Tensor, labels: Any, regression_targets: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         num_images = len(labels)
         objectness_losses, box_losses = [], []
         for scores, deltas, target, box_target, positive, negative in zip(
@@ -165,13 +173,13 @@ class ProposalNetwork(RegionProposalNetwork):
 class Heads(RoIHeads):
     """torchvision's, with losses that are means over images, and crowd regions that make no negatives."""
 
-    def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
+    def assign_targets_to_proposals(self, proposals: Any, gt_boxes: Any, gt_labels: Any) -> tuple[Any, Any]:
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         for of_image, boxes, crowds in zip(labels, proposals, self.crowds):
             of_image[(of_image == 0) & in_crowd(boxes, crowds)] = -1
         return matched, labels
 
-    def losses(self, features, proposals, image_shapes, targets) -> dict[str, torch.Tensor]:
+    def losses(self, features: Any, proposals: Any, image_shapes: Any, targets: Any) -> dict[str, torch.Tensor]:
         self.crowds = [target["ignored_boxes"] for target in targets]
         proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
         counts = [len(boxes) for boxes in proposals]
@@ -225,7 +233,7 @@ class Rescaling(nn.ModuleList):
     """Maps at 4, 2, 1 and 1/2 times the resolution of a ViT's, from four of its maps (Li et al. 2021), or four times
     the same one."""
 
-    def __init__(self, dim: int, norm):
+    def __init__(self, dim: int, norm: Norm | None):
         super().__init__(
             [
                 nn.Sequential(
@@ -240,21 +248,21 @@ class Rescaling(nn.ModuleList):
             ]
         )
 
-    def forward(self, maps):
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         return [module(of_level) for module, of_level in zip(self, maps)]
 
 
 class SimplePyramid(nn.ModuleList):
     """ViTDet's: a 1 x 1 and a 3 x 3 convolution of each map, and the coarsest again at half its resolution."""
 
-    def __init__(self, dim: int, channels: int, norm):
+    def __init__(self, dim: int, channels: int, norm: Norm | None):
         def convolution(source: int, size: int) -> list[nn.Module]:
-            steps = [nn.Conv2d(source, channels, size, padding=size // 2, bias=norm is None)]
+            steps: list[nn.Module] = [nn.Conv2d(source, channels, size, padding=size // 2, bias=norm is None)]
             return [*steps, norm(channels)] if norm else steps
 
         super().__init__([nn.Sequential(*convolution(dim, 1), *convolution(channels, 3)) for _ in LEVELS])
 
-    def forward(self, maps):
+    def forward(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         levels = OrderedDict((name, module(maps[name])) for name, module in zip(LEVELS, self))
         levels["pool"] = nn.functional.max_pool2d(levels[LEVELS[-1]], 1, stride=2)
         return levels
@@ -272,13 +280,14 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
     config_class = ViTMAERobustInstanceSegmentationConfig
     config: ViTMAERobustInstanceSegmentationConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples too
     supports_gradient_checkpointing = True
     # By loading; `__init__` and `_apply` do the same for models that are built in half precision, or cast to it.
     _keep_in_fp32_modules_strict = ["rescaling", "pyramid", "rpn", "roi_heads"]
 
     def __init__(self, config: ViTMAERobustInstanceSegmentationConfig):
         super().__init__(config)
+        num_classes = cast(int, config.num_labels) + 1  # and the background
         dim, channels, norm = config.hidden_size, config.fpn_channels, norm_of(config.head_norm)
         self.backbone = Encoder(config.backbone())
         self.rescaling = Rescaling(dim, norm)
@@ -304,7 +313,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         self.roi_heads = Heads(
             RoIPooling(7, config.patch_size),
             FastRCNNConvFCHead((channels, 7, 7), convs, [config.box_fc_dim], norm_layer=norm),
-            FastRCNNPredictor(config.box_fc_dim, config.num_labels + 1),
+            FastRCNNPredictor(config.box_fc_dim, num_classes),
             config.box_fg_iou_thresh,
             config.box_bg_iou_thresh,
             config.box_batch_size_per_image,
@@ -315,11 +324,11 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             config.detections_per_image,
             RoIPooling(14, config.patch_size),
             MaskRCNNHeads(channels, [channels] * config.mask_num_convs, 1, norm_layer=norm),
-            MaskRCNNPredictor(channels, channels, config.num_labels + 1),
+            MaskRCNNPredictor(channels, channels, num_classes),
         )
-        for part in (self.rpn, self.roi_heads):
-            sampler = part.fg_bg_sampler
-            part.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction)
+        for sampling in (self.rpn, self.roi_heads):
+            sampler = sampling.fg_bg_sampler
+            sampling.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction)
         head, predictor = self.rpn.head, self.roi_heads.box_predictor
         for layer in (*(block[0] for block in head.conv), head.cls_logits, head.bbox_pred, predictor.cls_score):
             layer.init_std = 0.01
@@ -331,7 +340,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
     def _heads(self) -> list[nn.Module]:
         return [self.rescaling, self.pyramid, self.rpn, self.roi_heads]
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "ViTMAERobustForInstanceSegmentation":
         """`.to()`, `.half()` and their kin may move the heads, but not lower their type."""
         if recurse:
             self.backbone._apply(fn)
@@ -340,7 +349,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         return super()._apply(fn, recurse=False)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         """The RPN and the last layers of the box head as detectron2's, convolutions as torchvision's mask head."""
         if hasattr(module, "init_std"):
             init.normal_(module.weight, std=module.init_std)
@@ -353,9 +362,10 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         if getattr(module, "bias", None) is not None:
             init.zeros_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            norm: Any = module  # keeps statistics, though it need not
+            init.zeros_(norm.running_mean)
+            init.ones_(norm.running_var)
+            init.zeros_(norm.num_batches_tracked)
 
     @can_return_tuple
     def forward(
@@ -415,14 +425,16 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
                 f"for an image of {size[0]} x {size[1]} pixels."
             )
         with_area = (boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)).all()
-        known = ((classes >= 0) & (classes < self.config.num_labels)).all()
+        known = ((classes >= 0) & (classes < cast(int, self.config.num_labels))).all()
         if (with_area & known).item():  # looked up once: a GPU waits for it
             return
         if not with_area:
             raise ValueError(f"labels[{number}]: a box without area, or not of (x0, y0, x1, y1), in {boxes.tolist()}.")
         raise ValueError(f"labels[{number}]: classes {classes.tolist()}, and there are {self.config.num_labels}.")
 
-    def _losses(self, images, features, labels, sizes) -> InstanceSegmentationOutput:
+    def _losses(
+        self, images: ImageList, features: Any, labels: list[dict[str, torch.Tensor]], sizes: torch.Tensor
+    ) -> InstanceSegmentationOutput:
         targets = [
             {
                 "boxes": target["boxes"].float(),
@@ -443,7 +455,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         losses |= self.roi_heads.losses(features, proposals, images.image_sizes, targets)
         return InstanceSegmentationOutput(loss=sum(losses.values()), **losses, image_sizes=sizes)
 
-    def _detections(self, images, features, sizes) -> InstanceSegmentationOutput:
+    def _detections(self, images: ImageList, features: Any, sizes: torch.Tensor) -> InstanceSegmentationOutput:
         was_training = self.training
         try:  # without labels there is nothing to train with
             self.rpn.training = self.roi_heads.training = False
@@ -465,7 +477,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             image_sizes=sizes,
         )
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; config.json names all Auto classes that pipelines and users may ask for."""
         module = "modeling_vit_mae_robust_detection.ViTMAERobustForInstanceSegmentation"
         self.config.auto_map = {

@@ -3,11 +3,22 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from ..errors import UserError
 from ..training.arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
+from ..training.ranges import check_ranges
 
 DEFAULT_RECIPE = "digits"
 # Of --diagnostics; also sub-commands of `python -m hf_mae_robust analyze`.
 DIAGNOSTICS = ("features", "attention", "loss_map")
+# Flags that are fields of ViTMAERobustConfig of the same name.
+CONFIG_FLAGS = (
+    "mask_ratio",
+    "target_normalization",
+    "norm_pix_loss",
+    "decoder_attention_probs_dropout_prob",
+    "mid_mask_ratio",
+    "mid_mask_layer_idx",
+)
 
 
 @dataclass
@@ -48,7 +59,8 @@ class ModelArguments:
     trust_remote_code: bool = option(False, "Run code that a model repository brings along.")
     token: str | None = option(None, "Hub token; default: that of `hf auth login` or HF_TOKEN.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
         if self.target_statistics == "none":
             self.target_statistics = None
 
@@ -60,7 +72,7 @@ class MAETrainingArguments(ImageTrainingArguments):
     Defaults that differ from the parent's: `output_dir` "outputs/pretrain", `num_train_epochs` 800, `adam_beta2` 0.95.
     """
 
-    output_dir: str | None = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
+    output_dir: str = option("outputs/pretrain", "Where checkpoints, the model, pictures and metrics go.")
     num_train_epochs: float = option(800, "Passes over the training images.")
     adam_beta2: float = option(0.95, "AdamW's second beta.")
     repeated_augmentation: int = option(
@@ -95,20 +107,13 @@ class MAETrainingArguments(ImageTrainingArguments):
     )
     images_per_second: float | None = option(None, "With --dry_run: the speed to count the hours with.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_per_second is not None and not self.images_per_second > 0:
-            raise ValueError(f"--images_per_second {self.images_per_second}: must be above 0.")
-        if self.diagnostics_steps < 0 or self.diagnostics_samples < 2 or self.probe_samples < 2:
-            raise ValueError(
-                f"--diagnostics_steps {self.diagnostics_steps:g} --diagnostics_samples {self.diagnostics_samples} "
-                f"--probe_samples {self.probe_samples}: at least 0, 2 and 2."
-            )
         if self.diagnostics_steps > 1 and self.diagnostics_steps != int(self.diagnostics_steps):
-            raise ValueError(f"--diagnostics_steps {self.diagnostics_steps:g}: above 1, a whole number of steps.")
+            raise UserError(f"--diagnostics_steps {self.diagnostics_steps:g}: above 1, a whole number of steps.")
         self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:
-            raise ValueError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")
+            raise UserError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")
 
 
 class PretrainArguments(NamedTuple):

@@ -4,6 +4,8 @@ Importing this module registers it with transformers as "drop_edge_cpu". Pre-tra
 implementation is asked for.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -20,7 +22,7 @@ class _DroppedEdges(torch.autograd.Function):
     takes away is the sum over O dO (as in flash attention), so D and P are all that is kept for the way back."""
 
     @staticmethod
-    def forward(ctx, query, key, value, dropout):
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> torch.Tensor:
         probabilities = query @ key.transpose(-2, -1)
         torch.softmax(probabilities, dim=-1, out=probabilities)
         # 16 random bits an edge: the probability is that asked for to within 2**-17, and the generator, which is what
@@ -37,7 +39,7 @@ class _DroppedEdges(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # `kept` and `probabilities` are constants for autograd: second derivatives would be wrong
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value, probabilities, kept, output = ctx.saved_tensors
         scaled = gradient * ctx.scale
         scores = scaled @ value.transpose(-2, -1)
@@ -54,7 +56,7 @@ def drop_edge_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention with dropout of its probabilities, in the form of transformers' attention functions.
     It is "sdpa" where nothing is dropped (the encoder, and evaluation), on other devices, with an attention mask, and

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..errors import MissingFileError, UserError
 from ..hub.run_record import portable
 
 FORMAT = "hf_mae_robust.patch_statistics"
@@ -99,7 +100,7 @@ class PatchStatistics:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"No patch statistics at {path}. Compute them with `python -m hf_mae_robust statistics`, or let "
                 "run_pretrain.py do it with --target_statistics auto."
             )
@@ -108,15 +109,15 @@ class PatchStatistics:
                 metadata = dict(file.metadata() or {})
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is no .safetensors file, or not a whole one: {error}") from error
+            raise UserError(f"{path} is no .safetensors file, or not a whole one: {error}") from error
         if metadata.get("format") != FORMAT or {"mean", "std"} - set(tensors):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no patch statistics (tensors: {', '.join(tensors)}). They are written by "
                 "`python -m hf_mae_robust statistics`."
             )
         mean, std = tensors["mean"].double(), tensors["std"].double()
         if patch_dim is not None and (mean.shape != (patch_dim,) or std.shape != (patch_dim,)):
-            raise ValueError(
+            raise UserError(
                 f"The patch statistics in {path} are for patches of {mean.shape[0]} numbers (patch_size "
                 f"{metadata.get('patch_size', '?')}, {metadata.get('num_channels', '?')} channels), but the model has "
                 f"patches of {patch_dim}. Compute them for the model's patch size."
@@ -159,7 +160,7 @@ def merge_across_processes(statistics: PatchStatistics) -> PatchStatistics:
     """Merge what the processes of a `torch.distributed` job have seen; each gets the same result. Alone: unchanged."""
     if not torch.distributed.is_initialized():
         return statistics
-    parts: list = [None] * torch.distributed.get_world_size()
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, asdict(statistics))
     merged = PatchStatistics.empty(len(statistics.mean))
     for part in parts:

@@ -14,7 +14,7 @@ NUM_PICTURES = 8
 def save_pictures(trainer: MAETrainer) -> None:
     """`reconstructions.png` of the first images held out (or trained on, where none are), in the output folder."""
     args, config = trainer.args, trainer.model.config
-    source = trainer.eval_dataset or trainer.train_dataset
+    source = trainer.eval_dataset or trainer.train_source
     if source.row_groups is None:
         source = load_head_of_stream(source, NUM_PICTURES)
     loader = sequential_loader(

@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import PartialState
 
 from ..data.opening import open_splits
-from ..data.source import DataLocation
+from ..data.source import DataLocation, ImageSource
 from ..model import ViTMAERobustConfig
 from ..training.arguments import add_data_arguments
 from .statistics_pass import statistics_of_source
@@ -16,7 +17,7 @@ from .statistics_pass import statistics_of_source
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument("--max_samples", type=int, help="Only the first so many images.")
+    data.add_argument("--max_samples", type=int, help="Only so many images, drawn at random.")
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
@@ -36,9 +37,10 @@ def run_statistics(args: argparse.Namespace) -> None:
         patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
         num_channels=args.num_channels,
     )
-    source, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    source = cast(ImageSource, opened)  # a split was named
     statistics = statistics_of_source(
-        source.head(args.max_samples),
+        source.sample(args.max_samples),
         config,
         crop_pct=args.crop_pct,
         batch_size=args.batch_size,

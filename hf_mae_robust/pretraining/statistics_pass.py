@@ -71,7 +71,9 @@ def statistics_of_source(
     return statistics
 
 
-def _collecting(batches: Iterable[dict], skipped: SkippedImages, source: ImageSource) -> Iterator[dict[str, Any]]:
+def _collecting(
+    batches: Iterable[dict[str, Any]], skipped: SkippedImages, source: ImageSource
+) -> Iterator[dict[str, Any]]:
     """The same batches, their bad images taken in. Ends early where these are too many: the other processes learn of it
     when all of them meet at the end."""
     for batch in batches:
@@ -106,7 +108,7 @@ def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop
     return Path(HF_HOME) / "hf_mae_robust" / f"patch_statistics-{key}.safetensors"
 
 
-def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options) -> PatchStatistics:
+def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options: Any) -> PatchStatistics:
     """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
     machines of a run need not share one."""
     path = cached_statistics_path(source, config, options["crop_pct"])

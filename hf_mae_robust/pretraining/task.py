@@ -12,13 +12,14 @@ from ..conversion.pretraining_model import load_pretraining_model, read_pretrain
 from ..conversion.source import ModelSource
 from ..data.preprocessing import evaluation_processor
 from ..data.source import ImageSource
+from ..errors import UserError
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
-from .arguments import ModelArguments, PretrainArguments
+from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .patch_statistics import PatchStatistics
 from .pictures import RECONSTRUCTIONS, save_pictures
@@ -26,18 +27,9 @@ from .statistics_pass import cached_statistics_of_source
 from .trainer import MAETrainer
 
 STATISTICS_FILE = "target_statistics.safetensors"
-# Flags that are fields of ViTMAERobustConfig of the same name.
-CONFIG_FLAGS = (
-    "mask_ratio",
-    "target_normalization",
-    "norm_pix_loss",
-    "decoder_attention_probs_dropout_prob",
-    "mid_mask_ratio",
-    "mid_mask_layer_idx",
-)
 
 
-class PretrainingTask(Task[PretrainArguments]):
+class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETrainer]):
     """add_diagnostics: adds what --diagnostics_steps asks for, given Trainer and arguments. It comes from the caller
     (pretrain.py), because analysis/ stands above this package."""
 
@@ -54,11 +46,11 @@ class PretrainingTask(Task[PretrainArguments]):
         return arguments.training.repeated_augmentation
 
     def build_model(
-        self, arguments: PretrainArguments, class_names: Sequence[str] | None
+        self, arguments: PretrainArguments, class_names: Sequence[str]
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
         model, training, config = arguments.model, arguments.training, build_config(arguments.model)
         if model.attn_implementation is None:
-            attention = default_attention(training.device, training.torch_compile)
+            attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
         return build_model(model, config), pixels_of(config)
 
@@ -73,7 +65,7 @@ class PretrainingTask(Task[PretrainArguments]):
         arguments: PretrainArguments,
         model: ViTMAERobustForPreTraining,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> MAETrainer:
         config, data = model.config, arguments.data
@@ -82,7 +74,7 @@ class PretrainingTask(Task[PretrainArguments]):
             processing_class=evaluation_processor(
                 config.image_size, data.crop_pct, config.num_channels, config.image_mean, config.image_std
             ),
-            crop_scale=tuple(data.crop_scale),
+            crop_scale=(data.crop_scale[0], data.crop_scale[1]),
             horizontal_flip=data.horizontal_flip,
             repeated_augmentation=self.num_views(arguments),
             **common,
@@ -110,13 +102,13 @@ class PretrainingTask(Task[PretrainArguments]):
     def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
         """Give the model its target statistics, where it needs any."""
         training, config = trainer.args, trainer.model.config
-        statistics = find_statistics(arguments, config, trainer.train_dataset)
+        statistics = find_statistics(arguments, config, trainer.train_source)
         if statistics is not None:
             trainer.model.set_target_statistics(statistics.mean, statistics.std)
             if training.process_index == 0:
                 statistics.save(Path(training.output_dir) / STATISTICS_FILE)
         elif config.target_normalization == "global_patch" and not trainer.model.target_normalizer.ready:
-            raise ValueError(
+            raise UserError(
                 f"--target_normalization global_patch: {arguments.model.model_name_or_path} holds no patch "
                 "statistics; give --target_statistics auto."
             )
@@ -138,7 +130,7 @@ def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
     if arguments.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ValueError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
+        raise UserError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
     model, note = load_pretraining_model(ModelSource.of(arguments, {}), config, arguments.attn_implementation)
@@ -154,7 +146,7 @@ def find_statistics(
     data, wanted = arguments.data, arguments.model.target_statistics
     if config.target_normalization != "global_patch":
         if wanted:
-            raise ValueError(
+            raise UserError(
                 f"--target_statistics {wanted} is for --target_normalization global_patch, not "
                 f"'{config.target_normalization}'."
             )
@@ -162,7 +154,7 @@ def find_statistics(
     if wanted is None:
         if arguments.model.model_name_or_path:
             return None
-        raise ValueError(
+        raise UserError(
             "--target_normalization global_patch needs --target_statistics: 'auto' computes them from the training "
             "images; a path takes a file written by `python -m hf_mae_robust statistics`."
         )

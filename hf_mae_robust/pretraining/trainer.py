@@ -1,10 +1,15 @@
 """The Trainer for masked autoencoders."""
 
+from typing import Any
+
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.preprocessing import training_transform
 from ..errors import DataError
+from ..model import ViTMAERobustForPreTraining
 from ..training.optimization import decayed_parameter_names
 from ..training.trainer import ImageTrainer
 
@@ -15,7 +20,16 @@ class MAETrainer(ImageTrainer):
     Args (beside `ImageTrainer`'s): crop_scale, horizontal_flip: see `training_transform`.
     """
 
-    def __init__(self, *, model, crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True, **kwargs):
+    model: ViTMAERobustForPreTraining
+
+    def __init__(
+        self,
+        *,
+        model: ViTMAERobustForPreTraining,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        horizontal_flip: bool = True,
+        **kwargs: Any,
+    ):
         config = model.config
         super().__init__(
             model=model,
@@ -25,13 +39,15 @@ class MAETrainer(ImageTrainer):
             **kwargs,
         )
 
-    def get_decay_parameter_names(self, model) -> list[str]:
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decayed_parameter_names(model)
 
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         rows = inputs["row"]
         inputs = {k: v for k, v in inputs.items() if k != "row"} | {"return_logits": return_outputs}
-        result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.guard.add_loss(result[0] if isinstance(result, tuple) else result, rows)
         return result
 
@@ -39,7 +55,12 @@ class MAETrainer(ImageTrainer):
 
     @torch.no_grad()
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Mean loss over all images, exact with any number of processes, with masks that depend on the row alone, so
         that the losses of different epochs, runs and numbers of processes can be compared.
@@ -66,9 +87,9 @@ class MAETrainer(ImageTrainer):
         sums = self.accelerator.reduce(sums, reduction="sum")
         num_images = int(sums[2].item())
         if not num_images:
-            raise DataError(f"None of the images of {self.eval_dataset.description} can be decoded.")
+            raise DataError(f"None of the images of {self.eval_source.description} can be decoded.")
         metrics = {
             f"{metric_key_prefix}_loss": (sums[0] / num_images).item(),
             f"{metric_key_prefix}_loss_of_mean": (sums[1] / num_images).item(),
         }
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
+        return self.evaluation_output(metrics, num_images)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..errors import MissingFileError
+
 
 def recipe_path(name: str) -> Path:
     """A file, or one of the recipes that the package brings along (`--config digits`). Raises FileNotFoundError."""
@@ -10,4 +12,4 @@ def recipe_path(name: str) -> Path:
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise FileNotFoundError(f"--config {name}: no such file, and no recipe of that name. Recipes: {names}.")
+    raise MissingFileError(f"--config {name}: no such file, and no recipe of that name. Recipes: {names}.")

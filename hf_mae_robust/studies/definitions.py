@@ -1,6 +1,7 @@
 """The paper's tables and its Figure 2 as studies: which variants are compared, and with which flags."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..paper import FIGURES
 
@@ -23,14 +24,14 @@ class Variant:
 
     name: str
     label: str
-    changes: dict | None = field(default_factory=dict, hash=False)
+    changes: dict[str, Any] | None = field(default_factory=dict, hash=False)
     recipe: str = "vit_base_mae_800ep"
 
-    def flags(self) -> dict:
-        return {**BASELINE, **self.changes}
+    def flags(self) -> dict[str, Any]:
+        return {**BASELINE, **(self.changes or {})}
 
 
-def _mid(ratio: float, layer: int) -> dict:
+def _mid(ratio: float, layer: int) -> dict[str, Any]:
     return {"mid_mask_ratio": ratio, "mid_mask_layer_idx": layer}
 
 
@@ -80,7 +81,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
     targets = [
         *(replace(variant, label=f"{label}, per patch") for _, variant, label in scalings),
         *(
-            Variant(f"{name}_without_intra", label, {**variant.changes, "norm_pix_loss": False})
+            Variant(f"{name}_without_intra", label, {**(variant.changes or {}), "norm_pix_loss": False})
             for name, variant, label in scalings
         ),
     ]

@@ -31,7 +31,7 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]
     """Differences by seed: their mean, its 95% interval and the p-value of the paired t-test (two-sided); interval and
     p-value are None where there are fewer than 2 pairs, or all differences are the same."""
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
-    found = {"difference": statistics.fmean(differences), "interval": None, "p": None}
+    found: dict[str, Any] = {"difference": statistics.fmean(differences), "interval": None, "p": None}
     if len(differences) > 1 and statistics.stdev(differences) > 0:
         test = stats.ttest_rel(values, baseline)
         interval = test.confidence_interval(0.95)
@@ -223,7 +223,7 @@ def _headline(study: Study, reached: dict[str, Any]) -> list[str]:
 
 
 def _probe_by_epoch(study: Study, pretrained: Results) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for variant in study.variants:
         curves = [points for r in pretrained.get(variant.name, {}).values() if (points := r["curves"].get(PROBE))]
         if curves:
@@ -267,7 +267,11 @@ def _curves(study: Study, results: Results, name: str, label: str, path: Path) -
         # Seeds log at the same epochs.
         epochs = [epoch for epoch, _ in curves[0]]
         values = np.array([[value for _, value in points] for points in curves if len(points) == len(epochs)])
-        line = {"color": f"C{number}", "linewidth": 1.4, "label": f"{variant.label} (n = {len(values)})"}
+        line: dict[str, Any] = {
+            "color": f"C{number}",
+            "linewidth": 1.4,
+            "label": f"{variant.label} (n = {len(values)})",
+        }
         axes.plot(epochs, values.mean(axis=0), **line, marker="o" if len(epochs) < 20 else None, markersize=3)
         axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel=label, yscale="log" if "loss" in name else "linear")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import EXIT_STOPPED, StudyError
+from ..errors import EXIT_STOPPED, StudyError, UserError
 from .definitions import (
     ANALYSIS,
     FINETUNE,
@@ -66,15 +66,16 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     runs.add_argument("--report_only", action="store_true", help="Of the runs that are finished; start none.")
 
 
-def _as_settings(text: str) -> dict:
+def _as_settings(text: str) -> dict[str, Any]:
     """`"--a 1 --b"` -> `{"a": "1", "b": True}`. Raises ValueError."""
-    settings, name = {}, None
+    settings: dict[str, Any] = {}
+    name = None
     for word in shlex.split(text):
         if word.startswith("--"):
             name = word[2:]
             settings[name] = True
         elif name is None:
-            raise ValueError(f"'{text}': flags begin with --, and '{word}' does not.")
+            raise UserError(f"'{text}': flags begin with --, and '{word}' does not.")
         else:
             before = settings[name]
             settings[name] = word if before is True else [*(before if isinstance(before, list) else [before]), word]
@@ -180,7 +181,7 @@ def _changes(variant: Variant, study: Study) -> list[str]:
         return []
     words = [
         word
-        for name, value in variant.changes.items()
+        for name, value in (variant.changes or {}).items()
         for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
     return words + (["--num_train_epochs", "100"] if study.task is None else [])
@@ -217,14 +218,14 @@ def run_reproduce(args: argparse.Namespace) -> None:
         return
     args.seeds = SEEDS[args.scale] if args.seeds is None else args.seeds
     if args.seeds < 1 or (args.parallel is not None and args.parallel < 1):
-        raise ValueError(f"--seeds {args.seeds} --parallel {args.parallel}: at least 1.")
+        raise UserError(f"--seeds {args.seeds} --parallel {args.parallel}: at least 1.")
     chosen = []
     for name in args.studies:
         is_dense = studies(12)[name].is_dense
         if args.scale == "smoke" and (is_dense or args.dataset_name):
-            raise ValueError(f"--scale smoke is on scikit-learn's digits; {name} with a data set: --scale small.")
+            raise UserError(f"--scale smoke is on scikit-learn's digits; {name} with a data set: --scale small.")
         if args.scale == "small" and not args.dataset_name:
-            raise ValueError("--scale small needs --dataset_name, such as CIFAR-10's.")
+            raise UserError("--scale small needs --dataset_name, such as CIFAR-10's.")
         chosen.append(studies(NUM_BLOCKS_DENSE if is_dense else NUM_BLOCKS[args.scale])[name])
     all_runs = {study.name: runs_of(study, args) for study in chosen}
     unique: dict[Path, Run] = {}
@@ -262,7 +263,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
         path = write_report(study, results, args.output_dir / args.scale / "reports", command, about)
         print(f"{study.name}: {finished} of {len(runs)} runs; {path}")
     if failure is not None:
-        raise ValueError(str(failure)) from failure
+        raise UserError(str(failure)) from failure
 
 
 def _given(args: argparse.Namespace) -> list[str]:

@@ -9,19 +9,20 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from ..errors import StudyError
+from ..errors import StudyError, UserError
 
 RESULT, LOG = "result.json", "run.log"
 # Of the log: what a result keeps over the epochs.
@@ -51,7 +52,7 @@ class Run:
         """Of the command line, behind run_pretrain.py, run_finetune.py or `-m hf_mae_robust`."""
         words, folders = [], {"output_dir": str(self.output)}
         if self.module == "analyze":
-            words += ["analyze", "features", str(self.after.output)]
+            words += ["analyze", "features", str(cast(Run, self.after).output)]
         elif self.after is not None:
             folders["model_name_or_path"] = str(self.after.output)
         for name, value in {**self.settings, **folders}.items():
@@ -84,11 +85,11 @@ class Run:
         differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
         if differing:
             texts = [f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in differing]
-            raise ValueError(f"{path} is of other settings ({'; '.join(texts)}). Use those, or another --output_dir.")
+            raise UserError(f"{path} is of other settings ({'; '.join(texts)}). Use those, or another --output_dir.")
         return content
 
 
-def _thin(points: list) -> list:
+def _thin(points: list[Any]) -> list[Any]:
     step = max(1, -(-len(points) // MAX_POINTS))
     return points[::step]
 
@@ -127,7 +128,8 @@ def _collect(run: Run) -> dict[str, Any]:
 
 # Each run is a fork of one process that has imported everything; imports can take longer than a small run.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([f"hf_mae_robust.{name}" for name in ("pretrain", "finetune", "__main__")])
+_PRELOADED = ("pretraining.task", "finetuning.classification.task", "analysis.analyze", "training.run", "__main__")
+_PROCESSES.set_forkserver_preload([f"hf_mae_robust.{name}" for name in _PRELOADED])
 
 
 def _become(module: str, words: list[str], log: Path, gpu: int | None, threads: int) -> None:
@@ -150,7 +152,7 @@ def _termination_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     former = signal.signal(signal.SIGTERM, interrupt)
@@ -179,7 +181,8 @@ class StudyRunner:
         """Raises StudyError where runs have failed; KeyboardInterrupt at SIGINT or SIGTERM: then runs have saved and
         ended, to be gone on with later."""
         waiting = self._waiting()
-        failed, running = [], {}
+        failed = []
+        running: dict[Future[Any], Run] = {}
         with (
             _termination_as_interrupt(),
             tqdm(total=len(self.runs), initial=len(self.runs) - len(waiting), desc="Study", unit="run") as bar,

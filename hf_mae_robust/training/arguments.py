@@ -2,16 +2,21 @@
 
 import argparse
 import json
+import multiprocessing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
+from ..errors import UserError, refused_by_library
+from .optional import check_package, check_reports
+from .ranges import check_ranges
 
-def option(default: Any, help: str, **metadata) -> Any:
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
     """A field of a dataclass of arguments."""
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -39,13 +44,16 @@ class DataArguments:
     train_val_split: float | None = option(
         None, "Share of the training images to hold out for evaluation where the data set has no split for it."
     )
-    max_train_samples: int | None = option(None, "Train on the first so many images.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first so many images.")
+    max_train_samples: int | None = option(None, "Train on so many images, drawn at random by --seed.")
+    max_eval_samples: int | None = option(None, "Evaluate on so many images, drawn at random by --seed.")
     shuffle_buffer_size: int = option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )
     dataset_retry_seconds: float = option(
         300.0, "When data on the network cannot be read: keep trying for so long, then stop."
+    )
+    allow_unused_files: bool = option(
+        False, "Train although the splits leave out more than 1%% of the image files of a local folder."
     )
     max_bad_images: float = option(
         0.01, "Share of the images that may be undecodable; those are replaced and listed in skipped_images.jsonl."
@@ -62,13 +70,12 @@ class DataArguments:
         0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
         if len(self.crop_scale) != 2:
-            raise ValueError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
-        if not 0 <= self.max_bad_images <= 1:
-            raise ValueError(f"--max_bad_images {self.max_bad_images}: a fraction, from 0 to 1.")
-        if self.dataset_retry_seconds < 0:
-            raise ValueError(f"--dataset_retry_seconds {self.dataset_retry_seconds}: must not be negative.")
+            raise UserError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise UserError(f"--crop_scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: LO is above HI.")
 
 
 @dataclass
@@ -101,9 +108,8 @@ class RecipeArguments:
     )
     model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
 
-    def __post_init__(self):
-        if self.skip_nonfinite_steps < 0:
-            raise ValueError(f"--skip_nonfinite_steps {self.skip_nonfinite_steps}: must not be negative.")
+    def __post_init__(self) -> None:
+        check_ranges(vars(self))
 
 
 @dataclass
@@ -120,9 +126,12 @@ class ImageTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
+    if TYPE_CHECKING:
+        output_dir: str = ""  # TrainingArguments says `| None`, but fills it in
+
     per_device_train_batch_size: int = option(64, "Images per step, device and accumulation step.")
     per_device_eval_batch_size: int = option(64, "Images per evaluation step and device.")
-    learning_rate: float | None = option(
+    learning_rate: float | None = option(  # type: ignore[assignment]  # a number once `set_schedule` has run
         None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
     )
     weight_decay: float = option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
@@ -134,7 +143,7 @@ class ImageTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = option(False, "Leave NaN and infinite losses out of the log.")
     dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
-    remove_unused_columns: bool | None = option(False, "Has no effect here: only the image column is read.")
+    remove_unused_columns: bool = option(False, "Has no effect here: only the image column is read.")
     profile: int = option(
         0, "Measure where the time of so many steps goes, print it, write profile.json, and train on. 0: do not."
     )
@@ -149,17 +158,29 @@ class ImageTrainingArguments(TrainingArguments):
 
         return json.dumps(portable(self.to_dict()), indent=2)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
         # and each trains the whole model.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
-        if self.profile < 0:
-            raise ValueError(f"--profile {self.profile}: a number of steps, or 0 for none.")
+        check_ranges(vars(self))
+        check_reports(self.report_to)
+        for flag, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
+            if getattr(self, flag):
+                check_package(f"--{flag}", package)
+        with refused_by_library("These settings of transformers.TrainingArguments cannot be used"):
+            super().__post_init__()
+        for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise UserError(f"--{name} {getattr(self, name)}: write it as JSON, such as '{{\"a\": 1}}'.")
+        if self.dataloader_multiprocessing_context not in (None, *multiprocessing.get_all_start_methods()):
+            raise UserError(
+                f"--dataloader_multiprocessing_context {self.dataloader_multiprocessing_context}: one of "
+                f"{', '.join(multiprocessing.get_all_start_methods())}."
+            )
         if self.enable_jit_checkpoint:
-            raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
+            raise UserError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
         if self.ignore_data_skip:
-            raise ValueError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
+            raise UserError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -172,6 +193,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
     data.add_argument(
         "--image_column_name", help="Column with the images; default: 'image', or the only one of type Image."
+    )
+    data.add_argument(
+        "--allow_unused_files", action="store_true", help="Read a local folder although image files are left out."
     )
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     return data

@@ -1,13 +1,16 @@
 """Images that could not be decoded, brought together from all processes while they train."""
 
 import logging
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.bad_images import FILE_NAME, SkippedImage, SkippedImages, describe
+from .typed_trainer import TypedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +23,11 @@ class BadImages(TrainerCallback):
         trainer: whose `train_dataset` and `eval_dataset` are `ImageSource`s. max_fraction: see `SkippedImages`.
     """
 
-    def __init__(self, trainer: Trainer, max_fraction: float):
-        self.trainer, self.skipped = trainer, SkippedImages(None, max_fraction)
+    def __init__(self, trainer: TypedTrainer, max_fraction: float):
+        # Weak: a cycle would keep the trainer, and so the workers of its loaders, alive until the garbage collector
+        # runs. A process that waits for its children as it exits would wait forever.
+        self.trainer = weakref.proxy(trainer)
+        self.skipped = SkippedImages(None, max_fraction)
         self._found: list[SkippedImage] = []
 
     def begin(self, resumes: bool) -> None:
@@ -55,7 +61,7 @@ class BadImages(TrainerCallback):
             if source is not None:
                 self.skipped.check(source.description, source.num_rows, views // trainer.repeated_augmentation)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_log or control.should_evaluate or control.should_save:
             self.check()
 

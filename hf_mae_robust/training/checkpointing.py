@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import Trainer
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import SavingError
 from ..files import allow_group, replace_files, seal
 from ..hub.run_record import write_record
 from .checkpoints import STAGING, check_all_have_written, checkpoint_of_step, checkpoints_in, publish, rotate
+from .typed_trainer import TypedTrainer
 
 
-class Checkpointing(Trainer):
+class Checkpointing(TypedTrainer):
     """The part of `ImageTrainer` that writes folders. Each is written under `_staging/` first (see files.py).
 
     Args (beside the Trainer's):
@@ -27,7 +28,7 @@ class Checkpointing(Trainer):
     A subclass whose folders hold something else than the model itself overrides `save_weights`.
     """
 
-    def __init__(self, *, record: dict[str, Any] | None = None, about: dict[str, Any] | None = None, **kwargs):
+    def __init__(self, *, record: dict[str, Any] | None = None, about: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.record, self.about = record or {}, about or {}
         self._staging: Path | None = None
@@ -56,10 +57,10 @@ class Checkpointing(Trainer):
         finally:
             self._staging = None
 
-    def _get_output_dir(self, trial=None) -> str:
+    def _get_output_dir(self, trial: Any = None) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model, trial=None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """As the Trainer's, but complete or not at all; older checkpoints are deleted afterwards."""
         final = checkpoint_of_step(self.args.output_dir, self.state.global_step)
         with self.staged() as staging:
@@ -120,7 +121,7 @@ class Checkpointing(Trainer):
                 staging.rmdir()
         self.accelerator.wait_for_everyone()
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.save_weights(Path(output_dir or self.args.output_dir), state_dict)
 
     def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:

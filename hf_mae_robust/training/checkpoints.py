@@ -159,7 +159,7 @@ def check_config(checkpoint: Path, config: PreTrainedConfig) -> None:
         )
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer
 
 from ..data.bad_images import SkippedImages
 from ..data.loaders import sequential_loader, training_loader
 from ..data.preprocessing import EvaluationTransform, Normalization
 from ..data.source import ImageSource
 from .bad_images import BadImages
+from .typed_trainer import TypedTrainer
 
 
-class DataFeeding(Trainer):
+class DataFeeding(TypedTrainer):
     """The part of `ImageTrainer` that feeds `ImageSource`s.
 
     Args (beside the Trainer's):
@@ -33,17 +33,17 @@ class DataFeeding(Trainer):
         *,
         train_source: ImageSource | None = None,
         eval_source: ImageSource | None = None,
-        train_transform: Callable | None = None,
-        eval_transform: Callable | None = None,
+        train_transform: Callable[..., Any] | None = None,
+        eval_transform: Callable[..., Any] | None = None,
         num_channels: int = 3,
         noise_length: int | None = None,
         shuffle_buffer_size: int = 8192,
         repeated_augmentation: int = 1,
         max_bad_images: float = 0.01,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(train_dataset=train_source, eval_dataset=eval_source, **kwargs)
-        self.train_transform = train_transform
+        self.train_transform: Any = train_transform  # a task describes the settings of its own
         self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
         self.num_channels, self.noise_length = num_channels, noise_length
         self.shuffle_buffer_size, self.repeated_augmentation = shuffle_buffer_size, repeated_augmentation
@@ -77,14 +77,14 @@ class DataFeeding(Trainer):
             "generator": torch.Generator(),
         }
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Not prepared by accelerate: the plan has already given each rank its own batches."""
         seed = self.shuffle_seed
-        if self.train_dataset.row_groups is None:
+        if self.train_source.row_groups is None:
             # A stream starts over after a resume; at least not with the same images.
             seed += self.resumed_step
         return training_loader(
-            self.train_dataset,
+            self.train_source,
             self.train_transform,
             self.num_channels,
             noise_length=self.noise_length,
@@ -97,9 +97,12 @@ class DataFeeding(Trainer):
             **self.loader_options(),
         )
 
-    def get_eval_dataloader(self, eval_dataset: ImageSource | None = None) -> DataLoader:
+    # Data sets are `ImageSource`s here.
+    def get_eval_dataloader(  # type: ignore[override]
+        self, eval_dataset: ImageSource | None = None
+    ) -> DataLoader[Any]:
         return sequential_loader(
-            eval_dataset or self.eval_dataset,
+            eval_dataset or self.eval_source,
             self.eval_transform,
             self.num_channels,
             noise_length=self.noise_length,
@@ -109,12 +112,12 @@ class DataFeeding(Trainer):
             **self.loader_options(),
         )
 
-    def num_examples(self, dataloader: DataLoader) -> int:
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Images (with repeated augmentation: views) of an epoch over all ranks; without the remainder that fills no
         batch."""
         return len(dataloader) * self._train_batch_size * self.args.world_size
 
-    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """uint8 images -> normalised float ones, on the device: a quarter of the bytes to hand over and copy. Row
         numbers stay on the CPU."""
         rows = inputs.pop("row", None)

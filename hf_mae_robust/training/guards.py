@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import NonFiniteError
 
@@ -66,7 +67,7 @@ class NonFiniteGuard(TrainerCallback):
                 "--skip_nonfinite_steps N. Started again, the run goes on from its last checkpoint."
             )
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_log or control.should_evaluate or control.should_save:
             self.check()
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 import psutil
 
@@ -40,7 +41,7 @@ def check_launch(training: ImageTrainingArguments) -> None:
 def _processes_asked_for() -> int:
     """--num_processes of the `accelerate launch` that started this process; 1 where it cannot be told."""
     try:
-        words = psutil.Process().parent().cmdline()
+        words = cast(psutil.Process, psutil.Process().parent()).cmdline()
     except (psutil.Error, AttributeError):
         return 1
     for i, word in enumerate(words):

@@ -6,6 +6,8 @@ from typing import Any
 from timm.optim import param_groups_layer_decay as timm_groups
 from torch import nn
 
+from ..errors import UserError
+
 
 def scale_learning_rate(base_learning_rate: float, total_batch_size: int) -> float:
     """The linear rule of Goyal et al. 2017 that MAE uses: base rate x effective batch / 256."""
@@ -56,12 +58,12 @@ def param_groups_layer_decay(
     Raises ValueError where `layer_decay` does not lie in (0, 1], or the model has no blocks that are known.
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"--layer_decay {layer_decay}: must lie in (0, 1].")
+        raise UserError(f"--layer_decay {layer_decay}: must lie in (0, 1].")
     # timm asks the model for its layers.
-    described = SimpleNamespace(named_parameters=model.named_parameters, group_matcher=lambda coarse: LAYERS)
+    described: Any = SimpleNamespace(named_parameters=model.named_parameters, group_matcher=lambda coarse: LAYERS)
     groups = timm_groups(described, weight_decay, no_weight_decay_list=UNDECAYED, layer_decay=layer_decay)
     if layer_decay < 1 and len({group["lr_scale"] for group in groups}) < 3:
-        raise ValueError(f"--layer_decay {layer_decay}: the layers of {type(model).__name__} are not known; give 1.")
+        raise UserError(f"--layer_decay {layer_decay}: the layers of {type(model).__name__} are not known; give 1.")
     return [{**group, "lr": learning_rate * group["lr_scale"]} for group in groups]
 
 

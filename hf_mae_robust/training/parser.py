@@ -1,21 +1,70 @@
 """The command line: flags from dataclasses, `--config` files, `--config_overrides`."""
 
 import argparse
-import difflib
 import json
 import sys
-from collections.abc import Callable
-from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NoReturn, TypeVar, cast, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
+from ..errors import UserError
+from ..files import with_home
 from ..recipes import recipe_path
+from .overrides import merge_config_overrides, parse_config_overrides, write_config_overrides
+from .recipe_yaml import read_flags
+from .suggestions import suggest
+
+# Flags that name a file or folder; `~` is the home folder in them.
+PATHS = (
+    "config",
+    "model_name_or_path",
+    "dataset_name",
+    "target_statistics",
+    "id2label",
+    "output_dir",
+    "resume_from_checkpoint",
+    "accelerator_config",
+    "fsdp_config",
+    "deepspeed",
+)
 
 
-def _similar(word: str, words: list[str]) -> str:
-    close = difflib.get_close_matches(word, words, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def _as_words(action: argparse.Action, value: Any, written: Any) -> list[str]:
+    """A value of a YAML file as words of the command line."""
+    flag = f"--{action.dest}"
+    if action.dest == "config_overrides" and isinstance(value, dict):
+        return [f"{flag}={write_config_overrides(value)}"]
+    if isinstance(value, dict):
+        return [f"{flag}={json.dumps(value)}"]
+    if isinstance(value, list):
+        texts = written if isinstance(written, list) else [None] * len(value)
+        return [flag, *(_as_word(action, item, text) for item, text in zip(value, texts))]
+    return [f"{flag}={_as_word(action, value, written)}"]
+
+
+def _as_word(action: argparse.Action, value: Any, written: Any) -> str:
+    is_switch = action.type is string_to_bool
+    if isinstance(value, bool) and not is_switch:
+        # `save_strategy: no`, and `false` where that is meant.
+        choices = [str(choice) for choice in action.choices or ()]
+        word = written if isinstance(written, str) else str(value).lower()
+        nothing = next((choice for choice in ("no", "none") if choice in choices), None)
+        return nothing if not value and word not in choices and nothing else word
+    if isinstance(value, int | float):
+        if action.type is int and isinstance(value, float) and value.is_integer():
+            return str(int(value))  # 1e3
+        if action.type in (int, float) or is_switch:
+            return str(value).lower()
+    return written if isinstance(written, str) else str(value)
+
+
+def check_not_empty(flags: Mapping[str, Any]) -> None:
+    """Raises UserError for a flag with an empty text, as an unset variable of the shell leaves it."""
+    for name, value in flags.items():
+        if name != "config_overrides" and (value == "" or (isinstance(value, list) and "" in value)):
+            raise UserError(f"--{name} is empty. Is a variable of the shell not set? Leave it out for its default.")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -29,13 +78,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
             return super()._format_action_invocation(action)
         kind = getattr(action.type, "__name__", "").upper()
         metavar = action.metavar or (kind if kind in ("INT", "FLOAT") else "VALUE")
-        return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
+        return f"{action.option_strings[0]} {self._format_args(action, cast(str, metavar))}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-Arguments = TypeVar("Arguments", bound=tuple)
+Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 
 
 class RecipeParser(HfArgumentParser, Generic[Arguments]):
@@ -46,12 +95,14 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         self,
         arguments_class: type[Arguments],
         default_recipe: Callable[[argparse.Namespace], str | None] | None = None,
+        settings_of_model: Sequence[str] = (),
         **options: Any,
     ):
         """
         Args:
             arguments_class: a NamedTuple of dataclasses; each field is a group of flags.
             default_recipe: gives the recipe to use without --config, from the flags on the command line.
+            settings_of_model: flags that are also names within --config_overrides, with the same meaning.
         """
         self.arguments_class = arguments_class
         super().__init__(
@@ -61,67 +112,101 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",  # the default lists some 150 flags, twice
             **options,
         )
-        self.default_recipe = default_recipe
+        self.default_recipe, self.settings_of_model = default_recipe, tuple(settings_of_model)
+        self.notes: list[str] = []
+        for action in self._actions:
+            if action.option_strings and action.option_strings[0].startswith("--no_"):
+                # `HfArgumentParser` gives it the text of its twin.
+                action.help = f"The opposite of --{action.dest}, which is on by default."
 
-    def read_recipe(self, name: str) -> list[str]:
-        """A YAML file as command-line words."""
+    def read_recipe(self, name: str) -> dict[str, list[str]]:
+        """A YAML file as command-line words, by flag."""
         path = recipe_path(name)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config {path} is not valid YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"--config {path} must hold 'flag: value' lines, not a {type(content).__name__}.")
-        flags = [action.dest for action in self._actions if action.dest not in ("help", "config")]
-        words = []
-        for key, value in content.items():
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path} cannot be read: {error}.") from error
+        flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        words = {}
+        for key, (value, written) in read_flags(text, f"--config {path}").items():
             if key not in flags:
-                raise ValueError(f"--config {path}: unknown key '{key}'{_similar(str(key), flags)}.")
-            if value is None:
-                continue
-            if key == "config_overrides" and isinstance(value, dict):
-                value = ",".join(f"{name}={setting}" for name, setting in value.items())
-            elif isinstance(value, dict):
-                value = json.dumps(value)
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{key}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
+                raise UserError(f"--config {path}: unknown key '{key}'{suggest(key, list(flags))}.")
+            if value is not None:
+                words[key] = _as_words(flags[key], value, written)
         return words
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        for name in PATHS:
+            if isinstance(value := getattr(found, name, None), str):
+                setattr(found, name, with_home(value))
+        return found, rest
+
+    def given_flags(self, words: list[str]) -> set[str]:
+        """Flags that stand on the command line."""
+        nothing = object()
+        empty = argparse.Namespace(**{action.dest: nothing for action in self._actions})
+        found, _ = self.parse_known_args(words, empty)
+        return {name for name, value in vars(found).items() if value is not nothing}
+
     def parse(self, argv: list[str] | None = None) -> Arguments:
-        """The groups of flags, by name. Ends the program with a message on bad input."""
-        argv = list(sys.argv[1:] if argv is None else argv)
-        given, _ = self.parse_known_args([word for word in argv if word not in ("-h", "--help")] if argv else [])
+        """The groups of flags, by name. Ends the program with a message on bad input.
+
+        `notes` then holds sentences about what the recipe and the command line have made of one another.
+        """
+        argv, self.notes = list(sys.argv[1:] if argv is None else argv), []
+        on_line = [word for word in argv if word not in ("-h", "--help")]
+        given, _ = self.parse_known_args(on_line)
         recipe = given.config or (self.default_recipe(given) if self.default_recipe is not None else None)
         try:
-            words = (["--config", recipe, *self.read_recipe(recipe)] if recipe else []) + argv
+            flags_on_line, settings = self.given_flags(on_line), parse_config_overrides(given.config_overrides)
+            for flag in flags_on_line.intersection(settings, self.settings_of_model):
+                if settings[flag] != (value := getattr(given, flag)):
+                    self.notes.append(f"--{flag} {value} wins over --config_overrides {flag}={settings[flag]}.")
+            words = [*self.recipe_words(recipe, given, flags_on_line), *argv] if recipe else argv
+            if recipe and given.config_overrides:
+                words.append(f"--config_overrides={given.config_overrides}")
+            flags, unknown = self.parse_known_args(words)
+            if not unknown:
+                check_not_empty(vars(flags))
             *parsed, unknown = self.parse_args_into_dataclasses(
                 words, return_remaining_strings=True, look_for_args_file=False
             )
-        except (OSError, ValueError) as error:
+        except UserError as error:
             self.fail(error)
         if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
-            self.error("unknown " + ", ".join(f"{word}{_similar(word, flags)}" for word in unknown))
+            self.error(self.describe_unknown(unknown))
         return self.arguments_class(**dict(zip(get_type_hints(self.arguments_class), parsed)))
 
-    def fail(self, error: Exception, code: int = 2) -> NoReturn:
+    def recipe_words(self, name: str, given: argparse.Namespace, on_line: set[str]) -> list[str]:
+        """The recipe's words. --config_overrides of the command line adds to the recipe's (`given.config_overrides`
+        then holds both). Where a flag and --config_overrides say the same setting, the command line's wins."""
+        recipe, flags = self.read_recipe(name), {action.dest: action for action in self._actions}
+        if "config_overrides" in recipe:
+            settings = parse_config_overrides(recipe["config_overrides"][0].partition("=")[2])
+            for flag in on_line.intersection(settings, self.settings_of_model):
+                if settings.pop(flag) != getattr(given, flag):
+                    self.notes.append(f"--{flag} {getattr(given, flag)} wins over the recipe's --config_overrides.")
+            recipe["config_overrides"] = [f"--config_overrides={write_config_overrides(settings)}"]
+        if given.config_overrides:
+            settings = parse_config_overrides(given.config_overrides)
+            for flag in self.settings_of_model:
+                if flag in settings and flag in recipe and flag not in on_line:
+                    words = _as_words(flags[flag], settings[flag], None)
+                    if words != recipe[flag]:
+                        said = " ".join(recipe[flag]).replace("=", " ")
+                        self.notes.append(f"--config_overrides {flag}={settings[flag]} wins over the recipe's {said}.")
+                    recipe[flag] = words
+            if "config_overrides" in recipe:
+                of_recipe = recipe["config_overrides"][0].partition("=")[2]
+                given.config_overrides, note = merge_config_overrides(of_recipe, given.config_overrides, name)
+                self.notes += [note] if note else []
+        return ["--config", name, *(word for words in recipe.values() for word in words)]
+
+    def describe_unknown(self, words: list[str]) -> str:
+        flags = [option for action in self._actions for option in action.option_strings]
+        named = [word.partition("=")[0] for word in words if word.startswith("-")] or words
+        return "unknown " + ", ".join(f"{word}{suggest(word, flags)}" for word in named)
+
+    def fail(self, error: Exception | str, code: int = 2) -> NoReturn:
         self.exit(code, f"\n{self.prog}: error: {error}\n")  # below a progress bar that may stand there
-
-
-def parse_config_overrides(text: str | None) -> dict[str, Any]:
-    """`"image_size=32,patch_size=[8, 4]"` -> `{"image_size": 32, "patch_size": [8, 4]}`. Raises ValueError."""
-    if not text:
-        return {}
-    try:
-        settings = yaml.safe_load("{" + text.replace("=", ": ") + "}")
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config_overrides {text!r}: write 'name=value,name=value' ({error}).") from error
-    # YAML 1.1 takes 1e-6 for text.
-    return {name: _number(value) for name, value in settings.items()}
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

@@ -1,7 +1,7 @@
 """One process does something, and all get its result."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -18,7 +18,7 @@ def first_process(function: Callable[[], Value]) -> Value:
 
     The value travels as a pickle.
     """
-    outcome = [None, None, ""]
+    outcome: list[Any] = [None, None, ""]
     if PartialState().is_main_process:
         try:
             outcome[0] = function()

@@ -6,10 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import UserError
+from .typed_trainer import TypedTrainer
 
 # Steps that are not counted: the first ones start workers, choose kernels and compile.
 WARM_UP = 5
@@ -40,13 +44,15 @@ class StepProfile(TrainerCallback):
     process measures itself. Losses stay the same.
     """
 
-    def __init__(self, trainer: Trainer, num_steps: int):
+    def __init__(self, trainer: TypedTrainer, num_steps: int):
         if num_steps < 1:
-            raise ValueError(f"--profile {num_steps}: a number of steps, at least 1.")
+            raise UserError(f"--profile {num_steps}: a number of steps, at least 1.")
         self.trainer, self.num_steps = trainer, num_steps
-        self.seconds = defaultdict(float)
-        self.steps, self._begun, self._optimizer_begun = -WARM_UP, None, None
-        self._wrapped = []
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.steps = -WARM_UP
+        self._begun: float | None = None
+        self._optimizer_begun: float | None = None
+        self._wrapped: list[tuple[object, str]] = []
         for owner, name, part in (
             (trainer, "get_batch_samples", DATA),
             (trainer, "_prepare_inputs", COPY),
@@ -59,7 +65,7 @@ class StepProfile(TrainerCallback):
     def _wrap(self, owner: object, name: str, part: str) -> None:
         inner = getattr(owner, name)
 
-        def timed(*args, **kwargs):
+        def timed(*args: Any, **kwargs: Any) -> Any:
             with self._timing(part):
                 return inner(*args, **kwargs)
 
@@ -78,16 +84,22 @@ class StepProfile(TrainerCallback):
             within = sum(self.seconds.values()) - before
             self.seconds[part] += time.perf_counter() - begun - within
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         _synchronize()
         self._optimizer_begun = time.perf_counter()
 
-    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         _synchronize()
         if self._optimizer_begun is not None:
             self.seconds[OPTIMIZER] += time.perf_counter() - self._optimizer_begun
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Comes after the wait for the step's data, so that a span of steps goes from one of these to another."""
         if self.steps == 0:
             self.seconds.clear()
@@ -96,7 +108,9 @@ class StepProfile(TrainerCallback):
             self._finish()
         self.steps += 1
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._wrapped:
             self.steps -= 1
             self._finish()

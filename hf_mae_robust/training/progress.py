@@ -1,12 +1,16 @@
 """What a run shows while it trains: a progress bar, and images per second."""
 
 import time
+from typing import Any
 
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 
 class ImageProgressCallback(ProgressCallback):
     """A progress bar that carries loss, learning rate and images/s, instead of a line for every log entry."""
+
+    training_bar: Any  # a bar of tqdm while it trains, else None
 
     EVALUATION_NAMES = {
         "eval_loss": "loss",
@@ -18,11 +22,18 @@ class ImageProgressCallback(ProgressCallback):
         "eval_mask_ap": "mask AP",
     }
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            shown = {"loss": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.2e}"}
+            shown: dict[str, Any] = {"loss": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.2e}"}
             if "images_per_second" in logs:
                 shown["images/s"] = f"{logs['images_per_second']:,.0f}"
             self.training_bar.set_postfix(shown)
@@ -34,8 +45,9 @@ class ImageProgressCallback(ProgressCallback):
 class Throughput:
     """Images per second between one log entry and the next."""
 
-    def __init__(self):
-        self.step, self.seconds = None, 0.0
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.seconds = 0.0
 
     def images_per_second(self, step: int, batch_size: int) -> float | None:
         """Since the last call, at optimizer step `step`; None in the first call. batch_size: images in a step, over all

@@ -1,6 +1,9 @@
 """What a training sends to the Hub: checkpoints while it runs, the finished model, and a card with both."""
 
 from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
 
 from ..hub.model_card import save_card
 from ..hub.uploads import Pushes, open_repository
@@ -12,7 +15,7 @@ from .processes import first_process
 class Publishing(Checkpointing):
     """The part of `ImageTrainer` that talks to the Hub, with --push_to_hub, and that writes model cards."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         self.pushes: Pushes | None = None  # of the first process, with --push_to_hub
         super().__init__(**kwargs)
 
@@ -26,7 +29,7 @@ class Publishing(Checkpointing):
         if self.is_world_process_zero():
             self.pushes = Pushes(self.hub_model_id, token, args.hub_revision)
 
-    def _save_checkpoint(self, model, trial=None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         super()._save_checkpoint(model, trial)
         if self.pushes is not None:
             args, step = self.args, self.state.global_step
@@ -39,8 +42,9 @@ class Publishing(Checkpointing):
     def checkpoints_to_keep(self) -> tuple[str | Path | None, ...]:
         return (*super().checkpoints_to_keep(), self.pushes.busy_with if self.pushes is not None else None)
 
-    def push_to_hub(
-        self, commit_message: str = "End of training", token: str | None = None, revision: str | None = None, **_
+    # The address is what a run prints, and all that the other parameters could ask for is fixed.
+    def push_to_hub(  # type: ignore[override]
+        self, commit_message: str = "End of training", token: str | None = None, revision: str | None = None, **_: Any
     ) -> str | None:
         """Save the model to the output folder and upload what a run leaves there, in one commit. To be called by all
         processes; the first one gets the commit's address. Raises HubError where the upload fails."""
@@ -50,15 +54,16 @@ class Publishing(Checkpointing):
         if not self.is_world_process_zero():
             return None
         self.create_model_card()
-        self.pushes.revision = revision or self.pushes.revision
-        return self.pushes.push_output(Path(self.args.output_dir), commit_message)
+        pushes = cast(Pushes, self.pushes)  # by `init_hf_repo`
+        pushes.revision = revision or pushes.revision
+        return pushes.push_output(Path(self.args.output_dir), commit_message)
 
     def describe(self, folder: Path, final: Path) -> None:
         super().describe(folder, final)
         if self.about:
             save_card(folder, self.hub_model_id, final)
 
-    def create_model_card(self, *args, **kwargs) -> None:
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's own card knows neither the data nor how to use the model."""
         if self.is_world_process_zero() and self.about:
             save_card(self.args.output_dir, self.hub_model_id)

@@ -4,12 +4,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
-from transformers import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, refused_by_library
+from .typed_trainer import TypedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ def _without_warning_of_best() -> Iterator[None]:
         trainers.removeFilter(is_other)
 
 
-class Resuming(Trainer):
+class Resuming(TypedTrainer):
     """The part of `ImageTrainer` that resumes.
 
     Args (beside the Trainer's):
@@ -39,11 +42,14 @@ class Resuming(Trainer):
             rate is that of the new settings.
     """
 
-    def __init__(self, *, allow_elastic_resume: bool = False, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *, allow_elastic_resume: bool = False, **kwargs: Any):
+        with refused_by_library("These settings do not go together"):
+            super().__init__(**kwargs)
         self.allow_elastic_resume = allow_elastic_resume
 
-    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
         """Where in the data to go on: epochs done, batches done of the next one."""
         with _without_warning_of_best():
             position = super()._init_training_state(
@@ -54,7 +60,7 @@ class Resuming(Trainer):
         self._find_best(Path(resume_from_checkpoint))
         # The Trainer goes on with the intervals of the interrupted run, whatever was asked for now.
         self.state.compute_steps(self.args, max_steps)
-        if self.allow_elastic_resume and self.state.epoch is not None and self.train_dataset.num_rows is not None:
+        if self.allow_elastic_resume and self.state.epoch is not None and self.train_source.num_rows is not None:
             self.state.global_step = min(round(self.state.epoch * steps_per_epoch), max_steps)
             batches = self.state.global_step % steps_per_epoch * self.args.gradient_accumulation_steps
             position = (self.state.global_step // steps_per_epoch, batches)
@@ -80,15 +86,16 @@ class Resuming(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         # The checkpoint's learning rate was that of its batch size, and its step one of its steps.
-        scheduler, base_rates = self.lr_scheduler, list(self.lr_scheduler.base_lrs)
+        scheduler = cast(LambdaLR, self.lr_scheduler)
+        base_rates = list(scheduler.base_lrs)
         super()._load_optimizer_and_scheduler(checkpoint)
         step = self.state.global_step
         scheduler.base_lrs, scheduler.last_epoch = base_rates, step
         scheduler._last_lr = [base * rate(step) for base, rate in zip(base_rates, scheduler.lr_lambdas)]
-        for group, base, rate in zip(self.optimizer.param_groups, base_rates, scheduler._last_lr):
+        for group, base, rate in zip(cast(Optimizer, self.optimizer).param_groups, base_rates, scheduler._last_lr):
             group["initial_lr"], group["lr"] = base, rate
 
-    def _issue_warnings_after_load(self, load_result) -> None:
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Resuming loads the weights with `strict=False` and only warns; training on with fresh blocks would look like
         training."""
         if load_result.missing_keys or load_result.unexpected_keys:

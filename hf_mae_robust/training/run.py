@@ -1,35 +1,30 @@
 """A run from its arguments to a finished folder, the same way for every task, and what a command ends with."""
 
 import json
+import re
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
+import torch
 import transformers
 from accelerate import PartialState
-from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from ..data.bad_images import describe
 from ..data.loaders import end_workers
 from ..data.opening import EMBEDDED
 from ..data.source import ImageSource
-from ..errors import (
-    EXIT_CODES,
-    EXIT_STOPPED,
-    CheckpointError,
-    DataError,
-    HubError,
-    InputError,
-    NonFiniteError,
-    SavingError,
-    StopRequested,
-)
+from ..errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED, StopRequested, UserError
 from ..hub.model_card import EXAMPLES
-from ..hub.run_record import about_run
+from ..hub.run_record import PACKAGES, RECORD, about_run
+from ..version import __version__
 from .arguments import ImageTrainingArguments
 from .checkpoints import check_config
 from .parser import RecipeParser
@@ -40,6 +35,9 @@ from .setup import (
     agree_on_checkpoint,
     begin,
     check_can_evaluate,
+    check_compiling,
+    check_metric,
+    check_schedule,
     fetch_model,
     open_sources,
     pin_revision,
@@ -49,11 +47,8 @@ from .setup import (
     start_anew_if_asked,
     warn_of_stream,
 )
-from .task import Arguments, Task
+from .task import AnyTrainer, Arguments, Task
 from .trainer import ImageTrainer
-
-# What wrong arguments, data and checkpoints raise before the first step.
-INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, StrictDataclassError)
 
 # Written when a signal ended the run, for scripts: torchrun and `accelerate launch` do not pass an exit code on.
 STOPPED_FILE = "stopped.json"
@@ -78,10 +73,11 @@ class OpenedRun(Generic[Arguments]):
     eval_source: ImageSource | None
 
 
-def open_run(task: Task[Arguments], arguments: Arguments, resumes: bool = True) -> OpenedRun[Arguments]:
+def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: bool = True) -> OpenedRun[Arguments]:
     """Find model, checkpoint and data, and fill in the schedule. resumes: look for a checkpoint to resume from."""
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task.check_settings(arguments)
+    check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)
     begin(training)
     start, commit = arguments.model.model_name_or_path, None
     training.hub_token = training.hub_token or arguments.model.token
@@ -100,22 +96,22 @@ def open_run(task: Task[Arguments], arguments: Arguments, resumes: bool = True) 
         set_schedule(source, recipe, training, task.num_views(arguments))
         task.finish_schedule(arguments)
     elif eval_source is None:
-        raise ValueError("--eval_only: there is no split to evaluate on; name one with --eval_split_name.")
+        raise UserError("--eval_only: there is no split to evaluate on; name one with --eval_split_name.")
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
-def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str | None]:
+def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[AnyTrainer, str | None]:
     """Everything up to the first step, the run's line of description included: the Trainer, and the checkpoint to
     resume from.
 
-    Raises ValueError (DataError, CheckpointError among them), FileNotFoundError, NotADirectoryError for whatever is
-    wrong with arguments, model, data and checkpoint, before anything is written.
+    Raises UserError (DataError, CheckpointError among them) for whatever is wrong with arguments, model, data and
+    checkpoint, before anything is written.
     """
     opened = open_run(task, given)
     arguments, source, checkpoint = opened.arguments, opened.source, opened.checkpoint
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
-    labelled = source if source is not None else opened.eval_source
-    class_names = labelled.class_names
+    labelled = cast(ImageSource, source if source is not None else opened.eval_source)
+    class_names = labelled.class_names or ()
     model, pixels = task.build_model(arguments, class_names)
     common: dict[str, Any] = {
         "args": training,
@@ -126,6 +122,8 @@ def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str 
         trainer = task.make_trainer(arguments, model, pixels, class_names, **common)
         say(task.describe(trainer, given))
         return trainer, None
+    check_schedule(model, training)
+    check_compiling(training)
     if checkpoint:
         check_config(Path(checkpoint), model.config)
     record = record_of(training, data, source, **task.record(arguments, model))
@@ -163,7 +161,7 @@ def prepare(task: Task[Arguments], given: Arguments) -> tuple[ImageTrainer, str 
     return trainer, checkpoint
 
 
-def run(task: Task, trainer: ImageTrainer, checkpoint: str | None) -> None:
+def run(task: Task[Any, Any, Any], trainer: ImageTrainer, checkpoint: str | None) -> None:
     """Train, evaluate, and fill the output folder."""
     output_dir, trains = Path(trainer.args.output_dir), trainer.train_dataset is not None
     if trains:
@@ -203,7 +201,7 @@ def evaluate_and_save(trainer: ImageTrainer) -> None:
 
 def save_examples_and_card(trainer: ImageTrainer) -> None:
     """Last of all, because the card says and shows what the folder holds."""
-    folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_dataset
+    folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_source
     for name in EXAMPLES:
         (folder / name).unlink(missing_ok=True)  # of another run
     save_examples(source, EXAMPLES, folder, trainer.num_channels)
@@ -221,20 +219,21 @@ def report_skipped_images(trainer: ImageTrainer) -> None:
         say(f"Not decodable: {describe(trainer.skipped_images.counts())}, listed in {trainer.skipped_images.path}")
 
 
-def run_command(parser: RecipeParser, task: Task[Arguments], arguments: Arguments) -> None:
+def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], arguments: Arguments) -> None:
     """`prepare`, then `run`. Ends in one sentence instead of a traceback, and with the exit code of errors.py."""
     training = arguments.training
     stopped = Path(training.output_dir) / STOPPED_FILE
     with sentences(parser, training):
-        with input_errors():
-            trainer, checkpoint = prepare(task, arguments)
-            stopped.unlink(missing_ok=True)
+        for note in parser.notes:
+            say(note)
+        trainer, checkpoint = prepare(task, arguments)
+        stopped.unlink(missing_ok=True)
         try:
             run(task, trainer, checkpoint)
-        except (CheckpointError, DataError) as error:
+        except UserError as error:
             # From a worker process the message comes as a traceback that ends in it.
             last_line = str(error).strip().splitlines()[-1]
-            raise InputError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
+            raise UserError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
         except StopRequested as stop:
             end_workers()
             say(f"{stop}. The same command resumes from there.")
@@ -247,36 +246,52 @@ def run_command(parser: RecipeParser, task: Task[Arguments], arguments: Argument
             sys.exit(EXIT_STOPPED)
 
 
-def print_command(parser: RecipeParser, training: ImageTrainingArguments, text: Callable[[], str]) -> None:
+def print_command(parser: RecipeParser[Any], training: ImageTrainingArguments, text: Callable[[], str]) -> None:
     """Print what `text` gives; errors end as in `run_command`."""
     with sentences(parser, training):
-        with input_errors():
-            found = text()
-        say(found)
+        for note in parser.notes:
+            say(note)
+        say(text())
+
+
+def describe_bug(error: Exception, training: ImageTrainingArguments) -> str:
+    """The sentence below the traceback of an error that is none of the user's, and what to report."""
+    if training.world_size > 1 and isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.I):
+        return "this process lost the others, one of which ended; its own message says why."
+    versions = [f"hf_mae_robust {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    return (
+        f"this is a bug of hf_mae_robust ({type(error).__name__}), not a fault of your input. Please report the text "
+        f"above, the command ({shlex.join(sys.argv)}), {Path(training.output_dir) / RECORD} or that of the newest "
+        f"checkpoint if there is one, and the versions: {', '.join(versions)}."
+    )
 
 
 @contextmanager
-def input_errors() -> Iterator[None]:
-    """Turn what wrong arguments, data and checkpoints raise into InputError."""
-    try:
-        yield
-    except INPUT_ERRORS as error:
-        raise InputError(str(error)) from error
-
-
-@contextmanager
-def sentences(parser: RecipeParser, training: ImageTrainingArguments) -> Iterator[None]:
-    """End the program with one sentence and the error's exit code; --log_level debug shows the traceback instead."""
+def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> Iterator[None]:
+    """End the program with one sentence and the error's exit code; --log_level debug shows the traceback instead. What
+    is not an error of the user's (errors.py) is a bug: its traceback is shown, and what to report."""
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
     try:
         yield
     except KeyboardInterrupt:  # before or after the training, which takes note of it
         sys.exit(130)
-    except (InputError, NonFiniteError, SavingError, HubError) as error:
+    except torch.OutOfMemoryError as error:
+        end_workers()
+        accumulated = f"--gradient_accumulation_steps {training.gradient_accumulation_steps * 2}"
+        parser.fail(
+            f"the memory of the device does not suffice ({str(error).partition('. ')[0]}). Halve "
+            f"--per_device_train_batch_size {training.per_device_train_batch_size} and give {accumulated}, or give "
+            "--bf16 or --activation_checkpointing."
+        )
+    except tuple(EXIT_CODES) as error:
         if training.log_level == "debug":
             raise
         end_workers()
         # Other processes may be waiting for this one; the launcher ends them.
-        parser.fail(error, EXIT_CODES[type(error)])
+        parser.fail(error, error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        end_workers()
+        parser.fail(describe_bug(error, training), EXIT_BUG)
     PartialState().destroy_process_group()

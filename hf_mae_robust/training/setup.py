@@ -1,17 +1,21 @@
 """The steps by which run.py prepares a run: sources, schedule, the checkpoint to resume from."""
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import PreTrainedModel, Trainer, get_scheduler, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.loaders import images_in_batch
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UserError, refused_by_library
 from ..hub.models import local_model
 from ..hub.run_record import read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
@@ -30,6 +34,8 @@ from .trainer import ImageTrainer
 
 # An evaluation set that cannot seek is held in memory.
 MAX_EVAL_SAMPLES_OF_STREAM = 5000
+# Of torch.compile.
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def say(message: str) -> None:
@@ -52,19 +58,24 @@ def open_sources(
         data.shuffle_buffer_size,
         **options,
     )
-    train = train.head(data.max_train_samples) if train is not None else None
+    train = train.sample(data.max_train_samples, seed, data.shuffle_buffer_size) if train is not None else None
     if evaluation is not None:
+        evaluation = evaluation.sample(data.max_eval_samples, seed, data.shuffle_buffer_size)
         if evaluation.row_groups is None:
             evaluation = load_head_of_stream(evaluation, data.max_eval_samples or MAX_EVAL_SAMPLES_OF_STREAM)
-        evaluation = evaluation.head(data.max_eval_samples)
     return train, evaluation
 
 
 def check_can_evaluate(source: ImageSource, eval_source: ImageSource | None, training: ImageTrainingArguments) -> None:
     """Raises ValueError where an evaluation is asked for, and there is nothing to evaluate on."""
-    if eval_source is None and training.eval_strategy != "no":
-        raise ValueError(
-            f"--eval_strategy {training.eval_strategy.value}: {source.description} has no split to evaluate on; "
+    if eval_source is None and (training.eval_strategy != "no" or training.eval_on_start):
+        asked = (
+            "--eval_on_start"
+            if training.eval_on_start
+            else f"--eval_strategy {IntervalStrategy(training.eval_strategy).value}"
+        )
+        raise UserError(
+            f"{asked}: {source.description} has no split to evaluate on; "
             "name one with --eval_split_name or hold images out with --train_val_split 0.05."
         )
 
@@ -80,14 +91,15 @@ def set_schedule(
         training.learning_rate = scale_learning_rate(recipe.base_learning_rate, batch)
     if source.num_rows is None:
         if training.max_steps <= 0:
-            raise ValueError(
+            raise UserError(
                 f"{source.description} does not tell how many images it has: give --max_steps (and --warmup_steps) "
                 "instead of --num_train_epochs."
             )
         if recipe.warmup_epochs is not None:
-            raise ValueError("--warmup_epochs needs a data set of known length; give --warmup_steps.")
+            raise UserError("--warmup_epochs needs a data set of known length; give --warmup_steps.")
         if training.save_strategy == "epoch":
-            training.set_save(strategy="steps", steps=training.save_steps, total_limit=training.save_total_limit)
+            steps: Any = training.save_steps  # a number or a share, though the method says int
+            training.set_save(strategy="steps", steps=steps, total_limit=training.save_total_limit)
         total_steps, epochs = training.max_steps, None
     else:
         micro_steps = source.num_rows // (num_images * training.world_size)
@@ -99,6 +111,77 @@ def set_schedule(
     if not training.warmup_steps:
         warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * (epochs or 1)
         training.warmup_steps = warmup_steps(warmup, epochs or 1, total_steps)
+    warn_of_warmup(recipe, training, total_steps)
+
+
+def warn_of_warmup(recipe: RecipeArguments, training: ImageTrainingArguments, total_steps: int) -> None:
+    """Say so where the learning rate never reaches its peak."""
+    warmup = training.get_warmup_steps(total_steps)
+    if warmup < max(total_steps, 1) or total_steps < 2:
+        return
+    given = f"{warmup:,} steps"
+    if recipe.warmup_epochs is not None and warmup == total_steps:
+        given = f"--warmup_epochs {recipe.warmup_epochs:g}"
+    say(
+        f"Warning: the warm-up ({given}) is as long as the run ({total_steps:,} steps) or longer, so the learning rate "
+        f"rises to {training.learning_rate * min(total_steps / warmup, 1):.3g} and no further; its peak is "
+        f"{training.learning_rate:.3g}. Give --warmup_steps {max(round(0.05 * total_steps), 1)}, 5% of the run."
+    )
+
+
+def check_metric(training: ImageTrainingArguments, metrics: Sequence[str], stops_early: bool) -> None:
+    """Raises UserError where the best checkpoint is to be found by what no evaluation tells, or without evaluations.
+    metrics: names of the results of an evaluation. The Trainer says so after the first evaluation, if at all."""
+    asked = {
+        "--early_stopping_patience": stops_early,
+        "--load_best_model_at_end": training.load_best_model_at_end,
+        "--save_strategy best": training.save_strategy == "best",
+    }
+    flag = next((flag for flag, is_asked in asked.items() if is_asked), None)
+    if flag is None:
+        return
+    if training.eval_strategy == "no":
+        raise UserError(f"{flag} needs evaluations: give --eval_strategy epoch.")
+    if str(training.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
+        raise UserError(
+            f"--metric_for_best_model {training.metric_for_best_model}: an evaluation gives {', '.join(metrics)}."
+        )
+
+
+def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> None:
+    """Build optimizer and schedule of a single number, to find out whether they can be had before the training does.
+
+    Raises UserError: a package is missing, or settings are not known to them.
+    """
+    given = f" --optim_args {training.optim_args}" if training.optim_args else ""
+    with refused_by_library(f"--optim {getattr(training.optim, 'value', training.optim)}{given}"):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+        if not options.keys() & {"optimizer_dict", "params", "model"}:  # those of layers, which need the real ones
+            kind([torch.nn.Parameter(torch.zeros(2, 2))], **options)
+    given = f" --lr_scheduler_kwargs {training.lr_scheduler_kwargs}" if training.lr_scheduler_kwargs else ""
+    with refused_by_library(
+        f"--lr_scheduler_type {getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}{given}"
+    ):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate or 0.0)
+        steps, settings = max(training.max_steps, 2), training.lr_scheduler_kwargs
+        get_scheduler(
+            training.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=min(training.get_warmup_steps(steps), steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=settings if isinstance(settings, dict) else {},
+        )
+
+
+def check_compiling(training: ImageTrainingArguments) -> None:
+    """Raises UserError for a backend or a mode of --torch_compile that torch does not know."""
+    if not training.torch_compile:
+        return
+    backend, mode = training.torch_compile_backend, training.torch_compile_mode
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        raise UserError(f"--torch_compile_backend {backend}: one of {', '.join(torch.compiler.list_backends())}.")
+    if mode not in (None, *COMPILE_MODES):
+        raise UserError(f"--torch_compile_mode {mode}: one of {', '.join(COMPILE_MODES)}.")
 
 
 def record_of(
@@ -141,20 +224,31 @@ def record_of(
     }
 
 
+def check_output_dir(output_dir: Path) -> None:
+    """Raises UserError where no folder can be made or written to. Nothing is written."""
+    if output_dir.is_file():
+        raise UserError(f"--output_dir {output_dir} is a file.")
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {output_dir}: {existing} is not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {output_dir}: {existing} cannot be written to. Choose another folder.")
+
+
 def begin(training: ImageTrainingArguments) -> None:
     """Checks that need neither model nor data, and the seed."""
-    if Path(training.output_dir).is_file():
-        raise NotADirectoryError(f"--output_dir {training.output_dir} is a file.")
+    check_output_dir(Path(training.output_dir))
     check_launch(training)
     set_seed(training.seed)
 
 
 def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -> str | None:
     """The checkpoint to resume from: the one named, or the newest complete one in the output folder."""
+    checkpoint: Path | None
     named = training.resume_from_checkpoint
     if recipe.overwrite_output_dir:
         if named:
-            raise ValueError("--overwrite_output_dir starts anew; it cannot be combined with --resume_from_checkpoint.")
+            raise UserError("--overwrite_output_dir starts anew; it cannot be combined with --resume_from_checkpoint.")
         return None
     if named and str(named).lower() not in ("true", "auto"):
         checkpoint = Path(named)
@@ -211,7 +305,7 @@ def accept(checkpoint: str | None, record: dict[str, Any], recipe: RecipeArgumen
 
 def describe_length(trainer: ImageTrainer) -> str:
     """Images, steps, batch, learning rate and device, as the first line of a run ends."""
-    args, source = trainer.args, trainer.train_dataset
+    args, source = trainer.args, trainer.train_source
     images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
     processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
     length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"

@@ -5,10 +5,11 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import StopRequested
 from .checkpoints import checkpoint_of_step
@@ -26,11 +27,11 @@ class StopSignals:
     the signal.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0
         self.received_at = 0.0
-        self._former = {}
-        self._group = None
+        self._former: dict[int, Any] = {}
+        self._group: Any = None
 
     def __enter__(self) -> "StopSignals":
         self.received = 0
@@ -41,7 +42,7 @@ class StopSignals:
             self._group = dist.new_group(backend="gloo")
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
@@ -70,7 +71,7 @@ class StopOnSignal(TrainerCallback):
     and save, and `end`: an event can ask for a checkpoint between steps only.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signals = StopSignals()
         self.number = 0
 
@@ -79,15 +80,17 @@ class StopOnSignal(TrainerCallback):
         self.number = self.signals.agreed()
         return self.number != 0
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.is_asked_for():
             control.should_evaluate, control.should_save = False, True
 
     on_epoch_end = on_step_end
 
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.number:
             self.end(args, state)
 
-    def end(self, args, state) -> None:
-        raise StopRequested(self.number, state.global_step, str(checkpoint_of_step(args.output_dir, state.global_step)))
+    def end(self, args: TrainingArguments, state: TrainerState) -> None:
+        raise StopRequested(
+            self.number, state.global_step, str(checkpoint_of_step(str(args.output_dir), state.global_step))
+        )

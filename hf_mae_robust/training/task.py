@@ -1,7 +1,7 @@
 """What a run is for: the steps in which tasks differ, called by run.py in the order in which they stand here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from transformers import PreTrainedModel
@@ -22,29 +22,42 @@ class StartArguments(Protocol):
 class RunArguments(Protocol):
     """All flags of a script: a NamedTuple of argument groups. A task may have more groups than these."""
 
-    model: Any  # StartArguments; the groups of the tasks have further flags
-    data: DataArguments
-    recipe: RecipeArguments
-    training: ImageTrainingArguments
+    @property
+    def model(self) -> Any: ...  # StartArguments; the groups of the tasks have further flags
 
-    def _replace(self, **groups: Any) -> "RunArguments": ...
+    @property
+    def data(self) -> DataArguments: ...
+
+    @property
+    def recipe(self) -> RecipeArguments: ...
+
+    @property
+    def training(self) -> ImageTrainingArguments: ...
+
+    @property
+    def _replace(self) -> Callable[..., Any]: ...
 
 
 Arguments = TypeVar("Arguments", bound=RunArguments)
+Model = TypeVar("Model", bound=PreTrainedModel)
+AnyTrainer = TypeVar("AnyTrainer", bound=ImageTrainer)
 
 
-class Task(ABC, Generic[Arguments]):
-    """A task: pre-training, classification, segmentation or detection.
+class Task(ABC, Generic[Arguments, Model, AnyTrainer]):
+    """A task: pre-training, classification, segmentation or detection. Its parameters are the groups of flags, the
+    class of the model and that of the Trainer.
 
     All methods but `report` raise ValueError for what is wrong with arguments, model or data.
 
     Attributes:
         name: as a model card names the task.
         loss: what the loss is, for the axis of loss.png.
+        metrics: names of the results that --metric_for_best_model can look at.
     """
 
     name: str
     loss: str
+    metrics: tuple[str, ...] = ("loss",)
 
     def check_settings(self, arguments: Arguments) -> None:
         """Refuse settings that contradict one another, before anything is read."""
@@ -68,36 +81,37 @@ class Task(ABC, Generic[Arguments]):
         """Fill in what depends on the learning rate, which `arguments.training` has by now."""
 
     @abstractmethod
-    def build_model(self, arguments: Arguments, class_names: Sequence[str] | None) -> tuple[PreTrainedModel, Pixels]:
-        """The model to train, or to evaluate as it is, and how it wants its images."""
+    def build_model(self, arguments: Arguments, class_names: Sequence[str]) -> tuple[Model, Pixels]:
+        """The model to train, or to evaluate as it is, and how it wants its images. class_names: none of data without
+        labels."""
 
     @abstractmethod
-    def record(self, arguments: Arguments, model: PreTrainedModel) -> dict[str, Any]:
+    def record(self, arguments: Arguments, model: Model) -> dict[str, Any]:
         """What a resumed run must have in common with this one, beside the settings that every task has."""
 
     @abstractmethod
     def make_trainer(
         self,
         arguments: Arguments,
-        model: PreTrainedModel,
+        model: Model,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
-    ) -> ImageTrainer:
+    ) -> AnyTrainer:
         """The Trainer, with the task's processor, transforms and loss. Without common["train_source"] it only
         evaluates."""
 
-    def add_callbacks(self, trainer: ImageTrainer, arguments: Arguments) -> None:
+    def add_callbacks(self, trainer: AnyTrainer, arguments: Arguments) -> None:
         """Add what acts between the steps."""
 
     @abstractmethod
-    def describe(self, trainer: ImageTrainer, arguments: Arguments) -> str:
+    def describe(self, trainer: AnyTrainer, arguments: Arguments) -> str:
         """What is trained on what: the first line of the run."""
 
-    def start(self, trainer: ImageTrainer, arguments: Arguments) -> None:
+    def start(self, trainer: AnyTrainer, arguments: Arguments) -> None:
         """Give the model what the training images alone can tell. Not called for a run that resumes."""
 
     @abstractmethod
-    def report(self, trainer: ImageTrainer) -> tuple[str, list[str]]:
+    def report(self, trainer: AnyTrainer) -> tuple[str, list[str]]:
         """After training and evaluation, on the first process: write what belongs to the task into the output folder.
         Returns the main result as a sentence, and the names of the files."""

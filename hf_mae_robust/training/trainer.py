@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..errors import CheckpointError, StopRequested
 from .checkpoints import newest_checkpoint
@@ -42,7 +45,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
         DataError: too many images cannot be decoded, or the data cannot be read any more.
     """
 
-    def __init__(self, *, skip_nonfinite_steps: int = 0, **kwargs):
+    def __init__(self, *, skip_nonfinite_steps: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
         description = self.train_dataset.description if self.train_dataset is not None else ""
         self.guard = NonFiniteGuard(
@@ -55,7 +58,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
         for callback in (self.stop, self.bad_images, self.guard):
             self.add_callback(callback)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As the Trainer's; True means the newest checkpoint that is complete, not the newest folder."""
         if resume_from_checkpoint is True:
             newest = newest_checkpoint(self.args.output_dir)
@@ -68,7 +71,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
             self.resumed_step = state.global_step
         with self.stop.signals:
             try:
-                return super().train(resume_from_checkpoint, **kwargs)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
             except StopRequested:
                 # The Trainer ends its callbacks (progress bar, reports) only after the last step.
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -78,7 +81,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
 
     # ---- each step ----
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Of all processes together, for the guard and the log.
 
         An override: no event knows the norm before the weights change, nor the wrapped model, whose gradients are
@@ -103,7 +106,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
             model.zero_grad(set_to_none=True)
         return grad_norm
 
-    def floating_point_ops(self, inputs) -> int:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         # The Trainer's estimate walks all modules in every step, and is made for text.
         return 0
 
@@ -115,13 +118,22 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
             logs |= {"images_per_second": rate} if rate is not None else {}
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, model, trial=None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         self.guard.check()  # a callback that comes after the guard may have asked for this checkpoint
         super()._save_checkpoint(model, trial)
 
     # ---- evaluation ----
 
-    def evaluation_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def evaluation_output(self, metrics: dict[str, float], num_samples: int) -> EvalLoopOutput:
+        """What `evaluation_loop` returns: the predictions are not kept."""
+        return EvalLoopOutput(
+            predictions=None,  # type: ignore[arg-type]  # nothing asks for them
+            label_ids=None,
+            metrics=metrics,
+            num_samples=num_samples,
+        )
+
+    def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """(inputs on the device, `(B,)` bool: which images count). Fillers and images that cannot be decoded do not,
         so sums over all processes are exact. A signal during training is answered here: an evaluation can take long,
         and it is not repeated when the run resumes."""

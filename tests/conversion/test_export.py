@@ -1,9 +1,6 @@
 """Exported models compute what the original does, in classes that know nothing of this package."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -33,6 +30,7 @@ from hf_mae_robust.conversion.export import export
 from hf_mae_robust.conversion.original import from_original, read_original, to_original
 from hf_mae_robust.conversion.stock import to_stock
 from hf_mae_robust.data.preprocessing import evaluation_processor
+from tests.fresh import run_without_the_package
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, images, stock_of
 
@@ -194,10 +192,7 @@ def test_golden_classifier(golden_dir, tmp_path):
 
 
 WITHOUT_THE_PACKAGE = """
-import sys
-
-sys.modules["hf_mae_robust"] = None  # an import of it fails
-import json, torch
+import json, sys, torch
 from PIL import Image
 from transformers import pipeline
 
@@ -242,11 +237,8 @@ def test_pipelines_where_the_package_is_not_importable(pretrained, tmp_path):
         for target in ("beit", "timm") if pooling == "mean" else ("beit", "vit", "timm"):
             add(tmp_path / pooling, target, lambda pixels, head=head: logits(head, pixels)[0])
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(tmp_path / "image.png"), *expected]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
+    printed = run_without_the_package(WITHOUT_THE_PACKAGE, tmp_path, tmp_path / "image.png", *expected)
+    answers = json.loads(printed.splitlines()[-1])
     assert len(answers) == 8
     for name, value in expected.items():
         answer = answers[name]

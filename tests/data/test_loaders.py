@@ -109,7 +109,7 @@ def test_workers_outlive_an_interrupt_and_one_termination(parquet_set):
     assert len(list(batches)) == 8
     with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
         os.kill(workers[0].pid, signal.SIGTERM)
-        workers[0].join(10)
+        workers[0].join(300)
         list(loader)
-    workers[0].join(10)
+    workers[0].join(300)
     assert workers[0].exitcode == -signal.SIGTERM

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium (
 
 PATCH, SIDE = 8, 64
 SCALE = 448 // SIDE  # of the pictures
-WAIT = 30_000  # milliseconds
+WAIT = 300_000  # milliseconds
 
 
 @pytest.fixture(scope="module")

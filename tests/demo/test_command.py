@@ -46,14 +46,6 @@ def message(capsys, *words) -> str:
     return lines[-1]
 
 
-def test_gradio_is_not_loaded_before_it_is_needed():
-    code = (
-        "import sys, hf_mae_robust, hf_mae_robust.__main__, hf_mae_robust.demo.command; print('gradio' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
-
-
 def test_without_gradio_the_message_says_how_to_install_it(folder, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert 'pip install ".[demo]"' in message(capsys, folder)
@@ -165,7 +157,7 @@ def test_a_space_runs_by_itself(folder, tmp_path, installed):
     folder.rename(tmp_path / "elsewhere")
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "space")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     path, title = result.stdout.split(maxsplit=1)

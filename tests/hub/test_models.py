@@ -3,6 +3,7 @@
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from hf_mae_robust.errors import UserError
 from hf_mae_robust.hub import models
 from hf_mae_robust.hub.models import local_model
 from tests.hub.errors import chained, refused
@@ -34,9 +35,12 @@ def hub(monkeypatch, tmp_path):
 def test_paths_are_left_alone(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ours").mkdir()
-    for name in ("ours", str(tmp_path), "./none", "~/none", "a/b/c"):
+    for name in ("ours", str(tmp_path)):
         assert local_model(name, None, None) == (name, None)
-    with pytest.raises(ValueError, match="--model_revision v1: ours is no model on the Hub"):
+    for name in ("./none", "~/none", "a/b/c", str(tmp_path / "our")):
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such file or folder"):
+            local_model(name, None, None)
+    with pytest.raises(UserError, match="--model_revision v1: ours is no model on the Hub"):
         local_model("ours", "v1", None)
     assert not hub.asked
 
@@ -50,6 +54,19 @@ def test_a_model_comes_at_a_commit_and_old_weights_only_where_there_are_no_other
     hub.answers = ["config.json", "pytorch_model.bin"]
     local_model("ada/encoder", None, None)
     assert "pytorch_model*.bin" in hub.asked[-1][3] and "*.safetensors" not in hub.asked[-1][3]
+
+
+def test_a_misspelt_folder_is_asked_for_once(hub, tmp_path, monkeypatch):
+    """`outputs/encodre` could be a model of the Hub; without a network that must not take minutes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "encoder").mkdir(parents=True)
+    hub.answers = [ConnectionError("no network")] * 6
+    with pytest.raises(UserError, match=r"outputs/encodre: no such file or folder.*Did you mean outputs/encoder\?"):
+        local_model("outputs/encodre", None, None)
+    assert len(hub.asked) == 1
+    hub.answers = [OfflineModeIsEnabled("offline")]
+    with pytest.raises(UserError, match="outputs/encodre: no such file or folder"):
+        local_model("outputs/encodre", None, None)
 
 
 def test_a_refusal_is_a_sentence(hub):

@@ -47,7 +47,6 @@ def test_only_absolute_paths_are_shortened():
     content = {
         "a": ["/data/set (train)", r"C:\Users\ada\set", "ada/set", "outputs/run", 3],
         "b": {"c": "/x"},
-        "d": None,
     }
     assert portable(content) == {"a": ["set (train)", "set", "ada/set", "outputs/run", 3], "b": {"c": "x"}}
 

@@ -1,24 +1,23 @@
 """Models go to a Hub on 127.0.0.1 and come back, through the real client and the real command line, with faults."""
 
 import json
-import os
 import re
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from hf_mae_robust.training.checkpoints import fault_of
-from tests.fresh import code_of_card, run_without_the_package
+from tests.faults import send
+from tests.fresh import code_of_card, run_without_the_package_online
 from tests.helpers import TINY_OVERRIDES, as_flags
 from tests.loopback_hub import Fault
 from tests.loopback_models import ModelHub, Repository
-from tests.runs import free_port
-from tests.warm import WarmProcess
+from tests.processes import ROOT, Parent, environment
 
-ROOT = Path(__file__).parents[2]
 TOKEN, READER, OTHER = "hf_writesSecretToken", "hf_readsSecretToken", "hf_otherSecretToken"
 USERS = {TOKEN: ("ada", True), READER: ("ada", False), OTHER: ("bob", True)}
 LEFT_BEHIND = {
@@ -56,39 +55,34 @@ def hub(loopback):
 
 
 @pytest.fixture(scope="module")
-def warm(loopback, tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    settings = {"HF_ENDPOINT": loopback.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    settings |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with WarmProcess({**inherited, **settings}) as process:
-        yield process
+def parent(loopback, tmp_path_factory):
+    """Of all runs. Waits of the client for a Hub that fails are 1000 times shorter."""
+    inherited = {name: value for name, value in environment().items() if not name.startswith("HF_")}
+    settings = {"HF_ENDPOINT": loopback.url, "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "SHORTEN_WAITS": "1000"}
+    with Parent({**inherited, **settings}) as parent:
+        yield parent
 
 
 @pytest.fixture
-def home(warm):
+def home(parent):
     """HF_HOME of the runs, empty."""
-    home = Path(warm.environment["HF_HOME"])
+    home = Path(parent.environment["HF_HOME"])
     shutil.rmtree(home, ignore_errors=True)
     return home
 
 
 @pytest.fixture
-def run(hub, home, warm, tmp_path):
+def run(hub, home, parent, tmp_path):
     """Runs a script, as a user of the Hub: (exit code, or a list of them, all that was printed)."""
 
-    def call(script, *words, token=TOKEN, processes=1):
-        environments, port = [], free_port()
-        for rank in range(processes):
-            environments.append({"HF_TOKEN": token} if token else {})
-            if processes > 1:
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-                place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                environments[-1] |= {name: str(value) for name, value in place.items()}
-        codes, output = warm.run([ROOT / script, *words], tmp_path, environments)
+    def call(script, *words, token=TOKEN, processes=1, **settings):
+        if token:
+            settings["HF_TOKEN"] = token
+        ended = parent.run([ROOT / script, *words], tmp_path / "printed", processes, folder=tmp_path, **settings)
         for secret in USERS:
-            assert secret not in output
-        return codes if processes > 1 else codes[0], output
+            assert secret not in ended.output
+        return ended.codes if processes > 1 else ended.codes[0], ended.output
 
     return call
 
@@ -140,7 +134,9 @@ def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, 
     (tmp_path / "elsewhere").mkdir()
     code = code_of_card(tmp_path / "waves" / "README.md")
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    printed = run_without_the_package(code + "\nprint(tuple(features.shape))", tmp_path / "elsewhere", **settings)
+    printed = run_without_the_package_online(
+        code + "\nprint(tuple(features.shape))", tmp_path / "elsewhere", **settings
+    )
     assert printed == "(1, 17, 32)\n"
 
     # And for fine-tuning, at this commit though the branch moves; the token comes as a flag.
@@ -307,29 +303,13 @@ def test_a_push_that_fails_in_between_is_a_warning(run, words, hub):
     assert repository.files().keys() == LEFT_BEHIND and len(repository.messages) == 3
 
 
-STOPPED = """
-import os, signal
-from hf_mae_robust.training.trainer import ImageTrainer
-from hf_mae_robust.pretrain import main
-training_step = ImageTrainer.training_step
-
-def stopped_at_step_2(trainer, *args, **kwargs):
-    if trainer.state.global_step == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return training_step(trainer, *args, **kwargs)
-
-ImageTrainer.training_step = stopped_at_step_2
-main()
-"""
-
-
-def test_a_stopped_run_pushes_its_checkpoint_and_says_what_failed(run, words, hub, tmp_path):
-    (tmp_path / "stopped.py").write_text(STOPPED)
-    code, output = run(tmp_path / "stopped.py", *words())
+def test_a_stopped_run_pushes_its_checkpoint_and_says_what_failed(run, words, hub):
+    stopped = send(signal.SIGTERM, step=2)
+    code, output = run("run_pretrain.py", *words(), FAULT=stopped)
     assert code == 75 and "not pushed" not in output, output
     assert hub.repositories["ada/waves"].messages[1:] == ["Training in progress, step 3"]
     hub.faults = [Fault(500, "/commit/", "POST")]
-    code, output = run(tmp_path / "stopped.py", *words("--overwrite_output_dir"))
+    code, output = run("run_pretrain.py", *words("--overwrite_output_dir"), FAULT=stopped)
     assert code == 75 and "checkpoint-3 was not pushed: the Hub answered 500" in output, output
 
 

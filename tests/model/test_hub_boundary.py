@@ -24,6 +24,7 @@ AUTO_MAP = {
 
 # Argument: the folder that holds whole/, encoder/ and inputs.safetensors.
 FRESH_PROCESS = """
+import sys
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file

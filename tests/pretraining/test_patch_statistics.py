@@ -1,23 +1,10 @@
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.data.opening import open_splits
-from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.pretraining.patch_statistics import PatchStatistics, compute_patch_statistics, patches_of
-from hf_mae_robust.pretraining.statistics_pass import (
-    cached_statistics_of_source,
-    cached_statistics_path,
-    statistics_of_source,
-)
-from tests.helpers import photos, write_parquet_set
-from tests.runs import ROOT, environment, free_port
 
 
 def two_pass(images: np.ndarray, p: int, q: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,70 +115,3 @@ def test_wrong_files_are_refused_with_what_to_do(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no patch statistics"):
         PatchStatistics.load(tmp_path / "other.safetensors")
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_of_a_data_set_of_files(tmp_path, streaming):
-    folder = write_parquet_set(tmp_path / "set", {"train": 30})
-    source, _ = open_splits(DataLocation(str(folder), dataset_streaming=streaming))
-    config = ViTMAERobustConfig(image_size=16, patch_size=4)
-    statistics = statistics_of_source(source, config, crop_pct=1.0, batch_size=4)
-    mean, std = two_pass(np.stack(photos(30)).transpose(0, 3, 1, 2), 4, 4)
-    np.testing.assert_allclose(statistics.mean.numpy(), mean, rtol=1e-6)
-    np.testing.assert_allclose(statistics.std.numpy(), std, rtol=1e-6)
-    assert statistics.metadata["num_images"] == 30
-    assert statistics.metadata["patch_size"] == [4, 4]
-    assert "resize" in statistics.metadata["transform"]
-    json.dumps(statistics.metadata)
-
-
-def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.HF_HOME", str(tmp_path / "home"))
-    folder = write_parquet_set(tmp_path / "set", {"train": 30})
-    source, _ = open_splits(DataLocation(str(folder)))
-    config = ViTMAERobustConfig(image_size=16, patch_size=4)
-    first = cached_statistics_of_source(source, config, crop_pct=1.0)
-    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.statistics_of_source", None)  # would fail if called
-    assert torch.equal(cached_statistics_of_source(source, config, crop_pct=1.0).mean, first.mean)
-    path = cached_statistics_path(source, config, 1.0)
-    other_patch = ViTMAERobustConfig(image_size=16, patch_size=8)
-    assert path != cached_statistics_path(source, other_patch, 1.0)
-    assert path != cached_statistics_path(source, config, 0.875)
-    assert path != cached_statistics_path(source.head(10), config, 1.0)
-
-
-PROGRAM = """
-import sys
-from accelerate import PartialState
-from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.data.opening import open_splits
-from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.pretraining import statistics_pass
-
-state = PartialState(cpu=True)
-source, _ = open_splits(DataLocation(sys.argv[1]))
-for caches in ("ab", "ab", "ba"):  # a process each. None has a file, then only the first, then only the second.
-    statistics_pass.HF_HOME = f"{sys.argv[2]}/{caches[state.process_index]}"
-    found = statistics_pass.cached_statistics_of_source(
-        source, ViTMAERobustConfig(image_size=16, patch_size=4), crop_pct=1.0
-    )
-    print(found.mean.sum().item(), found.count)
-state.destroy_process_group()
-"""
-
-
-def test_two_machines_with_a_cache_each_get_the_statistics_of_the_first(tmp_path):
-    folder = write_parquet_set(tmp_path / "set", {"train": 30})
-    port, started = str(free_port()), []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        words = [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path)]
-        started.append(subprocess.Popen(words, env=environment(**place), stdout=subprocess.PIPE, text=True, cwd=ROOT))
-    try:
-        first, second = (process.communicate(timeout=300)[0].splitlines()[-3:] for process in started)
-    finally:
-        for process in started:
-            process.kill()
-    assert first == second and len(set(first)) == 1 and first[0].endswith(" 480")
-    assert [len(list((tmp_path / cache).rglob("patch_statistics-*"))) for cache in "ab"] == [1, 1]

@@ -9,8 +9,9 @@ import signal
 import pytest
 
 from hf_mae_robust.errors import EXIT_STOPPED
+from tests.faults import send
 from tests.helpers import write_parquet_set
-from tests.runs import Run, run, send, tiny_run
+from tests.runs import Run, run, tiny_run
 
 INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
 
@@ -54,7 +55,14 @@ def assert_equal_runs(resumed: Run, whole: Run):
     assert resumed.state()["epoch"] == whole.state()["epoch"] == 3
 
 
-@pytest.mark.parametrize(("processes", "accumulation", "streaming"), [(1, 2, "true"), (2, 2, "true"), (2, 1, "false")])
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "streaming"),
+    [
+        (1, 2, "true"),
+        (2, 2, "true"),
+        pytest.param(2, 1, "false", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_path, processes, accumulation, streaming):
     words = words_of(processes, accumulation, streaming)
     whole = whole_run(processes, accumulation, streaming)
@@ -79,7 +87,7 @@ def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_pat
     assert not (tmp_path / "cut" / "stopped.json").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_killed_between_checkpoints_equals_the_uninterrupted_one(words_of, whole_run, tmp_path, processes):
     words = words_of(processes, 2, "true")
     words += ["--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "1"]

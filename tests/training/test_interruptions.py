@@ -7,9 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from PIL import Image
@@ -18,13 +15,24 @@ from hf_mae_robust.data import dataset as data
 from hf_mae_robust.errors import EXIT_STOPPED, SavingError, StopRequested
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.training.checkpoints import fault_of, newest_checkpoint
+from tests.faults import send
 from tests.helpers import photos, write_parquet_set
-from tests.runs import DRIVER, ROOT, environment, run, send, start, tiny_run
+from tests.processes import ROOT, offline
+from tests.runs import run, tiny_run
 
 
 @pytest.fixture(scope="module")
 def photos_dir(tmp_path_factory):
     return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 48, "validation": 24}, row_group=7)
+
+
+@pytest.fixture(scope="module")
+def two_steps(photos_dir, tmp_path_factory):
+    """A run of two steps, with a checkpoint."""
+    folder = tmp_path_factory.mktemp("two steps") / "out"
+    words = tiny_run(photos_dir, "--output_dir", str(folder), "--max_steps", "2")
+    main([*words, "--save_strategy", "steps", "--save_steps", "2"])
+    return folder
 
 
 @pytest.fixture
@@ -35,16 +43,6 @@ def words(photos_dir, tmp_path):
 def losses(folder):
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-
-
-def read_until_reached(process):
-    """The output up to the point where a fault prints REACHED."""
-    output = ""
-    for line in process.stdout:
-        output += line
-        if "REACHED" in line:
-            return output
-    raise AssertionError(output)
 
 
 # ---- one process, in this one ----
@@ -160,9 +158,9 @@ def test_the_best_checkpoint_is_kept_under_its_final_name(words, tmp_path, caplo
         ("--dataset_streaming", "true", "dataset_streaming: False there, True here"),
     ],
 )
-def test_another_run_is_refused_with_what_differs(words, tmp_path, capsys, flag, value, said):
+def test_another_run_is_refused_with_what_differs(two_steps, words, tmp_path, capsys, flag, value, said):
     words += ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
-    main(words)
+    shutil.copytree(two_steps, tmp_path / "out")
     with pytest.raises(SystemExit) as end:
         main([*words, flag, *value.split()])
     assert end.value.code == 2
@@ -224,15 +222,14 @@ def test_another_number_of_processes_is_refused_or_said(photos_dir, tmp_path):
 
 
 def test_a_second_signal_ends_a_run_at_once(photos_dir, tmp_path):
-    signals = f"os.kill(os.getpid(), {int(signal.SIGTERM)}), print('REACHED', flush=True), time.sleep(60)"
+    signals = f"os.kill(os.getpid(), {int(signal.SIGTERM)}), print('REACHED', flush=True), time.sleep(600)"
     fault = f"trainer.state.global_step == 3 and ({signals})"
-    process = start(tiny_run(photos_dir, "--output_dir", str(tmp_path)), fault)
-    read_until_reached(process)
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == -signal.SIGTERM and time.monotonic() - begun < 10
-    process.stdout.close()
-    assert not list(tmp_path.glob("checkpoint-*"))
+    words = [ROOT / "run_pretrain.py", *tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"))]
+    started = offline().start(words, tmp_path / "printed", FAULT=fault)
+    started.read_until("REACHED")
+    os.kill(started.ids[0], signal.SIGTERM)
+    assert started.wait().codes == [-signal.SIGTERM]  # not by the end of 600 seconds
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
 def test_a_loss_that_is_not_finite_on_one_of_two_processes_ends_both(photos_dir, tmp_path):
@@ -244,44 +241,3 @@ def test_a_loss_that_is_not_finite_on_one_of_two_processes_ends_both(photos_dir,
     assert ended.codes == [3, 3], ended.output
     report = json.loads((tmp_path / "nonfinite-step-4-rank-1.json").read_text())
     assert report["losses"] == ["nan"] and len(report["rows"][0]) == 4
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tmp_path, launcher):
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
-    out = tmp_path / "out"
-    words = tiny_run(photos_dir, "--per_device_train_batch_size", "4", "--output_dir", str(out), "--use_cpu")
-    launch = {
-        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-    }[launcher]
-    fault = "rank == 0 and trainer.state.global_step == 5 and (print('REACHED', flush=True), time.sleep(2))"
-    launched = subprocess.Popen(
-        [sys.executable, "-m", *launch, str(script), *words],
-        env=environment(FAULT=fault, SCRIPT="pretrain"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    output = read_until_reached(launched)
-    launched.send_signal(signal.SIGTERM)
-    output += launched.communicate(timeout=120)[0]
-    assert "(4 x 2 processes x 1 accumulated)" in output, output
-    assert launched.returncode != 0
-    assert json.loads((out / "stopped.json").read_text())["step"] == 6
-    assert fault_of(out / "checkpoint-6") is None
-
-
-def test_asking_accelerate_for_two_cpu_processes_and_getting_one_is_said(photos_dir, tmp_path):
-    words = tiny_run(photos_dir, "--max_steps", "1", "--output_dir", str(tmp_path / "out"))
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-            str(ROOT / "run_pretrain.py"), *words,
-        ],
-        env=environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert "asked for 2 processes and started one" in done.stderr, done.stderr
-    assert "torchrun --nproc_per_node 2" in done.stderr

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from hf_mae_robust import finetune
 from hf_mae_robust.pretrain import make_parser
+from hf_mae_robust.pretraining.arguments import PretrainArguments
 from hf_mae_robust.recipes import recipe_path
 from hf_mae_robust.training.parser import parse_config_overrides
 
@@ -111,6 +113,159 @@ def test_config_overrides():
     assert parse_config_overrides(None) == {}
     with pytest.raises(ValueError, match="--config_overrides"):
         parse_config_overrides("a=[1")
+
+
+def refused(capsys, *words, parser=None) -> str:
+    with pytest.raises(SystemExit) as stop:
+        (parser or make_parser(prog="run_pretrain.py")).parse([str(word) for word in words])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "range_"),
+    [
+        (["--learning_rate", "-1"], "--learning_rate -1: must be above 0"),
+        (["--learning_rate", "0"], "--learning_rate 0: must be above 0"),
+        (["--learning_rate", "nan"], "--learning_rate nan: must be above 0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0: must be at least 1"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be at least 1"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: must be at least 0"),
+        (["--adam_beta2", "1"], "--adam_beta2 1: must be at least 0 and below 1"),
+        (["--weight_decay", "-1"], "--weight_decay -1: must be at least 0"),
+        (["--weight_decay", "inf"], "--weight_decay inf: must be at least 0"),
+        (["--warmup_epochs", "-1"], "--warmup_epochs -1: must be at least 0"),
+        (["--num_train_epochs", "0"], "--num_train_epochs 0: must be above 0"),
+        (["--max_steps", "0"], "--max_steps 0: must be at least 1, or -1 for --num_train_epochs"),
+        (["--save_total_limit", "-1"], "--save_total_limit -1: must be at least 0"),
+        (["--crop_scale", "0.5", "1.5"], "--crop_scale 1.5: must be above 0 and at most 1"),
+        (["--seed", "-1"], "--seed -1: must be at least 0 and at most 4294967295"),
+        (["--report_to", "wand"], "--report_to wand: one of none, all, "),
+        (["--log_level", "loud"], "invalid choice: 'loud'"),
+        (["--lr_scheduler_kwargs", "min_lr=1"], "write it as JSON"),
+        (["--dataset_name", ""], "--dataset_name is empty"),
+    ],
+)
+def test_flags_out_of_range(capsys, words, range_):
+    assert range_ in refused(capsys, *words)
+
+
+def test_packages_that_a_flag_needs(capsys, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    assert "--report_to wandb needs the package wandb: pip install wandb" in refused(capsys, "--report_to", "wandb")
+    monkeypatch.setattr("hf_mae_robust.training.optional.find_spec", lambda name: None)
+    assert "--deepspeed needs the package deepspeed" in refused(capsys, "--deepspeed", "ds.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("save_strategy: no", ("training", "save_strategy", "no")),
+        ("save_strategy: false", ("training", "save_strategy", "no")),
+        ("target_normalization: no", ("model", "target_normalization", "none")),
+        ("run_name: yes", ("training", "run_name", "yes")),
+        ("dataset_revision: 0123", ("data", "dataset_revision", "0123")),
+        ("run_name: 2024-01-31", ("training", "run_name", "2024-01-31")),
+        ("max_steps: 1e3", ("training", "max_steps", 1000)),
+        ("weight_decay: 1e-6", ("training", "weight_decay", 1e-6)),
+        ("lr_scheduler_kwargs: {min_lr: 1e-6}", ("training", "lr_scheduler_kwargs", {"min_lr": 1e-6})),
+        (
+            "lr_scheduler_kwargs: {a: {b: [-2E+3, .5e1]}}",
+            ("training", "lr_scheduler_kwargs", {"a": {"b": [-2e3, 5.0]}}),
+        ),
+        ("horizontal_flip: no", ("data", "horizontal_flip", False)),
+        ("norm_pix_loss: off", ("model", "norm_pix_loss", False)),
+        ("dataset_name: null", ("data", "dataset_name", None)),
+        ("crop_scale: [5e-1, 1]", ("data", "crop_scale", [0.5, 1.0])),
+    ],
+)
+def test_yaml_as_people_write_it(tmp_path, content, expected):
+    (tmp_path / "mine.yaml").write_text(content)
+    group, flag, value = expected
+    arguments = make_parser().parse(["--config", str(tmp_path / "mine.yaml")])
+    assert isinstance(arguments, PretrainArguments)
+    assert getattr(getattr(arguments, group), flag) == value
+
+
+def test_a_key_that_comes_twice(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("seed: 1\nmax_steps: 3\nseed: 2\n")
+    assert "the key 'seed' comes twice" in refused(capsys, "--config", tmp_path / "mine.yaml")
+
+
+def test_overrides_of_the_command_line_add_to_those_of_the_recipe():
+    parser = make_parser()
+    model = parser.parse(["--config", "digits", "--config_overrides", "hidden_size=48,num_attention_heads=2"]).model
+    of_recipe = parse_config_overrides(make_parser().parse(["--config", "digits"]).model.config_overrides)
+    expected = {**of_recipe, "hidden_size": 48, "num_attention_heads": 2}
+    assert parse_config_overrides(model.config_overrides) == expected and len(expected) > 5
+    (note,) = parser.notes
+    assert "hidden_size=48 (there: 96)" in note and "beside those of digits: image_size=24" in note
+    parser.parse(["--config", "digits"])
+    assert parser.notes == []
+
+
+def test_the_command_line_wins_in_whichever_way_it_says_a_setting(tmp_path):
+    (tmp_path / "mine.yaml").write_text("mask_ratio: 0.75\nconfig_overrides: {mid_mask_ratio: 0.25}\n")
+    parser = make_parser()
+    words = ["--config", str(tmp_path / "mine.yaml"), "--config_overrides", "mask_ratio=0.5", "--mid_mask_ratio", "0.1"]
+    model = parser.parse(words).model
+    assert model.mask_ratio == 0.5 and model.mid_mask_ratio == 0.1
+    assert "mid_mask_ratio" not in parse_config_overrides(model.config_overrides)
+    assert "--config_overrides mask_ratio=0.5 wins over the recipe's --mask_ratio 0.75." in parser.notes
+    assert "--mid_mask_ratio 0.1 wins over the recipe's --config_overrides." in parser.notes
+
+
+def test_two_image_sizes(capsys):
+    parser = finetune.make_parser(prog="run_finetune.py")
+    words = ["--task", "segmentation", "--from_scratch", "--config_overrides", "image_size=224"]
+    assert parser.parse(words).model.image_size == 224
+    assert "--config_overrides image_size=224 wins over the recipe's --image_size 512." in parser.notes
+    error = refused(capsys, *words, "--image_size", 512, parser=parser)
+    assert "--config_overrides image_size=224 contradicts --image_size 512" in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "ours"),
+    [
+        ("--epochs", "--num_train_epochs"),
+        ("--blr", "--base_learning_rate"),
+        ("--lr", "--learning_rate"),
+        ("--data_path", "--dataset_name"),
+        ("--batch_size", "--per_device_train_batch_size"),
+        ("--accum_iter", "--gradient_accumulation_steps"),
+        ("--resume", "--resume_from_checkpoint"),
+        ("--num_workers", "--dataloader_num_workers"),
+        ("--input_size", "--config_overrides image_size="),
+        ("--model", "--config vit_base_mae_800ep"),
+        ("--world_size", "torchrun --nproc_per_node"),
+        ("--finetune", "--model_name_or_path"),
+        ("--drop_path", "run_finetune.py has --drop_path_rate"),
+        ("--output-dirr", "--output_dir"),
+    ],
+)
+def test_flags_of_the_official_code_are_known(capsys, flag, ours):
+    error = refused(capsys, flag, "7")
+    assert f"unknown {flag} (" in error and ours in error and ", 7" not in error
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("dataset_name: ~/photos\n")
+    model, data, _, training = parse(
+        "--config", "~/mine.yaml", "--model_name_or_path", "~/model", "--target_statistics", "~/s", "--output_dir",
+        "~/out", "--resume_from_checkpoint", "~/out/checkpoint-1",
+    )  # fmt: skip
+    found = (data.dataset_name, model.model_name_or_path, model.target_statistics, training.output_dir)
+    assert found == tuple(str(tmp_path / name) for name in ("photos", "model", "s", "out"))
+    assert training.resume_from_checkpoint == str(tmp_path / "out" / "checkpoint-1")
+
+
+def test_help_of_a_twin_says_the_opposite(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    twin = capsys.readouterr().out.split("--no_horizontal_flip")[1]
+    assert " ".join(twin.split()).split("--no-horizontal-flip ")[1].startswith("The opposite of --horizontal_flip")
 
 
 def test_shipped_recipes_are_found_by_name():

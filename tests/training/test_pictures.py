@@ -31,7 +31,7 @@ def test_small_gray_images_are_enlarged_without_smoothing():
 def test_loss_plot_is_a_picture(tmp_path):
     history = [{"epoch": e / 2, "loss": 1 / (e + 1)} for e in range(6)]
     history += [{"epoch": e, "eval_loss": 0.5, "eval_loss_of_mean": 1.0} for e in (1, 2)]
-    save_loss_plot(history, tmp_path / "loss.png")
+    save_loss_plot(history, tmp_path / "loss.png", "mean squared error")
     pixels = np.asarray(Image.open(tmp_path / "loss.png").convert("L"))
     assert pixels.std() > 5
-    save_loss_plot([], tmp_path / "empty.png")
+    save_loss_plot([], tmp_path / "empty.png", "mean squared error")

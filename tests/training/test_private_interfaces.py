@@ -130,7 +130,7 @@ TABLE = [
     *_models("_keys_to_ignore_on_load_unexpected", None, MODEL),
     *(
         Private("transformers", PreTrainedConfig, "_attn_implementation", None, file, "reads")
-        for file in (MODEL, "analysis/block_views.py", "finetuning/segmentation/models.py")
+        for file in (MODEL, "analysis/block_views.py", "finetuning/segmentation/models.py", "pretraining/task.py")
     ),
     Private(
         "transformers",
@@ -143,6 +143,7 @@ TABLE = [
     ),
     # ---- torch, torchvision ----
     Private("torch", torch.nn.Module, "_apply", "(self, fn, recurse=True)", MODEL),
+    Private("torch", torch.nn.Module, "_apply", "(self, fn, recurse=True)", DETECTION),
     Private(
         "torch",
         torch.optim.lr_scheduler.LambdaLR,

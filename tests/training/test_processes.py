@@ -1,17 +1,15 @@
 """What the first process finds, or fails at, reaches all: two real processes, and one alone."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from hf_mae_robust.errors import CheckpointError
 from hf_mae_robust.training.processes import first_process
-from tests.runs import ROOT, environment, free_port
+from tests.processes import offline
 
 PROGRAM = """
-import json, os, sys
+import json, sys
 from accelerate import PartialState
 from hf_mae_robust.errors import CheckpointError, StopRequested
 from hf_mae_robust.training.processes import first_process
@@ -37,23 +35,17 @@ for function in (
         seen.append(first_process(function))
     except Exception as error:
         seen.append([type(error).__name__, str(error)])
-print(json.dumps({"rank": state.process_index, "calls": len(calls), "seen": seen}))
+with open(sys.argv[1] + f"/{state.process_index}.json", "w") as file:
+    json.dump({"calls": len(calls), "seen": seen}, file)
 state.destroy_process_group()
 """
 
 
-def test_two_processes_get_the_value_or_the_error_of_the_first():
-    port, started = str(free_port()), []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        words = [sys.executable, "-c", PROGRAM]
-        started.append(subprocess.Popen(words, env=environment(**place), stdout=subprocess.PIPE, text=True, cwd=ROOT))
-    try:
-        first, second = (json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started)
-    finally:
-        for process in started:
-            process.kill()
+def test_two_processes_get_the_value_or_the_error_of_the_first(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    both = offline().run([tmp_path / "program.py", tmp_path], tmp_path, processes=2)
+    assert both.codes == [0, 0], both.output
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert (first["calls"], second["calls"]) == (5, 0)
     assert first["seen"][:4] == second["seen"][:4] == [
         [0, "found"],

@@ -62,7 +62,7 @@ def test_waiting_for_data_is_seen_and_said(settings, capsys, monkeypatch):
     monkeypatch.setattr(ImageDataset, "__getitems__", slow)
     train(settings, "--profile", 4)
     parts = profile_of(settings)["milliseconds_a_step"]
-    assert 200 <= parts[profiling.DATA] < 300  # two batches a step
+    assert parts[profiling.DATA] >= 200  # two batches a step
     assert "The step waits for data" in capsys.readouterr().out
 
 

@@ -1,13 +1,12 @@
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_mae_robust.errors import StopRequested
 from hf_mae_robust.training.stopping import StopOnSignal, StopSignals
+from tests.processes import offline
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -51,13 +50,8 @@ with StopSignals():
     ("launcher", "pause", "survives"),
     [({}, 0, False), ({"TORCHELASTIC_RUN_ID": "x"}, 0, True), ({"TORCHELASTIC_RUN_ID": "x"}, 2.2, False)],
 )
-def test_a_second_signal_ends_the_process_unless_a_launcher_echoed_the_first(launcher, pause, survives):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(pause=pause)],
-        env={**os.environ, "PYTHONPATH": ".", **launcher},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == (0 if survives else -signal.SIGTERM)
+def test_a_second_signal_ends_the_process_unless_a_launcher_echoed_the_first(tmp_path, launcher, pause, survives):
+    (tmp_path / "program.py").write_text(PROGRAM.format(pause=pause))
+    done = offline().run([tmp_path / "program.py"], tmp_path, **launcher)
+    assert done.codes == [0 if survives else -signal.SIGTERM], done.output
     assert ("still here" in done.stdout) is survives

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from timm.data.auto_augment import posterize
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import to_pil_image
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ...errors import UserError
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     """timm's strongest step keeps 0 bits, which Pillow refuses since 13; before, the image became black."""
     return posterize(image, bits, **options) if bits >= 1 else Image.new(image.mode, image.size)
 
@@ -78,12 +81,12 @@ class FinetuningTransform:
     ):
         low, high = crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"--crop_scale {low} {high}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
+            raise UserError(f"--crop_scale {low} {high}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
         if not 0 <= random_erasing <= 1:
-            raise ValueError(f"--random_erasing {random_erasing}: a probability, from 0 to 1.")
+            raise UserError(f"--random_erasing {random_erasing}: a probability, from 0 to 1.")
         self.num_channels = len(image_mean)
         if auto_augment and self.num_channels not in (1, 3):
-            raise ValueError(f"--auto_augment {auto_augment} is for 1 or 3 channels, not {self.num_channels}.")
+            raise UserError(f"--auto_augment {auto_augment} is for 1 or 3 channels, not {self.num_channels}.")
         if self.num_channels == 1:  # timm's operations are made for colours
             image_mean, image_std = list(image_mean) * 3, list(image_std) * 3
         try:
@@ -92,7 +95,7 @@ class FinetuningTransform:
                 is_training=True,
                 scale=(low, high),
                 hflip=0.5 if horizontal_flip else 0.0,
-                color_jitter=None,
+                color_jitter=None,  # type: ignore[arg-type]  # timm's own default of its command line
                 auto_augment=auto_augment,
                 interpolation="bicubic",
                 mean=tuple(image_mean),
@@ -101,7 +104,7 @@ class FinetuningTransform:
                 re_mode="pixel",
             )
         except (AssertionError, KeyError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"--auto_augment {auto_augment}: timm does not understand it ({error or type(error).__name__}); give "
                 "something like rand-m9-mstd0.5-inc1, or none."
             ) from error

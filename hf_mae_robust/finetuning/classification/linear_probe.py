@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast
@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ...data.features import extract_features
 from ...data.loaders import EpochDataLoader
 from ...data.order import EpochBatchSampler
+from ...data.preprocessing import EvaluationTransform
 from ...errors import CheckpointError
 from ...training.checkpoints import is_checkpoint
 from ...training.optimization import lars_groups
@@ -35,13 +36,14 @@ class LinearProbe(nn.Module):
 
     def __init__(self, classifier: PreTrainedModel):
         super().__init__()
-        linear, classifier.classifier = classifier.classifier, nn.Identity()
+        linear = cast(nn.Linear, classifier.classifier)
+        classifier.classifier = nn.Identity()
         self.encoder = classifier.requires_grad_(False)
         self.head = nn.Sequential(nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear)
         self.train()
 
     @property
-    def config(self):
+    def config(self) -> PreTrainedConfig:
         return self.encoder.config
 
     def train(self, mode: bool = True) -> "LinearProbe":
@@ -53,13 +55,17 @@ class LinearProbe(nn.Module):
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.encoder(pixel_values).logits
 
-    def forward(self, pixel_values: torch.Tensor | None = None, features: torch.Tensor | None = None):
-        features = self.encode(pixel_values) if features is None else features
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, features: torch.Tensor | None = None
+    ) -> ImageClassifierOutput:
+        features = self.encode(cast(torch.Tensor, pixel_values)) if features is None else features
         return ImageClassifierOutput(logits=self.head(features))
 
     @torch.no_grad()
     def folded(self) -> PreTrainedModel:
         """The stock classifier that computes what this does in evaluation mode: BatchNorm is a linear map then."""
+        norm: Any
+        linear: Any
         norm, linear = self.head
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         weight = linear.weight.double() * scale
@@ -71,7 +77,7 @@ class LinearProbe(nn.Module):
         return model.eval()
 
 
-class _Features(torch.utils.data.Dataset):
+class _Features(torch.utils.data.Dataset[Any]):
     """Keys `(epoch, row)` -> a whole batch at once."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
@@ -82,7 +88,7 @@ class _Features(torch.utils.data.Dataset):
         return {"features": self.features[rows], "labels": self.labels[rows], "row": rows}
 
 
-def _as_it_is(batch):
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -93,7 +99,7 @@ class ProbeTrainer(ClassificationTrainer):
     `cache_features` makes it train on features that are computed once, which is exact where images are not augmented.
     """
 
-    def __init__(self, *, model: LinearProbe, **kwargs):
+    def __init__(self, *, model: LinearProbe, **kwargs: Any):
         super().__init__(model=model, **kwargs)
         self.cached: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -104,7 +110,7 @@ class ProbeTrainer(ClassificationTrainer):
                 self.cached[split] = extract_features(
                     probe.encode,
                     source,
-                    self.eval_transform,
+                    cast(EvaluationTransform, self.eval_transform),
                     self.num_channels,
                     batch_size=self.args.eval_batch_size,
                     num_workers=self.args.dataloader_num_workers,
@@ -112,7 +118,7 @@ class ProbeTrainer(ClassificationTrainer):
                     device=self.args.device,
                 )
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             head = self.accelerator.unwrap_model(self.model).head
             self.optimizer = Lars(
@@ -120,7 +126,7 @@ class ProbeTrainer(ClassificationTrainer):
             )
         return self.optimizer
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         if "train" not in self.cached:
             return super().get_train_dataloader()
         features, labels = self.cached["train"]
@@ -136,7 +142,7 @@ class ProbeTrainer(ClassificationTrainer):
             _Features(features, labels), batch_sampler=sampler, collate_fn=_as_it_is, generator=generator
         )
 
-    def evaluation_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         if self.args.world_size > 1:  # each process has statistics of its own batches
             for buffer in self.accelerator.unwrap_model(self.model).head.buffers():
                 buffer.copy_(broadcast(buffer))

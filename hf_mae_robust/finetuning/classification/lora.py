@@ -7,7 +7,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import DistributedType
 from peft import (
@@ -21,8 +21,9 @@ from peft import (
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UserError
 from ...files import allow_group, replace_files
 from ...training.checkpoints import is_checkpoint
 from .trainer import ClassificationTrainer
@@ -38,7 +39,7 @@ def base_folder(training: TrainingArguments) -> str:
     current one, and nothing is pushed, it is absolute: they would not find it otherwise."""
     if training.push_to_hub:
         return BASE
-    base, here = Path(training.output_dir) / BASE, Path.cwd()
+    base, here = Path(training.output_dir or "") / BASE, Path.cwd()
     return str(base.relative_to(here) if base.is_relative_to(here) else base)
 
 
@@ -59,7 +60,7 @@ def add_adapter(
     targets = kinds if list(targets) == [ALL_LINEAR] else list(targets)
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise ValueError(
+            raise UserError(
                 f"--lora_target_modules {target}: no linear layer of {type(model).__name__} has this name; there are "
                 f"{', '.join(kinds)}, or {ALL_LINEAR} alone for all of them."
             )
@@ -68,7 +69,7 @@ def add_adapter(
     has_norm = pooler is not None and any(True for _ in pooler.parameters())
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # only a factor, whatever peft declares
         lora_dropout=dropout,
         target_modules=targets,
         modules_to_save=["classifier", *["pooler"] * has_norm],
@@ -87,7 +88,7 @@ def share_trained(model: nn.Module) -> float:
 def record_of_adapter(model: PeftModel) -> dict[str, Any]:
     """What a resumed run must have in common: the settings of the adapter, and the weights that do not train, which no
     checkpoint holds."""
-    config, digest = model.peft_config["default"], hashlib.sha256()
+    config, digest = cast(LoraConfig, model.peft_config["default"]), hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad and "original_module" not in name:
             digest.update(name.encode())
@@ -96,7 +97,7 @@ def record_of_adapter(model: PeftModel) -> dict[str, Any]:
         "rank": config.r,
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
-        "target_modules": sorted(config.target_modules),
+        "target_modules": sorted(config.target_modules or ()),
         "weights of the encoder (SHA-256)": digest.hexdigest(),
     }
 
@@ -111,16 +112,16 @@ class LoraTrainer(ClassificationTrainer):
 
     MORE_FOLDERS = (f"{ADAPTER}/", f"{BASE}/")
 
-    def __init__(self, *, model: PeftModel, **kwargs):
+    def __init__(self, *, model: PeftModel, **kwargs: Any):
         super().__init__(model=model, **kwargs)
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ValueError("--lora_r does not work with FSDP and DeepSpeed, which split the weights.")
+            raise UserError("--lora_r does not work with FSDP and DeepSpeed, which split the weights.")
 
     @property
     def adapted(self) -> PeftModel:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         with self.staged() as staging:
             if self.args.should_save:
                 copy.deepcopy(self.adapted).unload().save_pretrained(staging / BASE)
@@ -129,7 +130,7 @@ class LoraTrainer(ClassificationTrainer):
                 replace_files(staging / BASE, Path(self.args.output_dir) / BASE)
                 staging.rmdir()
         self.accelerator.wait_for_everyone()
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
         trained, adapted = self.model, self.adapted
@@ -143,7 +144,7 @@ class LoraTrainer(ClassificationTrainer):
             super().save_weights(folder)
         finally:
             self.model = trained
-        adapted.save_pretrained(folder / ADAPTER)
+        adapted.save_pretrained(str(folder / ADAPTER))
         (folder / ADAPTER / "README.md").unlink()
         self.processing_class.save_pretrained(folder / ADAPTER)
         allow_group(folder)

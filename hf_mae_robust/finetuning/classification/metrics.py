@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import evaluate
@@ -21,7 +22,7 @@ class TopKAccuracy(evaluate.Metric):
     `(N,)`. Gives `{name: fraction in [0, 1]}`. It knows nothing of processes: hand it what all of them have predicted.
     """
 
-    def __init__(self, k: int, name: str, **options):
+    def __init__(self, k: int, name: str, **options: Any):
         self.k, self.key = k, name
         super().__init__(keep_in_memory=True, **options)
 

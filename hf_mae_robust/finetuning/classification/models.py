@@ -6,7 +6,7 @@ Encoders of the ViT family (ours, stock and official MAE, ViT and with it DINO, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import AutoModelForImageClassification, BeitForImageClassification, PreTrainedConfig, PreTrainedModel
@@ -27,6 +27,7 @@ from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.positions import grid_size, resized_positions, square_size
 from ...conversion.settings import settings_of
 from ...conversion.source import ModelSource
+from ...errors import UserError
 
 # Official code: main_finetune.py, main_linprobe.py.
 HEAD_STD = 2e-5
@@ -57,8 +58,9 @@ class ClassifierSettings:
 
 
 def init_head(model: PreTrainedModel, std: float) -> None:
-    nn.init.trunc_normal_(model.classifier.weight, std=std)
-    nn.init.zeros_(model.classifier.bias)
+    classifier = cast(nn.Linear, model.classifier)
+    nn.init.trunc_normal_(classifier.weight, std=std)
+    nn.init.zeros_(classifier.bias)
 
 
 def classifier_from_scratch(
@@ -92,17 +94,17 @@ def classifier_from_checkpoint(
         _check_settings_of_kind(config, settings)
         keeps_head = has_head(config) and not settings.new_head
         if keeps_head:
-            _check_head(source.name, config, class_names, settings.pooling)
-        model = _own_class(source, config, fields, keeps_head, settings)
+            _check_head(source.checkpoint, config, class_names, settings.pooling)
+        model: PreTrainedModel = _own_class(source, config, fields, keeps_head, settings)
     else:
         vit = load_vit(source, config)
         keeps_head = hasattr(vit, "classifier") and not settings.new_head
         if keeps_head:
-            own_pooling = _check_head(source.name, vit.config, class_names, settings.pooling)
+            own_pooling = _check_head(source.checkpoint, vit.config, class_names, settings.pooling)
             settings = replace(settings, pooling=own_pooling)
-        model = _beit_of(vit.base_model, fields, settings)
+        model = _beit_of(cast(PreTrainedModel, vit.base_model), fields, settings)
         if keeps_head:
-            model.classifier.load_state_dict(vit.classifier.state_dict())
+            cast(nn.Module, model.classifier).load_state_dict(cast(nn.Module, vit.classifier).state_dict())
     if not keeps_head:
         init_head(model, settings.head_std)
     return model.train(), read_pixels(source, config or vit.config)
@@ -116,24 +118,26 @@ def classifier_for_evaluation(
     Raises ValueError: not a classifier, other classes than the data's, a missing tensor.
     """
     labels, config = _labels(class_names), config_to_start_from(source)
-    model = load_vit(source, None) if config is None else None
+    model: Any = load_vit(source, None) if config is None else None
     is_classifier = hasattr(model, "classifier")
     if config is not None:  # also DeiTForImageClassificationWithTeacher
         is_classifier = any("ForImageClassification" in name for name in config.architectures or ())
     if not is_classifier:
-        raise ValueError(f"--model_name_or_path {source.name} is no classifier.")
-    check_classes(source.name, config or model.config, class_names)
+        raise UserError(f"--model_name_or_path {source.name} is no classifier.")
+    check_classes(source.checkpoint, config or model.config, class_names)
     if model is None:
         options = {"attn_implementation": attn_implementation, **source.access.options}
-        model = load_strictly(AutoModelForImageClassification, source.name, **options)
+        model = load_strictly(
+            cast(type[PreTrainedModel], AutoModelForImageClassification), source.checkpoint, **options
+        )
     else:  # a file holds no names
         model.config.update(labels)
     return model, read_pixels(source, config or model.config)
 
 
-def _labels(class_names: Sequence[str]) -> dict[str, dict]:
+def _labels(class_names: Sequence[str]) -> dict[str, Any]:
     if len(set(class_names)) != len(class_names):
-        raise ValueError("Two classes of the data have the same name.")
+        raise UserError("Two classes of the data have the same name.")
     return label_settings(class_names)
 
 
@@ -147,7 +151,7 @@ def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str],
     check_classes(name, config, class_names)
     own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
     if pooling not in (None, own):
-        raise ValueError(
+        raise UserError(
             f"--pooling {pooling}: {name} is a classifier with --pooling {own}. --ignore_mismatched_sizes puts a new "
             "head on it."
         )
@@ -161,7 +165,7 @@ def _beit_of(
     size = settings.image_size or square_size(encoder.config.image_size)
     uses_mean = settings.pooling != "cls"
     if getattr(encoder.config, "use_mean_pooling", False) and not uses_mean:
-        raise ValueError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
+        raise UserError("--pooling cls: this classifier pools the mean, and has no norm for the CLS token.")
     config = mae_beit_config(**settings_of(encoder.config), image_size=size, use_mean_pooling=uses_mean, **fields)
     model = BeitForImageClassification._from_config(config, attn_implementation=settings.attn_implementation)
     fill_beit(model.beit, encoder)
@@ -182,15 +186,15 @@ def _check_settings_of_kind(config: PreTrainedConfig, settings: ClassifierSettin
     kind, size = config.model_type, square_size(config.image_size)
     pooling, image_size = settings.pooling, settings.image_size
     if pooling is not None and kind not in WITH_POOLING:
-        raise ValueError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
+        raise UserError(f"--pooling {pooling}: '{kind}' has no such setting; it classifies from its own features.")
     # A pre-trained BEiT has that norm, though its config says that it pools the mean.
     is_pretrained = "BeitForMaskedImageModeling" in (config.architectures or ())
     if pooling == "cls" and config.use_mean_pooling and not is_pretrained:
-        raise ValueError(f"--pooling cls: this '{kind}' pools the mean, and has no norm for the CLS token.")
+        raise UserError(f"--pooling cls: this '{kind}' pools the mean, and has no norm for the CLS token.")
     if settings.drop_path_rate and not hasattr(config, "drop_path_rate"):
-        raise ValueError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
+        raise UserError(f"'{kind}' has no drop path: give --drop_path_rate 0.")
     if image_size not in (None, size) and not _has_plain_positions(config):
-        raise ValueError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
+        raise UserError(f"--image_size {image_size}: '{kind}' is fine-tuned at its own size, {size}.")
 
 
 def _own_class(
@@ -201,16 +205,17 @@ def _own_class(
     settings: ClassifierSettings,
 ) -> PreTrainedModel:
     """The classifier of the checkpoint's own kind."""
-    kind, model_class = config.model_type, OWN_CLASSES[config.model_type]
+    kind = config.model_type
+    model_class: type[PreTrainedModel] = OWN_CLASSES[kind]
     fields = {key: value for key, value in fields.items() if hasattr(config, key)}  # DeiT has no drop path
-    may_be_missing = () if keeps_head else ("classifier.",)
+    may_be_missing: tuple[str, ...] = () if keeps_head else ("classifier.",)
     if kind in WITH_POOLING:
         uses_mean = config.use_mean_pooling if settings.pooling is None else settings.pooling == "mean"
         fields["use_mean_pooling"] = uses_mean
         if not has_head(config) or uses_mean != config.use_mean_pooling:  # the norm after the pooling is new
             may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
     options = {"attn_implementation": settings.attn_implementation, **source.access.options}
-    model = load_strictly(model_class, source.name, may_be_missing, **fields, **options)
+    model = load_strictly(model_class, source.checkpoint, may_be_missing, **fields, **options)
     if settings.image_size not in (None, square_size(config.image_size)):
         _resize(model, settings.image_size)
     if kind in DINOV2:  # stock gives the same rate to all blocks
@@ -223,12 +228,13 @@ def _own_class(
 
 def _resize(model: PreTrainedModel, image_size: int) -> None:
     """Interpolate the positions, so that the model is saved and loaded with a table of its own size."""
-    config, embeddings = model.config, model.base_model.embeddings
+    encoder: Any = model.base_model
+    config, embeddings = model.config, encoder.embeddings
     if config.model_type in DINOV2:  # as each does in every step; that with registers smooths
         rows, columns = grid_size(image_size, config.patch_size)
         tokens = embeddings.position_embeddings.new_zeros(1, 1 + rows * columns, config.hidden_size)
         table = embeddings.interpolate_pos_encoding(tokens, image_size, image_size).detach()
     else:
-        table = resized_positions(model.base_model, image_size)
+        table = resized_positions(encoder, image_size)
     embeddings.position_embeddings = nn.Parameter(table.clone())
     config.image_size = image_size

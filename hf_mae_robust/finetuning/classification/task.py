@@ -4,7 +4,7 @@ main_linprobe.py)."""
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from timm.data import Mixup
 from transformers import PreTrainedModel
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ...conversion.pixels import Pixels, read_processor
 from ...conversion.source import ModelSource
 from ...data.preprocessing import EvaluationTransform, evaluation_processor
+from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.parser import parse_config_overrides
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
@@ -29,19 +30,23 @@ from .models import (
 )
 from .trainer import ClassificationTrainer
 
+if TYPE_CHECKING:  # peft is optional
+    from peft import PeftModel
 
-class ClassificationTask(FinetuningTask):
+
+class ClassificationTask(FinetuningTask[ClassificationTrainer]):
     """Fine-tuning, linear probe or LoRA."""
 
     name = "classification"
     loss = "cross-entropy"
+    metrics = ("accuracy", "top5_accuracy", "loss")
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model = arguments.model
         source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
         if arguments.recipe.eval_only:
             if model.from_scratch:
-                raise ValueError("--from_scratch gives no classifier to evaluate.")
+                raise UserError("--from_scratch gives no classifier to evaluate.")
             return classifier_for_evaluation(source, class_names, model.attn_implementation)
         settings = ClassifierSettings(
             image_size=model.image_size,
@@ -57,7 +62,8 @@ class ClassificationTask(FinetuningTask):
             from .lora import add_adapter, base_folder  # peft is optional
 
             adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
-            classifier = add_adapter(classifier, *adapter, base=base_folder(arguments.training))
+            adapted: Any = add_adapter(classifier, *adapter, base=base_folder(arguments.training))
+            return adapted, pixels  # wraps the classifier, and answers to the same names
         return classifier, pixels
 
     def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
@@ -65,7 +71,7 @@ class ClassificationTask(FinetuningTask):
         if arguments.model.lora_r is not None:
             from .lora import record_of_adapter  # peft is optional
 
-            record["lora"] = record_of_adapter(model)
+            record["lora"] = record_of_adapter(cast("PeftModel", model))
         return record
 
     def make_trainer(
@@ -73,25 +79,25 @@ class ClassificationTask(FinetuningTask):
         arguments: FinetuneArguments,
         model: PreTrainedModel,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> ClassificationTrainer:
         data, augmentation, recipe = arguments.data, arguments.augmentation, arguments.recipe
         common |= {"class_names": class_names, "num_channels": pixels.num_channels}
         if recipe.eval_only:
             # What it was evaluated with when it was trained, whatever --crop_pct is.
-            processor = read_processor(arguments.model.model_name_or_path, arguments.model.token)
+            processor = read_processor(cast(str, arguments.model.model_name_or_path), arguments.model.token)
             if processor is None:
                 processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
             return ClassificationTrainer(model=model, processing_class=processor, **common)
         processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
-        transform = EvaluationTransform(processor)
+        transform: Any = EvaluationTransform(processor)
         if augmentation.augmentation:
             transform = FinetuningTransform(
                 model.config.image_size,
                 pixels.image_mean,
                 pixels.image_std,
-                tuple(data.crop_scale),
+                (data.crop_scale[0], data.crop_scale[1]),
                 data.horizontal_flip,
                 None if augmentation.auto_augment == "none" else augmentation.auto_augment,
                 augmentation.random_erasing,
@@ -107,16 +113,16 @@ class ClassificationTask(FinetuningTask):
             from .lora import LoraTrainer  # peft is optional
 
             if recipe.model_ema_decay is not None:
-                raise ValueError("--model_ema_decay is not for --lora_r.")
-            return LoraTrainer(model=model, layer_decay=recipe.layer_decay, **common)
+                raise UserError("--model_ema_decay is not for --lora_r.")
+            return LoraTrainer(model=cast("PeftModel", model), layer_decay=recipe.layer_decay, **common)
         if not arguments.model.linear_probe:
             return ClassificationTrainer(
                 model=model, layer_decay=recipe.layer_decay, ema_decay=recipe.model_ema_decay, **common
             )
         if recipe.model_ema_decay is not None:
-            raise ValueError("--model_ema_decay is not for --linear_probe.")
+            raise UserError("--model_ema_decay is not for --linear_probe.")
         trainer = ProbeTrainer(model=LinearProbe(model), **common)
-        if not augmentation.augmentation and trainer.train_dataset.row_groups is not None:
+        if not augmentation.augmentation and trainer.train_source.row_groups is not None:
             trainer.cache_features()
         return trainer
 
@@ -144,7 +150,7 @@ class ClassificationTask(FinetuningTask):
 
     def report(self, trainer: ClassificationTrainer) -> tuple[str, list[str]]:
         output_dir = Path(trainer.args.output_dir)
-        if trainer.labels is None:
+        if trainer.labels is None or trainer.predicted is None:
             return "", []
         save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
         accuracy = float((trainer.predicted == trainer.labels).mean())
@@ -158,7 +164,7 @@ def build_mixup(
     if not arguments.mixes:
         return None
     if training.train_batch_size % 2:
-        raise ValueError(
+        raise UserError(
             f"--per_device_train_batch_size {training.train_batch_size}: mixup and CutMix need an even number; or turn "
             "them off with --mixup 0 --cutmix 0."
         )

@@ -1,7 +1,7 @@
 """The Trainer for classifiers: mixup, smoothed labels, layer-wise learning rates, averaged weights, exact metrics."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...errors import CheckpointError, DataError
+from ...errors import CheckpointError, DataError, UserError
 from ...training.checkpoints import is_checkpoint
 from ..trainer import FinetuningTrainer
 from .augmentation import seeded
@@ -30,9 +31,9 @@ class EmaCallback(TrainerCallback):
     def __init__(self, trainer: "ClassificationTrainer"):
         self.trainer = trainer
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
-        self.trainer.ema.update(model, step=state.global_step)
+        cast(ModelEmaV3, self.trainer.ema).update(model, step=state.global_step)
 
 
 class ClassificationTrainer(FinetuningTrainer):
@@ -56,19 +57,20 @@ class ClassificationTrainer(FinetuningTrainer):
         mixup: Mixup | None = None,
         label_smoothing: float = 0.0,
         ema_decay: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.mixup = mixup
+        self.criterion: nn.Module
         if mixup is not None:
             self.criterion = SoftTargetCrossEntropy()
         else:
             self.criterion = LabelSmoothingCrossEntropy(label_smoothing) if label_smoothing else nn.CrossEntropyLoss()
-        self.ema = None
+        self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
             if self.accelerator.distributed_type in sharded:
-                raise ValueError("--model_ema_decay does not work with FSDP and DeepSpeed, which split the weights.")
+                raise UserError("--model_ema_decay does not work with FSDP and DeepSpeed, which split the weights.")
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=True)
             self.add_callback(EmaCallback(self))
         # Classes predicted and true, of all images of the last evaluation, in all processes.
@@ -85,15 +87,17 @@ class ClassificationTrainer(FinetuningTrainer):
         self._mixed = (step, batch)
         key = [self.args.seed, step, batch, self.args.process_index]
         with seeded(int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])):
-            return self.mixup(images, labels)
+            return cast(Mixup, self.mixup)(images, labels)
 
-    def compute_loss(self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         inputs = dict(inputs)
         rows, target = inputs.pop("row"), inputs.pop("labels")
         if self.mixup is not None:
             inputs["pixel_values"], target = self._mix(inputs["pixel_values"], target)
         outputs: ImageClassifierOutput = model(**inputs)
-        loss = self.criterion(outputs.logits.float(), target)
+        loss = self.criterion(cast(torch.Tensor, outputs.logits).float(), target)
         self.guard.add_loss(loss, rows)
         return (loss, outputs) if return_outputs else loss
 
@@ -118,13 +122,18 @@ class ClassificationTrainer(FinetuningTrainer):
 
     @torch.no_grad()
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Cross-entropy, top-1 and top-5 accuracy over every image once, exact with any number of processes."""
         model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
         model.eval()
         num_shown = min(5, len(self.class_names))
-        found = {"top": [], "labels": [], "losses": []}
+        found: dict[str, list[torch.Tensor]] = {"top": [], "labels": [], "losses": []}
         for inputs, valid in self.evaluation_batches(dataloader):
             labels = inputs.pop("labels")
             with self.compute_loss_context_manager():
@@ -133,15 +142,15 @@ class ClassificationTrainer(FinetuningTrainer):
             found["labels"].append(labels[valid])
             found["losses"].append(nn.functional.cross_entropy(logits, labels, reduction="none")[valid])
         mine = {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()} if found["top"] else None
-        parts = gather_object([mine]) if self.args.world_size > 1 else [mine]
+        parts: list[Any] = gather_object([mine]) if self.args.world_size > 1 else [mine]
         parts = [part for part in parts if part is not None]
         num_images = sum(len(part["labels"]) for part in parts)
         if not num_images:
-            raise DataError(f"None of the images of {self.eval_dataset.description} can be decoded.")
+            raise DataError(f"None of the images of {self.eval_source.description} can be decoded.")
         top, self.labels, losses = (
             np.concatenate([part[name] for part in parts]) for name in ("top", "labels", "losses")
         )
         self.predicted = top[:, 0]
         metrics = {"loss": float(losses.mean(dtype=np.float64)), **classification_metrics(top, self.labels)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
+        return self.evaluation_output(metrics, num_images)

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Features, Value
 from faster_coco_eval import mask_api_new_cpp
 
 from ...errors import DataError
+from .boxes import check_boxes
 
 PREFIX = "instances_"
 
@@ -43,7 +44,7 @@ def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets
     COCO's ids), `category_id` (COCO's), `area`, `iscrowd`, `segmentation` (polygons) and `rle` ({size, counts}).
 
     Raises DataError: a file that cannot be read or is no COCO annotation, no image, an image that is not in the folder,
-    an object of an unknown image or category, an id or a name that comes twice.
+    an object of an unknown image or category, an id or a name that comes twice, boxes that contradict masks or images.
     """
     annotation_file = Path(annotation_file)
     try:
@@ -72,7 +73,7 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     if len(set(names.values())) < len(names):
         raise DataError(f"{annotation_file}: two categories have the same name.")
     numbers = {category: i for i, category in enumerate(sorted(names))}
-    by_image: dict[int, list[dict]] = {image["id"]: [] for image in images}
+    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
     if len(by_image) < len(images):
         raise DataError(f"{annotation_file}: two images have the same id.")
     for annotation in annotations:
@@ -83,6 +84,10 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
                     "which the file does not list."
                 )
         by_image[annotation["image_id"]].append(annotation)
+    check_boxes(images, annotations, annotation_file)
+    for image in images:
+        if "file_name" not in image and "coco_url" in image:  # LVIS
+            image["file_name"] = _file_of(image["coco_url"], image_folder)
     missing = [image["file_name"] for image in images if not (image_folder / image["file_name"]).is_file()]
     if missing:
         raise DataError(
@@ -123,9 +128,19 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     return datasets.concatenate_datasets(chunks)
 
 
-def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[str, list]:
+def _file_of(url: str, folder: Path) -> str:
+    """Images of LVIS lie in COCO's folders, whose names end the URL: `.../train2017/000000000009.jpg`."""
+    *_, year, name = url.split("/")
+    inner = Path(year) / name
+    places = (inner, Path("..") / inner, Path(name))
+    return str(next((place for place in places if (folder / place).is_file()), Path(name)))
+
+
+def _columns(annotations: list[dict[str, Any]], numbers: dict[int, int]) -> dict[str, list[Any]]:
     masks = [annotation.get("segmentation") for annotation in annotations]
-    encoded = [_uncompressed(mask) if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks]
+    encoded: list[dict[str, list[int]]] = [
+        _uncompressed(mask) if isinstance(mask, dict) else {"size": [], "counts": []} for mask in masks
+    ]
     return {
         "id": [annotation.get("id") for annotation in annotations],
         "bbox": [annotation["bbox"] for annotation in annotations],

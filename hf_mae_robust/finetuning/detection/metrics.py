@@ -34,8 +34,8 @@ class Detections:
         """From the processor's `post_process_instance_segmentation`, of one image."""
         masks = result["masks"].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
         encoded = rle.encode(np.asfortranarray(masks)) if masks.shape[2] else []
-        arrays = (result[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
-        return cls(*arrays, tuple(encoded))
+        boxes, classes, scores = (result[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
+        return cls(boxes, classes, scores, tuple(encoded))
 
 
 def coco_metrics(
@@ -55,7 +55,8 @@ def coco_metrics(
     object, as the mean of nothing; AP of a class that does not occur is None.
     """
     truth, found = COCO(_dataset(objects, class_names)), _found(detections)
-    metrics, rows = {}, [{"class": name} for name in class_names]
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, Any]] = [{"class": name} for name in class_names]
     counts = {area: _counts(objects, len(class_names), limits) for area, limits in AREAS.items()}
     for row, count in zip(rows, counts["all"].tolist()):
         row["objects"] = count
@@ -94,7 +95,7 @@ def _counts(objects: dict[int, Objects], num_classes: int, area: tuple[float, fl
 
 def _dataset(objects: dict[int, Objects], class_names: Sequence[str]) -> dict[str, Any]:
     """As a COCO JSON file has it."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image, of_image in objects.items():
         for box, label, crowd, area, mask in zip(
             of_image.boxes, of_image.classes, of_image.crowds, of_image.areas, of_image.masks
@@ -171,7 +172,15 @@ def save_pictures(
     plt.close(figure)
 
 
-def _drawn(image, boxes, classes, masks, scores, class_names, colours) -> np.ndarray:
+def _drawn(
+    image: torch.Tensor,
+    boxes: Any,
+    classes: Any,
+    masks: Any,
+    scores: Any,
+    class_names: Sequence[str],
+    colours: Any,
+) -> np.ndarray:
     if len(boxes):
         drawable = [i for i, mask in enumerate(masks) if mask is not None]
         if drawable:

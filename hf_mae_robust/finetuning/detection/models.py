@@ -13,6 +13,7 @@ from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.positions import positions_for
 from ...conversion.settings import SIZES, settings_of
 from ...conversion.source import ModelSource
+from ...errors import UserError
 from ...model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustInstanceSegmentationConfig
 from ...model.configuration_vit_mae_robust import to_pair
 
@@ -51,7 +52,7 @@ def vit_to_vitdet(encoder: Mapping[str, torch.Tensor], positions: torch.Tensor) 
             parts = [encoder.get(f"{stem}.{which}.{kind}", zeros) for which in ("q_proj", "k_proj", "v_proj")]
             renamed[f"{block}.attention.qkv.{kind}"] = torch.cat(parts)
         elif part not in ("attention.k_proj", "attention.v_proj"):
-            raise ValueError(f"'{name}' of the encoder has no place in VitDet.")
+            raise UserError(f"'{name}' of the encoder has no place in VitDet.")
     return renamed
 
 
@@ -123,9 +124,9 @@ def _detector_on(
 ) -> ViTMAERobustForInstanceSegmentation:
     config = encoder.config
     if len(set(to_pair(config.patch_size))) > 1:
-        raise ValueError(f"Detection needs square patches, not {config.patch_size}.")
+        raise UserError(f"Detection needs square patches, not {config.patch_size}.")
     if config.intermediate_size % config.hidden_size:
-        raise ValueError(
+        raise UserError(
             f"Detection needs an intermediate_size that is a multiple of the hidden_size {config.hidden_size}, "
             f"not {config.intermediate_size}."
         )

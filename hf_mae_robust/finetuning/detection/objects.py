@@ -50,8 +50,8 @@ class Objects:
     def choose(self, index: np.ndarray) -> "Objects":
         """Those at `(m,)` bool or numbers."""
         index = np.arange(len(self))[index]
-        parts = (part[index] for part in (self.boxes, self.classes, self.crowds, self.areas))
-        return Objects(self.size, *parts, tuple(self.masks[i] for i in index))
+        boxes, classes, crowds, areas = (part[index] for part in (self.boxes, self.classes, self.crowds, self.areas))
+        return Objects(self.size, boxes, classes, crowds, areas, tuple(self.masks[i] for i in index))
 
     @classmethod
     def none(cls, size: tuple[int, int]) -> "Objects":
@@ -126,11 +126,12 @@ def _as_list(value: Any) -> list[dict[str, Any]]:
     return list(value)
 
 
-def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int, labels: ObjectLabels):
+def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int, labels: ObjectLabels) -> Any:
     """(box, class, is crowd, area, mask); None where the box has no area in the image."""
     where = f"{labels.description}: object {number} of row {row:,}"
-    category, box = found.get("category"), found.get("bbox")
-    if not isinstance(category, Integral) or not 0 <= category < len(labels.class_names):
+    category: Any = found.get("category")
+    box: Any = found.get("bbox")
+    if not isinstance(category, Integral) or not 0 <= int(category) < len(labels.class_names):
         raise DataError(
             f"{where} has the category {category!r}; there are the classes 0 to {len(labels.class_names) - 1}."
         )

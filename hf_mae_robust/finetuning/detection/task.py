@@ -15,7 +15,7 @@ from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
-from .coco import coco_splits
+from .layouts import object_splits
 from .metrics import save_pictures
 from .models import DetectorSettings, detector_for_evaluation, detector_from_encoder, detector_from_scratch
 from .objects import find_objects
@@ -26,11 +26,15 @@ DEFAULT_SCALE_RANGE = (0.1, 2.0)
 SETTINGS = ("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image")
 
 
-class DetectionTask(FinetuningTask):
+class DetectionTask(FinetuningTask[DetectionTrainer]):
     """Mask R-CNN on the encoder."""
 
     name = "detection"
     loss = "sum of Mask R-CNN's five parts"
+    metrics = tuple(
+        f"{part}_ap{which}" for part in ("box", "mask") for which in ("", "50", "75", "_small", "_medium", "_large")
+    )
+    small_recipe = "mask_rcnn_small"
 
     def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
         names = None
@@ -39,7 +43,7 @@ class DetectionTask(FinetuningTask):
             names = [by_number.get(i, f"class_{i}") for i in range(max(by_number) + 1)]
         return {
             "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
-            "find_splits": coco_splits,
+            "find_splits": object_splits,
         }
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
@@ -62,7 +66,7 @@ class DetectionTask(FinetuningTask):
         arguments: FinetuneArguments,
         model: PreTrainedModel,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> DetectionTrainer:
         augmentation, side = arguments.augmentation, model.config.image_size
@@ -72,14 +76,15 @@ class DetectionTask(FinetuningTask):
             image_mean=list(pixels.image_mean),
             image_std=list(pixels.image_std),
         )
-        recipe = {}
+        recipe: dict[str, Any] = {}
         if not arguments.recipe.eval_only:
             augments = augmentation.augmentation
+            low, high = augmentation.scale_range or DEFAULT_SCALE_RANGE
             recipe = {
                 "layer_decay": arguments.recipe.layer_decay,
                 "train_transform": LargeScaleJitter(
                     side,
-                    tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE) if augments else (1.0, 1.0),
+                    (low, high) if augments else (1.0, 1.0),
                     arguments.data.horizontal_flip and augments,
                 ),
             }

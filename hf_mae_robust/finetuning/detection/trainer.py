@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -11,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ...errors import DataError
 from ..trainer import FinetuningTrainer, with_shared_batch_norm
 from .metrics import Detections, coco_metrics
+from .objects import Objects
 
 LOSS_PARTS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 
@@ -24,17 +27,19 @@ class DetectionTrainer(FinetuningTrainer):
     AP counts the surest `detections_per_image` (of the model's config) of each image; COCO's counts 100.
     """
 
-    def __init__(self, *, model: PreTrainedModel, args: TrainingArguments, num_pictures: int = 8, **kwargs):
+    def __init__(self, *, model: PreTrainedModel, args: TrainingArguments, num_pictures: int = 8, **kwargs: Any):
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
         self.num_pictures = num_pictures
         self._loss_parts: list[torch.Tensor] = []
         # Of the last evaluation.
-        self.pictures: list[tuple] = []
+        self.pictures: list[tuple[torch.Tensor, Objects, Detections]] = []
         self.results_of_classes: list[dict[str, Any]] = []
 
     # ---- training ----
 
-    def compute_loss(self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         inputs = dict(inputs)
         rows = inputs.pop("row")
         outputs = model(**inputs)
@@ -54,17 +59,24 @@ class DetectionTrainer(FinetuningTrainer):
 
     @torch.no_grad()
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """COCO's AP of boxes and masks over every image once, at its own size, exact with any number of processes: the
         first one computes it from what all have found."""
         model = self.accelerator.unwrap_model(self.model).eval()
-        mine, self.pictures = [], []
+        mine: list[tuple[int, Objects, Detections]] = []
+        processor: Any = self.processing_class
+        self.pictures = []
         for inputs, valid in self.evaluation_batches(dataloader):
             found = [label["objects"] for label in inputs.pop("labels")]
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
-            results = self.processing_class.post_process_instance_segmentation(
+            results = processor.post_process_instance_segmentation(
                 outputs, threshold=0.0, target_sizes=[objects.size for objects in found]
             )
             for i, (objects, result, is_valid) in enumerate(zip(found, results, valid.tolist())):
@@ -79,8 +91,8 @@ class DetectionTrainer(FinetuningTrainer):
                     self.pictures.append((resize(shown, list(objects.size)).cpu(), *mine[-1][1:]))
         everything = gather_object(mine) if self.args.world_size > 1 else mine
         if not everything:
-            raise DataError(f"None of the images of {self.eval_dataset.description} can be used.")
-        outcome = [None, None]
+            raise DataError(f"None of the images of {self.eval_source.description} can be used.")
+        outcome: list[Any] = [None, None]
         if self.is_world_process_zero():
             objects = {number: of_image for number, of_image, _ in everything}
             detections = {number: of_image for number, _, of_image in everything}
@@ -88,4 +100,4 @@ class DetectionTrainer(FinetuningTrainer):
             outcome = list(coco_metrics(objects, detections, self.class_names, count))
         metrics, self.results_of_classes = broadcast_object_list(outcome) if self.args.world_size > 1 else outcome
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(everything))
+        return self.evaluation_output(metrics, len(everything))

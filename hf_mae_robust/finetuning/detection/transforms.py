@@ -31,6 +31,7 @@ def cropped_masks(
     their pixels, (x0, y0, x1, y1); and which objects these are, `(n,)` int64: those with a pixel left.
     """
     parts, boxes, chosen = [], [], []
+    mask: Any  # each has one
     for i, mask in enumerate(objects.masks):
         # One object at a time, and only where it is: whole masks of all objects are what would take memory and time.
         x, y, width, height = (int(number) for number in rle.toBbox(mask))
@@ -47,8 +48,8 @@ def cropped_masks(
             boxes.append((left + is_column[0], top + is_row[0], left + is_column[-1] + 1, top + is_row[-1] + 1))
             chosen.append(i)
     masks = np.zeros((len(parts), side, side), np.uint8)  # takes memory only where something is written
-    for mask, (top, left, part) in zip(masks, parts):
-        mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    for plane, (top, left, part) in zip(masks, parts):
+        plane[top : top + part.shape[0], left : left + part.shape[1]] = part
     return (
         torch.from_numpy(masks),
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -59,7 +60,8 @@ def cropped_masks(
 def fit_size(size: Sequence[int], side: float) -> tuple[int, int]:
     """(height, width) of an image whose long side is made `side` pixels, with its aspect ratio kept."""
     factor = side / max(size)
-    return tuple(max(1, round(length * factor)) for length in size)
+    height, width = (max(1, round(length * factor)) for length in size)
+    return height, width
 
 
 class LargeScaleJitter:
@@ -120,11 +122,11 @@ class DetectionEvaluationTransform:
     """The geometric part of the detector's image processor, and under "labels" the objects as they are."""
 
     def __init__(self, processor: DetrImageProcessor):
-        self.processor = processor
+        self.processor: Any = processor
 
     def __call__(self, image: torch.Tensor, objects: Objects) -> dict[str, Any]:
         # Of 1 x 1 pixels the processor could not tell where the channels are.
-        layout = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        layout: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
         inputs = self.processor(images=image, do_rescale=False, do_normalize=False, **layout)
         return {
             "pixel_values": inputs.pixel_values[0].to(torch.uint8),

@@ -1,5 +1,6 @@
 """Semantic maps of a data set: which column, which values are which class, and that map and image fit together."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +12,15 @@ from datasets import Features
 
 from ...data.decoding import decode_map
 from ...data.labels import MAX_VALUE, read_id2label
-from ...errors import DataError, ImageDecodingError
+from ...data.notes import note
+from ...data.source import ImageSource
+from ...errors import DataError, ImageDecodingError, UserError
 
+# What maps hold where there is no class, unless it has a name; the default of --ignore_index.
+UNNAMED = 255
+# So many maps are looked at before the training: all over a table, from the beginning of what is read row by row.
+NUM_LOOKED_AT, NUM_LOOKED_AT_OF_STREAM = 64, 8
+MAX_IGNORED = 0.5
 # In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
 IGNORED = -1
 NAMES_OF_COLUMNS = ("annotation", "label", "mask", "segmentation_map", "segmentation")
@@ -39,6 +47,7 @@ class SemanticMaps:
         column: its name. class_names: of the classes 0, 1, ... description: of the data set, for errors.
         values: of a map, of each class.
         ignored_values: of a map, that are no class and are not counted.
+        is_count: whether the user gave the number of classes, not names of values.
     """
 
     column: str
@@ -46,10 +55,11 @@ class SemanticMaps:
     values: tuple[int, ...]
     ignored_values: tuple[int, ...]
     description: str
+    is_count: bool = False
     _classes: torch.Tensor = field(init=False, repr=False, compare=False)
     is_joint = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         classes = torch.full((MAX_VALUE + 1,), _NO_CLASS, dtype=torch.int32)
         classes[list(self.values)] = torch.arange(len(self.values), dtype=torch.int32)
         classes[list(self.ignored_values)] = IGNORED
@@ -67,6 +77,46 @@ class SemanticMaps:
         if features is not None and self.column not in features:
             raise DataError(f"{description} has no column '{self.column}', the maps of {self.description}.")
         return replace(self, description=description)
+
+    def examined(self, source: ImageSource) -> "SemanticMaps":
+        """What the maps of some rows show. Two classes without names, and maps of 0 and 255 alone: these are the two.
+        Prints which classes have no pixel in them, and a large share of ignored pixels.
+
+        Raises DataError where every pixel is ignored.
+        """
+        counts: Counter[int] = Counter()
+        num_maps = 0
+        for row in _rows_to_look_at(source):
+            try:
+                numbers = decode_map(source.rows.label(row), row)
+            except ImageDecodingError:
+                continue  # counted and named when it is trained on
+            values, sizes = numbers.unique(return_counts=True)
+            counts.update(dict(zip(values.tolist(), sizes.tolist())))
+            num_maps += 1
+        if not counts:
+            return self
+        if self.is_count and set(counts) == {0, UNNAMED} and self.values == (0, 1):
+            note(
+                f"{self.description}: the maps hold 0 and 255, so 255 is taken for {self.class_names[1]} "
+                '(--id2label with {"0": "name", "255": "name"} names them)'
+            )
+            return replace(self, values=(0, UNNAMED), ignored_values=()).examined(source)
+        total = sum(counts.values())
+        ignored = sum(counts[value] for value in self.ignored_values)
+        looked_at = f"{self.description}: in {num_maps:,} maps looked at"
+        if ignored == total:
+            raise DataError(
+                f"{looked_at} every pixel is ignored (values {', '.join(map(str, sorted(counts)))}), so that there is "
+                "nothing to learn. Name the values that are classes with --id2label, or change --ignore_index."
+            )
+        if ignored > MAX_IGNORED * total:
+            note(f"Warning: {looked_at} {ignored / total:.0%} of the pixels are ignored (--ignore_index, --id2label)")
+        without = [name for name, value in zip(self.class_names, self.values) if not counts[value]]
+        if without:
+            names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+            note(f"Warning: {looked_at} {len(without):,} of {len(self.values):,} classes have no pixel: {names}")
+        return self
 
     def decode(self, value: Any, image: torch.Tensor, row: int) -> torch.Tensor:
         """An encoded map -> classes `(h, w)` int32, IGNORED where there is none. image: `(C, h, w)`, of the same row.
@@ -101,29 +151,38 @@ class SemanticMaps:
         return torch.full((16, 16), IGNORED, dtype=torch.int32)
 
 
+def _rows_to_look_at(source: ImageSource) -> list[int]:
+    if source.num_rows is None:
+        return []
+    if not source.seekable_at_no_cost:
+        return list(range(min(NUM_LOOKED_AT_OF_STREAM, source.row_groups[0]))) if source.row_groups else []
+    step = max(1, source.num_rows // NUM_LOOKED_AT)
+    return list(range(0, source.num_rows, step))[:NUM_LOOKED_AT]
+
+
 def name_classes(
     names: dict[int, str], do_reduce_labels: bool, ignore_index: int
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     """Class names, the value of each in the maps, and the ignored values.
 
     names: of the values in the maps. Classes are numbered in the order of their values, without gaps. `ignore_index`
-    is no class, wherever it stands among them; nor is 255, unless it has a name. With `do_reduce_labels` 0 is no class;
-    there the names may also be those of the reduced classes (0 is the first one, as in the files on the Hub for
-    ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
+    is no class, wherever it stands among them; nor is 255 (its default), unless it has a name. With `do_reduce_labels`
+    0 is no class; there the names may also be those of the reduced classes (0 is the first one, as in the files on the
+    Hub for ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
 
     Raises ValueError where fewer than two classes are left, or two have the same name.
     """
     if do_reduce_labels and 0 in names and names[0].strip().lower() not in NAMES_OF_NOTHING:
         names = {value + 1: name for value, name in names.items()}
-    ignored = {ignore_index, 255} if 255 not in names else {ignore_index}
+    ignored = {ignore_index, UNNAMED} if UNNAMED not in names else {ignore_index} - {UNNAMED}
     ignored |= {0} if do_reduce_labels else set()
     values = tuple(sorted(names.keys() - ignored))
     class_names = tuple(names[value] for value in values)
     if len(values) < 2:
-        raise ValueError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.")
+        raise UserError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.")
     if len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if class_names.count(name) > 1)
-        raise ValueError(f"--id2label has two classes of the name '{twice}'.")
+        raise UserError(f"--id2label has two classes of the name '{twice}'.")
     return class_names, values, tuple(sorted(value for value in ignored if 0 <= value <= MAX_VALUE))
 
 
@@ -156,7 +215,8 @@ def find_maps(
         if not known and len(images) != 1:
             raise DataError(
                 f"{description} has {len(images)} columns that may be semantic maps: name the one with "
-                f"--label_column_name. It has: {columns}."
+                f"--label_column_name. It has: {columns}. In a folder of files, maps lie beside the images under the "
+                "same names: images/train/a.jpg, masks/train/a.png."
             )
         wanted = known[0] if known else images[0]
     if wanted not in features:
@@ -174,4 +234,5 @@ def find_maps(
             f'{description} does not name its classes: give --id2label FILE with {{"0": "name", ...}} for the values '
             "in the maps, or --id2label 150 for that many classes without names."
         )
-    return SemanticMaps(wanted, *name_classes(read_id2label(id2label), do_reduce_labels, ignore_index), description)
+    named = name_classes(read_id2label(id2label), do_reduce_labels, ignore_index)
+    return SemanticMaps(wanted, *named, description, is_count=str(id2label).isdigit())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -77,8 +78,8 @@ def save_classes(confusion: np.ndarray, class_names: Sequence[str], folder: str 
     axes.barh(range(len(shown)), [iou[i] for i in shown], tick_label=names)
     axes.margins(y=0.01)
     limit = f" of the {MAX_BARS} commonest classes" if len(class_names) > MAX_BARS else ""
-    mean = segmentation_metrics(confusion)["mean_iou"]
-    axes.set(xlim=(0, 1), xlabel=f"IoU{limit} (the commonest above); mean {mean:.4f}")
+    mean = f"{segmentation_metrics(confusion)['mean_iou']:.4f}" if union.any() else "none, as no pixel counts"
+    axes.set(xlim=(0, 1), xlabel=f"IoU{limit} (the commonest above); mean {mean}")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(Path(folder) / "classes.png", dpi=110)
     plt.close(figure)
@@ -106,7 +107,7 @@ def save_overlays(
             if ax in rows[0]:
                 ax.set_title(title)
     maps = [classes[classes != IGNORED] for _, *both in pictures for classes in both]
-    pixels = sum(np.bincount(classes, minlength=len(colours)) for classes in maps)
+    pixels: Any = sum(np.bincount(classes, minlength=len(colours)) for classes in maps)
     seen = [i for i in np.argsort(-pixels, kind="stable") if pixels[i]]
     patches = [Patch(color=colours[i], label=shown_name(class_names[i])) for i in seen[:MAX_IN_LEGEND]]
     if patches:

@@ -5,6 +5,7 @@ conversion/beit.py says why a BEiT is the MAE ViT.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import BeitConfig, PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -14,6 +15,7 @@ from ...conversion.finetuned import label_settings, read_finetuned
 from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.settings import settings_of
 from ...conversion.source import ModelSource
+from ...errors import UserError
 from .maps import IGNORED
 
 DEFAULT_IMAGE_SIZE = 512
@@ -45,7 +47,7 @@ def tap_indices(num_hidden_layers: int) -> list[int]:
     mmsegmentation taps its 0-based blocks 3, 5, 7, 11 of ViT-B and 7, 11, 15, 23 of ViT-L."""
     taps = [round(num_hidden_layers * share) for share in (1 / 3, 1 / 2, 2 / 3, 1)]
     if taps[0] < 1 or len(set(taps)) < 4:
-        raise ValueError(f"Segmentation taps four blocks; an encoder of {num_hidden_layers} has too few (6 will do).")
+        raise UserError(f"Segmentation taps four blocks; an encoder of {num_hidden_layers} has too few (6 will do).")
     return taps
 
 
@@ -67,7 +69,7 @@ def segmenter_from_scratch(
     """UperNet on an encoder as it is before MAE's pre-training, and how it wants its images; in float32 and in training
     mode. source: see `encoder_from_scratch`; an `image_size` in its overrides wins. Raises ValueError."""
     encoder, pixels = encoder_from_scratch(source, settings.image_size)
-    return _segmenter_on(encoder, encoder.config.image_size, class_names, settings), pixels
+    return _segmenter_on(encoder, cast(int, encoder.config.image_size), class_names, settings), pixels
 
 
 def segmenter_from_encoder(
@@ -89,7 +91,7 @@ def segmenter_for_evaluation(
 ) -> tuple[UperNetForSemanticSegmentation, Pixels]:
     """A UperNet as it is, in evaluation mode, and how it wants its images. Raises ValueError as `read_finetuned`."""
     model = read_finetuned(source, UperNetForSemanticSegmentation, class_names, "segmenter")
-    return model, read_pixels(source, model.config.backbone_config)
+    return model, read_pixels(source, cast(PreTrainedConfig, model.config.backbone_config))
 
 
 def _segmenter_on(
@@ -102,7 +104,7 @@ def _segmenter_on(
         loss_ignore_index=IGNORED,
         **label_settings(class_names),
     )
-    config.backbone_config._attn_implementation = settings.attn_implementation
+    cast(PreTrainedConfig, config.backbone_config)._attn_implementation = settings.attn_implementation
     model = UperNetForSemanticSegmentation(config)
     fill_beit(model.backbone.beit, encoder)
     return model.train()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, SegformerImageProcessor
 from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
+from ...errors import UserError
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
@@ -28,11 +29,13 @@ from .transforms import SegmentationEvaluationTransform, SegmentationTransform
 DEFAULT_SCALE_RANGE = (0.5, 2.0)
 
 
-class SegmentationTask(FinetuningTask):
+class SegmentationTask(FinetuningTask[SegmentationTrainer]):
     """UperNet on the encoder."""
 
     name = "segmentation"
     loss = "cross-entropy a pixel, of both heads"
+    metrics = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    small_recipe = "upernet_small"
 
     def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
         data, segmentation = arguments.data, arguments.segmentation
@@ -68,7 +71,7 @@ class SegmentationTask(FinetuningTask):
         arguments: FinetuneArguments,
         model: PreTrainedModel,
         pixels: Pixels,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str],
         **common: Any,
     ) -> SegmentationTrainer:
         augmentation, segmentation = arguments.augmentation, arguments.segmentation
@@ -77,22 +80,24 @@ class SegmentationTask(FinetuningTask):
         processor = SegformerImageProcessor(
             size={"height": size, "width": size}, image_mean=list(pixels.image_mean), image_std=list(pixels.image_std)
         )
+        recipe: dict[str, Any]
         if arguments.recipe.eval_only:
             recipe = {}
         else:
             no_change = not augmentation.augmentation
+            low, high = augmentation.scale_range or DEFAULT_SCALE_RANGE
             recipe = {
                 "layer_decay": arguments.recipe.layer_decay,
                 "train_transform": SegmentationTransform(
                     size,
-                    (1.0, 1.0) if no_change else tuple(augmentation.scale_range or DEFAULT_SCALE_RANGE),
+                    (1.0, 1.0) if no_change else (low, high),
                     arguments.data.horizontal_flip and not no_change,
                     augmentation.photometric_distortion and not no_change,
                     pixels.image_mean,
                 ),
             }
         if segmentation.stride is not None and segmentation.stride > size:
-            raise ValueError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
+            raise UserError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
         return SegmentationTrainer(
             model=model,
             processing_class=processor,
@@ -126,4 +131,6 @@ class SegmentationTask(FinetuningTask):
         if trainer.pictures:
             save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
             files.append("predictions.png")
+        if not trainer.confusion.any():
+            return "No mean IoU: every pixel of the evaluation is ignored.", files
         return f"Mean IoU {segmentation_metrics(trainer.confusion)['mean_iou']:.4f}.", files

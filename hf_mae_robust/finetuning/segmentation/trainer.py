@@ -1,17 +1,18 @@
 """The Trainer for semantic segmentation: UperNet's two losses, and evaluation by sliding windows."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...errors import DataError
+from ...errors import DataError, UserError
 from ..trainer import FinetuningTrainer, shares_batch_norm, with_shared_batch_norm
 from .maps import IGNORED
 from .metrics import confusion_of, segmentation_metrics
@@ -41,7 +42,8 @@ def sliding_logits(
     image = nn.functional.pad(image, (0, max(window - own_width, 0), 0, max(window - own_height, 0)))
     height, width = image.shape[-2:]
     corners = [(y, x) for y in window_starts(height, window, stride) for x in window_starts(width, window, stride)]
-    total, counts = None, image.new_zeros(height, width)
+    total: Any = None
+    counts = image.new_zeros(height, width)
     for first in range(0, len(corners), batch_size):
         part = corners[first : first + batch_size]
         logits = predict(torch.stack([image[:, y : y + window, x : x + window] for y, x in part])).float()
@@ -56,7 +58,8 @@ def sliding_logits(
 def resized_classes(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The likeliest class `(h, w)` int64 of logits `(K, H, W)`, scaled to `size` (bilinear). A few classes at a time:
     photos of a dozen megapixels have gigabytes of logits."""
-    best, classes = None, None
+    best: Any = None
+    classes: Any = None
     for first in range(0, len(logits), CLASSES_AT_A_TIME):
         part = logits[None, first : first + CLASSES_AT_A_TIME]
         values, found = nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)[0].max(dim=0)
@@ -91,11 +94,11 @@ class SegmentationTrainer(FinetuningTrainer):
         crop_size: int,
         stride: int,
         num_pictures: int = 8,
-        **kwargs,
+        **kwargs: Any,
     ):
         if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_batch_norm(args):
             # UperNet also looks at the whole crop as one place: one value a channel.
-            raise ValueError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
+            raise UserError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
         self.crop_size, self.stride, self.num_pictures = crop_size, stride, num_pictures
         self.confusion: np.ndarray | None = None
@@ -104,16 +107,18 @@ class SegmentationTrainer(FinetuningTrainer):
         self._auxiliary_logits: torch.Tensor | None = None
         self.accelerator.unwrap_model(self.model).auxiliary_head.register_forward_hook(self._keep_auxiliary_logits)
 
-    def _keep_auxiliary_logits(self, module, inputs, logits) -> None:
+    def _keep_auxiliary_logits(self, module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
         self._auxiliary_logits = logits
 
     # ---- training ----
 
-    def compute_loss(self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         inputs = dict(inputs)
         rows, classes = inputs.pop("row"), inputs.pop("labels")
         outputs = model(**inputs)
-        auxiliary, self._auxiliary_logits = self._auxiliary_logits, None
+        auxiliary, self._auxiliary_logits = cast(torch.Tensor, self._auxiliary_logits), None
         auxiliary = nn.functional.interpolate(auxiliary, size=classes.shape[-2:], mode="bilinear", align_corners=False)
         weight = self.accelerator.unwrap_model(self.model).config.auxiliary_loss_weight
         loss = (
@@ -126,7 +131,12 @@ class SegmentationTrainer(FinetuningTrainer):
 
     @torch.no_grad()
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Mean IoU, mean accuracy and pixel accuracy over every image once, at its own size, exact with any number of
         processes: their confusion matrices add up."""
@@ -152,12 +162,14 @@ class SegmentationTrainer(FinetuningTrainer):
                     shown = resize(self.normalization.undo(image), list(classes.shape)).permute(1, 2, 0)
                     step = -(-max(classes.shape) // MAX_SIDE_OF_PICTURES)
                     parts = (part[::step, ::step].contiguous() for part in (shown, classes, predicted))
-                    self.pictures.append(tuple(part.cpu().numpy() for part in parts))
+                    picture, truth, prediction = (part.cpu().numpy() for part in parts)
+                    self.pictures.append((picture, truth, prediction))
         if self.args.world_size > 1:
             confusion, counts = reduce(confusion, "sum"), reduce(counts, "sum")
         if not counts.item():
-            raise DataError(f"None of the images of {self.eval_dataset.description} can be used.")
+            raise DataError(f"None of the images of {self.eval_source.description} can be used.")
         self.confusion = confusion.cpu().numpy()
-        metrics = segmentation_metrics(self.confusion)
+        # Without a pixel that counts there is no mean, and 0 would be taken for a result.
+        metrics = segmentation_metrics(self.confusion) if self.confusion.any() else {}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(counts))
+        return self.evaluation_output(metrics, int(counts))

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
+from ...errors import UserError
 from .maps import IGNORED
 
 MAX_SHARE_OF_A_CLASS = 0.75
@@ -49,7 +50,7 @@ class SegmentationTransform:
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     ):
         if photometric_distortion and len(image_mean) != 3:
-            raise ValueError(
+            raise UserError(
                 f"--photometric_distortion is for images of 3 channels, not {len(image_mean)}: set it to false."
             )
         self.crop_size, self.scale_range = crop_size, scale_range

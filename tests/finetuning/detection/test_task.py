@@ -110,15 +110,20 @@ def results_of(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
-    """From scratch, on four images of rectangles: found, and outlined."""
+@pytest.mark.parametrize(
+    ("steps", "rate", "box_ap", "mask_ap", "is_sure"),
+    [(90, 4e-3, 0.5, 0.5, False), pytest.param(220, 3e-3, 0.9, 0.8, True, marks=pytest.mark.slow)],
+)
+def test_it_learns_what_it_sees(words, scenes_dir, tmp_path, steps, rate, box_ap, mask_ap, is_sure):
+    """From scratch, four images of rectangles: found, and outlined; the longer, the closer. is_sure: a pipeline finds
+    each object once."""
     more = ["--max_train_samples", 4, "--eval_split_name", "train", "--max_eval_samples", 4, "--augmentation", "false"]
-    more += ["--max_steps", 220, "--learning_rate", 3e-3, "--warmup_steps", 10, "--weight_decay", 0]
+    more += ["--max_steps", steps, "--learning_rate", rate, "--warmup_steps", 10, "--weight_decay", 0]
     trainer = finetune(*make_parser().parse(words(*more)))
     results = results_of(tmp_path / "out")
     assert results["eval_box_ap50"] > 0.95 and results["eval_mask_ap50"] > 0.95, results
-    assert results["eval_box_ap"] > 0.9 and results["eval_mask_ap"] > 0.8, results
-    assert losses(trainer)[-1] < 0.3 * losses(trainer)[0]
+    assert results["eval_box_ap"] > box_ap and results["eval_mask_ap"] > mask_ap, results
+    assert losses(trainer)[-1] < (0.3 if is_sure else 0.4) * losses(trainer)[0]
     for name in ("loss.png", "predictions.png"):
         assert PIL.Image.open(tmp_path / "out" / name).size[0] > 300
     classes = json.loads((tmp_path / "out" / "classes.json").read_text())["classes"]
@@ -131,10 +136,11 @@ def test_it_learns_a_handful_of_images_by_heart(words, scenes_dir, tmp_path):
     assert {key: again[key] for key in again if "_ap" in key} == {key: results[key] for key in results if "_ap" in key}
     row = Dataset.from_parquet(str(scenes_dir / "data" / "train-*.parquet"))[0]
     found = pipeline("object-detection", str(tmp_path / "out"), trust_remote_code=True)(row["image"], threshold=0.5)
-    assert len(found) == len(row["objects"]["bbox"])
     for category, (x, y, *_) in zip(row["objects"]["category"], row["objects"]["bbox"]):
         near = [f for f in found if abs(f["box"]["xmin"] - x) <= 3 and abs(f["box"]["ymin"] - y) <= 3]
-        assert [f["label"] for f in near] == [["red", "blue"][category]]
+        label = ["red", "blue"][category]
+        assert [f["label"] for f in near] == [label] if is_sure else label in [f["label"] for f in near]
+    assert len(found) == len(row["objects"]["bbox"]) or not is_sure
 
 
 def test_every_parameter_trains(arguments):

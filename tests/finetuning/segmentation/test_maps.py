@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -259,3 +260,38 @@ def test_a_source_of_no_names_is_an_error(source):
 def test_classes_that_cannot_be_told_apart_are_an_error(names, message):
     with pytest.raises(ValueError, match=message):
         name_classes(names, False, 1)
+
+
+def source_of_maps(*numbers: np.ndarray):
+    rows = [png(value) for value in numbers]
+    return SimpleNamespace(
+        num_rows=len(rows),
+        row_groups=(len(rows),),
+        seekable_at_no_cost=True,
+        rows=SimpleNamespace(label=lambda row: rows[row]),
+    )
+
+
+BINARY = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+
+
+def test_a_value_that_is_named_is_a_class():
+    assert name_classes({0: "background", 255: "polyp"}, False, 255) == (("background", "polyp"), (0, 255), ())
+    assert 255 in name_classes(read_id2label("301"), False, 255)[1]
+    assert name_classes({0: "background", 1: "a", 255: "edge"}, False, 255)[2] == ()
+
+
+def test_two_classes_of_maps_with_0_and_255(capsys):
+    found = maps(2).examined(source_of_maps(BINARY))
+    assert found.decode(png(BINARY), blank(2, 2), 0).tolist() == [[0, 1], [1, 0]]
+    assert "255 is taken for class_1" in capsys.readouterr().out
+    usual = np.array([[0, 255], [1, 0]], dtype=np.uint8)  # here 255 is what is ignored
+    assert maps(2).examined(source_of_maps(usual)).decode(png(usual), blank(2, 2), 0).tolist() == [[0, -1], [1, 0]]
+
+
+def test_classes_without_a_pixel_and_ignored_pixels_are_said(capsys):
+    maps(3).examined(source_of_maps(np.array([[0, 255], [255, 255]], dtype=np.uint8)))
+    said = capsys.readouterr().out
+    assert "75% of the pixels are ignored" in said and "2 of 3 classes have no pixel: class_1, class_2" in said
+    with pytest.raises(DataError, match="every pixel is ignored"):
+        maps(3).examined(source_of_maps(np.full((2, 2), 255, np.uint8)))

@@ -1,12 +1,13 @@
 """Runs over data with bad images in it."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from hf_mae_robust.pretrain import main, make_parser, pretrain
+from hf_mae_robust.pretrain import main, make_parser, prepare, pretrain
 from tests.helpers import write_parquet_set
 from tests.runs import run, tiny_run
 
@@ -79,3 +80,52 @@ def test_a_resumed_run_goes_on_with_the_list(spoilt_set, tmp_path):
     assert listed.read_text() == first
     main([*words, "--overwrite_output_dir", "--max_steps", "1", "--eval_split_name", "none"])
     assert not listed.exists() or len(listed.read_text()) < len(first)
+
+
+def test_a_fault_of_ours_says_so_and_what_to_report(photos_dir, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise ValueError("three is not four")
+
+    monkeypatch.setattr("hf_mae_robust.training.run.save_loss_plot", fail)
+    with pytest.raises(SystemExit) as end:
+        main(tiny_run(photos_dir, "--max_steps", "1", "--output_dir", str(tmp_path)))
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "three is not four" in error
+    sentence = error.strip().splitlines()[-1]
+    for part in ("this is a bug of hf_mae_robust (ValueError)", "report", "run.json", "transformers", "torch"):
+        assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim", "adamw_bnb_8bit"], "--optim adamw_bnb_8bit: "),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: "),
+        (["--lr_scheduler_type", "linear", "--lr_scheduler_kwargs", '{"a": 1}'], "--lr_scheduler_kwargs {'a': 1}"),
+        (["--fsdp", "full_shard"], "fsdp only works in distributed training"),
+        (["--torch_compile_backend", "fast"], "--torch_compile_backend fast: one of "),
+        (["--load_best_model_at_end"], "--load_best_model_at_end needs evaluations"),
+        (
+            ["--save_strategy", "best", "--eval_strategy", "epoch", "--metric_for_best_model", "accuracy"],
+            "--metric_for_best_model accuracy: an evaluation gives loss",
+        ),
+        (["--output_dir", "/dev/null/out"], "--output_dir /dev/null/out: /dev/null is not a folder"),
+    ],
+)
+def test_what_would_fail_in_the_training_is_said_before(photos_dir, tmp_path, capsys, words, message):
+    if "adamw_bnb_8bit" in words and find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(SystemExit) as end:
+        main(tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"), *words))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and "Traceback" not in error
+
+
+def test_a_warm_up_longer_than_the_run_is_said(photos_dir, tmp_path, capsys):
+    words = tiny_run(photos_dir, "--max_steps", "20", "--output_dir", str(tmp_path))
+    prepare(make_parser().parse([*words, "--warmup_steps", "1500"]))
+    output = capsys.readouterr().out
+    assert "Warning: the warm-up (1,500 steps)" in output and "Give --warmup_steps 1, 5% of the run" in output
+    prepare(make_parser().parse([*words, "--warmup_steps", "19"]))
+    assert "Warning" not in capsys.readouterr().out

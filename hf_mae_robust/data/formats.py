@@ -1,0 +1,136 @@
+"""Which files are images: those that Pillow opens here, and those that it opens with a plugin."""
+
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from PIL import Image
+
+# Formats of Pillow that are no still pictures, or for which it has a stub that cannot decode.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+# Image formats that need more than Pillow, and what reads them or what to do.
+PLUGINS = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
+    **dict.fromkeys((".avif", ".avifs"), "pip install pillow-avif-plugin, or a newer Pillow"),
+    ".jxl": "pip install pillow-jxl-plugin",
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "install a Pillow with OpenJPEG"),
+    ".webp": "install a Pillow with WebP",
+    **dict.fromkeys(
+        (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "convert camera raw files, with rawpy"
+    ),
+    **dict.fromkeys((".dcm", ".dicom"), "convert DICOM files, with pydicom"),
+    **dict.fromkeys((".svg", ".svgz"), "draw them as PNG files"),
+    **dict.fromkeys((".nii", ".npy", ".npz"), "convert arrays to image files"),
+}
+# First bytes of the usual formats, for files whose name says nothing.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+# Endings of files that are no images, so that their content need not be looked at.
+_OTHER = frozenset(
+    [
+        ".arrow",
+        ".bin",
+        ".bz2",
+        ".cfg",
+        ".ckpt",
+        ".csv",
+        ".db",
+        ".gz",
+        ".h5",
+        ".hdf",
+        ".hdf5",
+        ".html",
+        ".ini",
+        ".ipynb",
+        ".jsonl",
+        ".json",
+        ".lock",
+        ".log",
+        ".mat",
+        ".md",
+        ".mov",
+        ".mp3",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".npy",
+        ".npz",
+        ".onnx",
+        ".parquet",
+        ".pdf",
+        ".pickle",
+        ".pkl",
+        ".pt",
+        ".pth",
+        ".py",
+        ".pyc",
+        ".rar",
+        ".rst",
+        ".safetensors",
+        ".sh",
+        ".sum",
+        ".tar",
+        ".tex",
+        ".tgz",
+        ".toml",
+        ".tsv",
+        ".txt",
+        ".wav",
+        ".xls",
+        ".xlsx",
+        ".xml",
+        ".xz",
+        ".yaml",
+        ".yml",
+        ".zip",
+        ".zst",
+        ".7z",
+        ".avi",
+        ".mkv",
+        ".pb",
+        ".tfrecord",
+        ".sqlite",
+        ".doc",
+        ".docx",
+        ".ps",
+        ".eps",
+        ".wmf",
+        ".emf",
+        ".bufr",
+        ".grib",
+        ".iim",
+    ]
+)
+
+
+def _register_plugins() -> None:
+    """Plugins that are installed but have to be asked before Pillow uses them."""
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    for module in ("pillow_avif", "pillow_jxl"):  # these do it when they are imported
+        with suppress(ImportError):
+            import_module(module)
+
+
+def readable_endings() -> frozenset[str]:
+    """Lower-case endings, with the dot, of the image files that can be decoded here."""
+    Image.init()
+    return frozenset(
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in _NO_PICTURES
+    )
+
+
+def looks_like_an_image(path: Path) -> bool:
+    """Whether a file begins as one of the usual image formats, whatever its name ends with."""
+    if path.suffix.lower() in _OTHER:
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith(_MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+_register_plugins()

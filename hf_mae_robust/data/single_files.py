@@ -1,0 +1,108 @@
+"""A file as --dataset_name: a table, an archive of WebDataset, or a list of image files."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features, Value
+
+from ..errors import DataError
+from .formats import PLUGINS, readable_endings
+
+# Ending -> the builder of `datasets` that reads such a file.
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".tar": "webdataset"}
+LISTS = {".csv": ",", ".tsv": "\t", ".txt": " ", ".lst": "\t"}
+ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+MAX_MISSING = 0.01
+
+
+def builder_of(path: Path) -> str:
+    """The builder for a file that is no list. Raises DataError for files that hold no data set, saying what to give."""
+    ending = path.suffix.lower()
+    if ending in BUILDERS:
+        return BUILDERS[ending]
+    if ending in ARCHIVES:
+        raise DataError(f"--dataset_name {path} is an archive: unpack it, and give the folder that it makes.")
+    if ending in readable_endings() or ending in PLUGINS:
+        raise DataError(f"--dataset_name {path} is one image file: give the folder that holds the images.")
+    if ending == ".json":
+        raise DataError(
+            f"--dataset_name {path} is a file of annotations: give the folder that holds annotations/ and the images."
+        )
+    raise DataError(
+        f"--dataset_name {path} is a file of no kind that holds images. Give a folder of images, a .parquet, .jsonl or "
+        ".tar file, or a list of image files (.csv, .tsv, .txt)."
+    )
+
+
+def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dataset:
+    """A list of image files: .csv or .tsv with a header (the column of paths becomes of type Image, the others are
+    whole numbers or strings), or lines "PATH" or "PATH LABEL". Relative paths count from the list's folder.
+
+    Raises DataError: the file cannot be read, no column holds paths of images, or more than 1% of the files are not
+    there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--dataset_name {path} cannot be read as a list of image files: {error}.") from error
+    names, rows = _parse(text, LISTS[path.suffix.lower()], path.parent)
+    if not rows:
+        raise DataError(f"--dataset_name {path} lists no image.")
+    endings = readable_endings()
+
+    def holds_paths(column: int) -> bool:
+        return Path(rows[0][column]).suffix.lower() in endings
+
+    column = next((i for i in range(len(names)) if holds_paths(i)), None)
+    if image_column is not None and image_column in names:
+        column = names.index(image_column)
+    if column is None:
+        raise DataError(
+            f"--dataset_name {path}: no column holds paths of image files (first row: {', '.join(rows[0])}). Name it "
+            "with --image_column_name."
+        )
+    files = [path.parent / row[column] for row in rows]
+    if missing := [file for file in files if not file.is_file()]:
+        if len(missing) > MAX_MISSING * len(files) and not allows_missing:
+            raise DataError(
+                f"--dataset_name {path}: {len(missing):,} of {len(files):,} files are not there, first {missing[0]}. "
+                "Paths count from the list's folder; --allow_unused_files trains without them."
+            )
+        rows = [row for row, file in zip(rows, files) if file.is_file()]
+        files = [file for file in files if file.is_file()]
+    if not files:
+        raise DataError(f"--dataset_name {path}: none of the files that it lists is there.")
+    columns: dict[str, list[Any]] = {}
+    features: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        values = [row[i] for row in rows]
+        is_number = all(value.isdigit() for value in values)
+        columns[name] = [str(file) for file in files] if i == column else [int(v) if is_number else v for v in values]
+        kind = Value("int64" if is_number else "string")
+        features[name] = datasets.Image() if i == column else kind
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _parse(text: str, delimiter: str, folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and rows of as many values."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    endings = readable_endings()
+    if delimiter == " ":  # a path may have spaces in it
+        rows = [[line.strip()] for line in lines]
+        if lines and not (folder / lines[0].strip()).is_file():
+            parts = [line.replace(",", " ").rsplit(None, 1) for line in lines]
+            if all(len(part) == 2 and Path(part[0].strip()).suffix.lower() in endings for part in parts):
+                rows = [[part[0].strip(), part[1]] for part in parts]
+    else:
+        rows = [[value.strip() for value in row] for row in csv.reader(lines, delimiter=delimiter)]
+    if not rows:
+        return [], []
+    has_header = not any(Path(value).suffix.lower() in endings for value in rows[0])
+    names = rows[0] if has_header else ["image", "label", *(f"column_{i}" for i in range(2, 99))][: len(rows[0])]
+    rows = rows[1:] if has_header else rows
+    wrong = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
+    if wrong is not None:
+        raise DataError(f"a list of image files: row {wrong + 1} has {len(rows[wrong])} values, not {len(names)}.")
+    return names, rows

@@ -1,0 +1,99 @@
+"""The image files below a folder, and what lies there beside them."""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .formats import PLUGINS, looks_like_an_image, readable_endings
+
+# What a folder holds that a training run wrote.
+_TRACES_OF_A_RUN = frozenset(
+    [
+        "all_results.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "run.json",
+        "skipped_images.jsonl",
+        "stopped.json",
+        "target_statistics.safetensors",
+        "trainer_state.json",
+        "training_args.bin",
+    ]
+)
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+@dataclass
+class Tree:
+    """All paths are relative to the folder, with "/" between, sorted as text.
+
+    Attributes:
+        images: files that can be decoded here. unreadable: image files that need a plugin, which is not installed.
+        others: ending (lower case, "" for none) -> number of files that are no images; names: of these, those that tell
+            a layout, such as `_annotations.coco.json`.
+        broken_links: to image files that are not there. denied: folders that may not be read.
+        loops: links to a folder that holds them. hidden: number of image files whose path has a part that begins with
+            "." or "__". outputs: folders that a training run wrote.
+    """
+
+    root: Path
+    images: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)
+    broken_links: list[str] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
+    loops: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    hidden: int = 0
+
+
+def read_tree(root: str | Path) -> Tree:
+    """Walk through a folder, links to folders and files included."""
+    tree, readable = Tree(Path(root)), readable_endings()
+
+    def add_file(entry: os.DirEntry[str], path: str) -> None:
+        ending = Path(entry.name).suffix.lower()
+        if entry.is_symlink() and not Path(entry.path).exists():
+            if ending in readable or ending in PLUGINS:
+                tree.broken_links.append(path)
+        elif ending in readable:
+            tree.images.append(path)
+        elif ending in PLUGINS and ending not in (".npy", ".npz"):
+            tree.unreadable.append(path)
+        elif looks_like_an_image(Path(entry.path)):
+            tree.images.append(path)
+        else:
+            tree.others[ending] += 1
+            tree.names.append(path)
+
+    def walk(folder: str, prefix: str, above: tuple[str, ...]) -> None:
+        try:
+            entries = list(os.scandir(folder))
+        except PermissionError:
+            tree.denied.append(prefix.rstrip("/") or ".")
+            return
+        names = {entry.name for entry in entries}
+        if names & _TRACES_OF_A_RUN or any(_CHECKPOINT.fullmatch(name) for name in names):
+            tree.outputs.append(prefix.rstrip("/") or ".")
+            return
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.name.startswith((".", "__")):
+                if Path(entry.name).suffix.lower() in readable and not entry.name.startswith("._"):
+                    tree.hidden += 1
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real in above:
+                    tree.loops.append(path)
+                else:
+                    walk(entry.path, f"{path}/", (*above, real))
+            else:
+                add_file(entry, path)
+
+    walk(os.fspath(root), "", (os.path.realpath(root),))
+    for paths in (tree.images, tree.unreadable, tree.names, tree.broken_links, tree.denied, tree.loops, tree.outputs):
+        paths.sort()
+    return tree

@@ -1,0 +1,33 @@
+"""Names of models and data sets that are meant as paths: a misspelt folder is not asked for on the Hub."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import MissingFileError
+
+
+def is_path(name: str) -> bool:
+    """Whether a name cannot be an id of the Hub, which is NAME or OWNER/NAME."""
+    return "://" not in name and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1)
+
+
+def may_be_path(name: str) -> bool:
+    """Whether a name could be an id of the Hub, but its first part is a folder here: outputs/degits."""
+    return not is_path(name) and "/" in name and Path(name).parent.is_dir() and not Path(name).exists()
+
+
+def missing(name: str) -> str:
+    """The sentence about a path that is not there, with how far it is there."""
+    parents = list(Path(name).parents)
+    nearest = next((path for path in parents if path.is_dir()), None)
+    here = "" if nearest in (None, Path(), Path("/")) or nearest == Path(name).parent else f" ({nearest} exists)"
+    names = sorted(path.name for path in Path(name).parent.iterdir()) if Path(name).parent.is_dir() else []
+    close = get_close_matches(Path(name).name, names, n=1)
+    hint = f" Did you mean {Path(name).parent / close[0]}?" if close else ""
+    return f"{name}: no such file or folder{here}.{hint}"
+
+
+def check_path(name: str, flag: str = "") -> None:
+    """Raises MissingFileError for a path that is not there. Ids of the Hub are left alone."""
+    if is_path(name) and not Path(name).exists():
+        raise MissingFileError(f"{flag} {missing(name)}".strip())

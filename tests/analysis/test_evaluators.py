@@ -1,0 +1,60 @@
+"""Numbers of the evaluators against what is known of a model; a collapsed model is told apart."""
+
+import math
+
+import pytest
+import torch
+
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.analysis.evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity
+from tests.helpers import TINY
+
+
+def new_model(**settings):
+    torch.manual_seed(0)
+    return ViTMAERobustForPreTraining(ViTMAERobustConfig(**{**TINY, **settings}))
+
+
+def test_attention_that_looks_everywhere_alike(batch):
+    model = new_model()
+    for layer in (*model.vit.layers, *model.decoder.decoder_layers):
+        torch.nn.init.zeros_(layer.attention.q_proj.weight)
+    found = dict(Attention()(model, [batch]))
+    assert found["encoder 0/entropy"] == pytest.approx(math.log(17))
+    assert found["decoder 0/head 1/entropy"] == pytest.approx(math.log(17))
+    places = [(i // 4, i % 4) for i in range(16)]
+    mean = sum(math.dist(a, b) for a in places for b in places) / 256
+    assert found["encoder 1/distance"] == pytest.approx(mean) == found["decoder 0/distance"]
+
+
+def test_the_loss_map_is_the_loss(batch):
+    model = new_model(mask_ratio=0.5)
+    halves = [{key: value[part] for key, value in batch.items()} for part in (slice(0, 10), slice(10, 16))]
+    found = dict(LossMap()(model, halves))
+    with torch.no_grad():
+        outputs = model.eval()(batch["pixel_values"], noise=batch["noise"])
+    assert found["loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+    counts = outputs.mask.sum(dim=0).view(4, 4)
+    assert ((found["loss_map"] * counts).sum() / counts.sum()).item() == pytest.approx(found["loss"], rel=1e-5)
+
+
+def test_a_collapsed_model_is_told_apart(batch):
+    """Trained to give the same token everywhere, which a loss can reward."""
+    healthy, collapsed = new_model(), new_model()
+    optimizer = torch.optim.Adam(collapsed.vit.parameters(), lr=3e-3)
+    for _ in range(150):
+        tokens = collapsed.vit(batch["pixel_values"]).last_hidden_state
+        (tokens - tokens.mean(dim=(0, 1)).detach()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = [
+        dict(BlockTokens()(model, [batch])) | dict(ImageFeatures()(model, [batch])) for model in (healthy, collapsed)
+    ]
+    assert found[1]["encoder 1/similarity"] > 0.95 > 0.7 > found[0]["encoder 1/similarity"]
+    assert found[1]["encoder 1/rank"] < 0.5 * found[0]["encoder 1/rank"]
+    assert found[1]["encoder 1/uniformity"] > -0.2 > found[0]["encoder 1/uniformity"]
+    assert found[1]["mean/uniformity"] > found[0]["mean/uniformity"]
+    assert found[0]["mean/alignment"] < 0.1
+    cka = dict(Similarity(collapsed)(healthy, [batch]))["cka"]
+    own = dict(Similarity()(healthy, [batch]))["cka"]
+    assert own.diagonal().tolist() == pytest.approx([1, 1]) and cka[1, 1] < own[1, 1]

@@ -1,0 +1,87 @@
+"""A file as --dataset_name is read, or the message says what to give."""
+
+import shutil
+import tarfile
+
+import pytest
+from PIL import Image
+
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.errors import DataError
+from tests.helpers import image_table, photos
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, pixels in enumerate(photos(4)):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg")
+    return tmp_path
+
+
+def opened(path, **options):
+    return open_splits(DataLocation(str(path), **options))[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_parquet_file(folder, streaming):
+    image_table(6).to_parquet(folder / "some.parquet")
+    source = opened(folder / "some.parquet", dataset_streaming=streaming, label_column_name="auto")
+    assert source.num_rows == 6 and source.class_names == ("a", "b") and source.split == "train"
+
+
+def test_a_tar_of_images(folder):
+    with tarfile.open(folder / "some.tar", "w") as archive:
+        for path in sorted((folder / "photos").rglob("*.jpg")):
+            archive.add(path, path.name)
+    assert opened(folder / "some.tar").num_rows == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "image,label\nphotos/a/0.jpg,x\nphotos/b/1.jpg,y\n"),
+        ("list.csv", "photos/a/0.jpg,x\nphotos/b/1.jpg,y\n"),
+        ("list.tsv", "label\tpath\nx\tphotos/a/0.jpg\ny\tphotos/b/1.jpg\n"),
+        ("list.txt", "photos/a/0.jpg x\nphotos/b/1.jpg y\n"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lists_of_files(folder, name, text, streaming):
+    (folder / name).write_text(text)
+    images = opened(folder / name, dataset_streaming=streaming)
+    if streaming:
+        assert [row["image"]["path"][-5:] for row in images.rows] == ["0.jpg", "1.jpg"]
+        return
+    source = opened(folder / name, label_column_name="label")
+    assert [source.rows[i]["path"][-5:] for i in range(2)] == ["0.jpg", "1.jpg"]
+    assert source.class_names == ("x", "y") and [source.rows.label(i) for i in range(2)] == [0, 1]
+
+
+def test_a_list_of_paths_only(folder):
+    (folder / "list.txt").write_text("photos/a/0.jpg\nphotos/b/1.jpg\n")
+    assert opened(folder / "list.txt").num_rows == 2
+
+
+def test_what_is_no_data_set_is_named_with_what_to_give(folder):
+    shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
+    (folder / "notes.doc").write_text("")
+    (folder / "gone.csv").write_text("image\nnowhere.jpg\n")
+    (folder / "words.csv").write_text("image\nhello\n")
+    for name, message in (
+        ("photos.zip", "is an archive: unpack it"),
+        ("photos/a/0.jpg", "one image file: give the folder"),
+        ("notes.doc", "no kind that holds images"),
+        ("gone.csv", "1 of 1 files are not there, first .*nowhere.jpg"),
+        ("words.csv", "no column holds paths"),
+    ):
+        with pytest.raises(DataError, match=message):
+            opened(folder / name)
+
+
+def test_an_archive_within_a_folder_shows_the_cause(folder):
+    (folder / "zipped").mkdir()
+    shutil.make_archive(str(folder / "zipped" / "train"), "zip", folder / "photos")
+    with pytest.raises(DataError, match=r"train.zip cannot be read.*label.*Unpack it"):
+        opened(folder / "zipped")

@@ -1,0 +1,91 @@
+"""The pass over a data set that gives its patch statistics."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.pretraining.statistics_pass import (
+    cached_statistics_of_source,
+    cached_statistics_path,
+    statistics_of_source,
+)
+from tests.helpers import photos, write_parquet_set
+from tests.processes import offline
+
+
+def two_pass(images: np.ndarray, p: int, q: int) -> tuple[np.ndarray, np.ndarray]:
+    """Independent of the code under test: slice out every patch, then mean and deviation over all of them."""
+    _, channels, height, width = images.shape
+    patches = [
+        image[:, i : i + p, j : j + q].transpose(1, 2, 0).ravel()
+        for image in images.astype(np.float64) / 255
+        for i in range(0, height, p)
+        for j in range(0, width, q)
+    ]
+    return np.mean(patches, axis=0), np.std(patches, axis=0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_a_data_set_of_files(tmp_path, streaming):
+    folder = write_parquet_set(tmp_path / "set", {"train": 30})
+    source, _ = open_splits(DataLocation(str(folder), dataset_streaming=streaming))
+    config = ViTMAERobustConfig(image_size=16, patch_size=4)
+    statistics = statistics_of_source(source, config, crop_pct=1.0, batch_size=4)
+    mean, std = two_pass(np.stack(photos(30)).transpose(0, 3, 1, 2), 4, 4)
+    np.testing.assert_allclose(statistics.mean.numpy(), mean, rtol=1e-6)
+    np.testing.assert_allclose(statistics.std.numpy(), std, rtol=1e-6)
+    assert statistics.metadata["num_images"] == 30
+    assert statistics.metadata["patch_size"] == [4, 4]
+    assert "resize" in statistics.metadata["transform"]
+    json.dumps(statistics.metadata)
+
+
+def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    folder = write_parquet_set(tmp_path / "set", {"train": 30})
+    source, _ = open_splits(DataLocation(str(folder)))
+    config = ViTMAERobustConfig(image_size=16, patch_size=4)
+    first = cached_statistics_of_source(source, config, crop_pct=1.0)
+    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.statistics_of_source", None)  # would fail if called
+    assert torch.equal(cached_statistics_of_source(source, config, crop_pct=1.0).mean, first.mean)
+    path = cached_statistics_path(source, config, 1.0)
+    other_patch = ViTMAERobustConfig(image_size=16, patch_size=8)
+    assert path != cached_statistics_path(source, other_patch, 1.0)
+    assert path != cached_statistics_path(source, config, 0.875)
+    assert path != cached_statistics_path(source.head(10), config, 1.0)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.pretraining import statistics_pass
+
+state, folder = PartialState(cpu=True), Path(sys.argv[1])
+source, _ = open_splits(DataLocation(str(folder / "set")))
+for caches in ("ab", "ab", "ba"):  # a process each. None has a file, then only the first, then only the second.
+    statistics_pass.HF_HOME = str(folder / caches[state.process_index])
+    config = ViTMAERobustConfig(image_size=16, patch_size=4)
+    found = statistics_pass.cached_statistics_of_source(source, config, crop_pct=1.0)
+    with (folder / f"{state.process_index}.txt").open("a") as file:
+        print(found.mean.sum().item(), found.count, file=file)
+state.destroy_process_group()
+"""
+
+
+def test_two_machines_with_a_cache_each_get_the_statistics_of_the_first(tmp_path):
+    write_parquet_set(tmp_path / "set", {"train": 30})
+    (tmp_path / "program.py").write_text(PROGRAM)
+    both = offline().run([tmp_path / "program.py", tmp_path], tmp_path / "logs", processes=2)
+    assert both.codes == [0, 0], both.output
+    first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first == second and len(first) == 3 and len(set(first)) == 1 and first[0].endswith(" 480")
+    assert [len(list((tmp_path / cache).rglob("patch_statistics-*"))) for cache in "ab"] == [1, 1]

@@ -1,0 +1,72 @@
+"""Every module has the test file of its name, or a reason why it has none."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hf_mae_robust"
+
+# A module -> the tests that cover it under another name, or why it needs none.
+ELSEWHERE = {
+    "analysis/plots.py": "analysis/test_analyze.py, for the table and the pictures of the command",
+    "analysis/samples.py": "analysis/test_online.py and test_analyze.py, for the images that are looked at",
+    "conversion/beit.py": "conversion/test_encoders.py and finetuning/classification/test_models.py",
+    "conversion/finetuned.py": "finetuning/*/test_models.py, which read fine-tuned models",
+    "conversion/frozen.py": "analysis/test_knn.py and finetuning/classification/test_linear_probe.py",
+    "conversion/loading.py": "finetuning/*/test_models.py, with tensors that are missing, renamed and misshapen",
+    "conversion/pixels.py": "finetuning/classification/test_models.py, for mean and deviation of images",
+    "conversion/positions.py": "conversion/test_encoders.py, for images of another size",
+    "conversion/settings.py": "finetuning/*/test_models.py, for configs and overrides",
+    "conversion/source.py": "finetuning/*/test_models.py and hub/test_models.py",
+    "conversion/stock.py": "conversion/test_export.py, against the stock classes",
+    "conversion/timm_format.py": "conversion/test_export.py, against timm",
+    "errors.py": "the tests of the modules that raise them; test_documents.py, for the exit codes",
+    "finetuning/arguments.py": "test_finetune.py, for refused settings; training/test_parser.py",
+    "finetuning/classification/task.py": "test_finetune.py, which trains with it",
+    "finetuning/classification/trainer.py": "test_finetune.py, which trains with it",
+    "finetuning/detection/trainer.py": "finetuning/detection/test_task.py, which trains with it",
+    "finetuning/task.py": "test_finetune.py and finetuning/*/test_task.py, whose tasks derive from it",
+    "finetuning/trainer.py": "test_finetune.py and finetuning/*/test_task.py, whose trainers derive from it",
+    "model/configuration_vit_mae_robust.py": "model/test_configuration.py",
+    "model/configuration_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
+    "model/image_processing_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
+    "model/modeling_vit_mae_robust.py": "the other files of tests/model, one for each of its concepts",
+    "model/modeling_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
+    "pretraining/arguments.py": "test_pretrain.py, for refused settings; training/test_parser.py",
+    "pretraining/pictures.py": "pretraining/test_trainer.py, for what a run leaves; training/test_pictures.py",
+    "pretraining/task.py": "test_pretrain.py, which trains with it",
+    "studies/definitions.py": "studies/test_reproduce.py and test_paper.py, for every study",
+    "training/arguments.py": "training/test_parser.py",
+    "training/checkpointing.py": "training/test_interruptions.py, with full disks, kills and the best checkpoint",
+    "training/data_feeding.py": "pretraining/test_trainer.py, for batches, their order and their normalisation",
+    "training/publishing.py": "hub/test_uploads.py, which pushes what it trains",
+    "training/run.py": "test_pretrain.py and test_finetune.py, whose runs all go through it",
+    "training/setup.py": "test_pretrain.py and test_finetune.py, for what a run says and refuses at its start",
+    "training/task.py": "an interface without code of its own",
+    "training/trainer.py": "pretraining/test_trainer.py and test_finetune.py, whose trainers derive from it",
+    "version.py": "a number",
+}
+
+MODULES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+
+
+def mirror_of(module: Path) -> Path:
+    return ROOT / "tests" / module.parent / f"test_{module.stem.strip('_')}.py"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_every_module_has_its_tests(module):
+    assert mirror_of(module).is_file() is not (module.as_posix() in ELSEWHERE), f"expected: {mirror_of(module)}"
+
+
+def test_reasons_are_those_of_modules_that_exist():
+    assert ELSEWHERE.keys() <= {module.as_posix() for module in MODULES}
+
+
+@pytest.mark.parametrize("module", ELSEWHERE)
+def test_tests_that_are_named_exist(module):
+    words = [word.strip(",;") for word in ELSEWHERE[module].split()]
+    named = [word for word in words if word.endswith(".py")]
+    folders = (ROOT / "tests", ROOT / "tests" / Path(module).parent)
+    assert all(any(list(folder.glob(name)) for folder in folders) for name in named), named
