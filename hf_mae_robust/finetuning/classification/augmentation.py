@@ -37,7 +37,7 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     return posterize(image, bits, **options) if bits >= 1 else Image.new(image.mode, image.size)
 
 
-class SingleDrawCrop(RandomResizedCropAndInterpolation):
+class SingleDrawRandomResizedCrop(RandomResizedCropAndInterpolation):
     """The crop of MAE's linear probe (official: util/crop.py): share of the area and aspect ratio are drawn once, and
     the sides clipped to the image's. The usual one draws again until the crop fits, so that large crops are rarer."""
 
@@ -62,7 +62,7 @@ class FinetuningTransform:
         image_mean, image_std: of values in [0, 1]. crop_scale: share of the area (official: 0.08 to 1).
         auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (official), or None.
         random_erasing: probability (official: 0.25).
-        single_draw: crop as `SingleDrawCrop` (official: for linear probes).
+        single_draw: crop as `SingleDrawRandomResizedCrop` (official: for linear probes).
 
     Raises ValueError for settings that timm does not understand, and RandAugment of images of other than 1 or 3
     channels.
@@ -110,7 +110,7 @@ class FinetuningTransform:
             ) from error
 
         if single_draw:
-            crop = SingleDrawCrop(image_size, (low, high), interpolation="bicubic")
+            crop = SingleDrawRandomResizedCrop(image_size, (low, high), interpolation="bicubic")
             self.steps.transforms = [
                 crop if isinstance(step, RandomResizedCropAndInterpolation) else step for step in self.steps.transforms
             ]

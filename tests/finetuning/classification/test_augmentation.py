@@ -11,7 +11,12 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import to_pil_image
 
-from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform, SingleDrawCrop, _posterize, seeded
+from hf_mae_robust.finetuning.classification.augmentation import (
+    FinetuningTransform,
+    SingleDrawRandomResizedCrop,
+    _posterize,
+    seeded,
+)
 from tests.helpers import photos
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -215,7 +220,9 @@ def test_the_crop_of_linear_probes_is_drawn_once_and_clipped(size):
     rows = np.minimum(np.round(np.sqrt(area / aspect)), height)
     image = Image.new("RGB", size)
     with seeded(0):
-        found = np.array([SingleDrawCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(20_000)])
+        found = np.array(
+            [SingleDrawRandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(20_000)]
+        )
     tops, lefts = found[:, 0], found[:, 1]
     shares = np.quantile(found[:, 2:].prod(1) / (width * height), [0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
     expected = np.quantile(columns * rows / (width * height), [0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
@@ -233,5 +240,5 @@ def test_the_crop_of_linear_probes_is_drawn_once_and_clipped(size):
 @pytest.mark.parametrize("probe", [True, False])
 def test_only_linear_probes_crop_so(probe):
     steps = FinetuningTransform(16, auto_augment=None, random_erasing=0.0, single_draw=probe).steps.transforms
-    assert sum(isinstance(step, SingleDrawCrop) for step in steps) == probe
+    assert sum(isinstance(step, SingleDrawRandomResizedCrop) for step in steps) == probe
     assert sum(isinstance(step, RandomResizedCropAndInterpolation) for step in steps) == 1
