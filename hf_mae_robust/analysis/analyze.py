@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
+from ..conversion.encoders import open_config
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.opening import open_splits
@@ -27,13 +27,18 @@ from .samples import Samples
 def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForPreTraining:
     """A pre-training checkpoint, ours or stock ViT-MAE's. Raises ValueError for others."""
     path, _ = local_model(name, revision, token)
-    kind = AutoConfig.from_pretrained(path, token=token).model_type
-    if kind not in PRETRAINING_KINDS:
-        raise UserError(
-            f"{name} is a '{kind}' model; these analyses are for pre-training checkpoints ('vit_mae_robust' or "
-            "'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
-        )
     source = ModelSource(path, access=Access(token))
+    config = open_config(source)
+    if config is None:
+        raise UserError(
+            f"{name} is a file; `python -m hf_mae_robust convert {name} OUT` makes a folder of an official checkpoint, "
+            "which these analyses take."
+        )
+    if config.model_type not in PRETRAINING_KINDS:
+        raise UserError(
+            f"{name} is a '{config.model_type}' model; these analyses are for pre-training checkpoints "
+            "('vit_mae_robust' or 'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
+        )
     model, note = load_pretraining_model(source, read_pretraining_config(source))
     if note:
         say(note)

@@ -23,6 +23,7 @@ def convert(
     num_attention_heads: int | None = None,
     decoder_num_attention_heads: int | None = None,
     *,
+    checkpoint_key: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     **config_overrides: Any,
@@ -35,6 +36,7 @@ def convert(
             Hub id of transformers' ViT-MAE (with decoder or without), ViT (DINO, MoCo v3 and iBOT in its form) or MSN,
             in the form of transformers 4 or 5; a folder of timm (`local-dir:` may stand before it) or its Hub id
             (`timm/...`, `hf-hub:...`).
+        checkpoint_key: which model of an official file that holds several, see `read_original`.
         revision, token: of a model on the Hub (not timm's).
         config_overrides: fields of `ViTMAERobustConfig`, see `from_original`.
 
@@ -53,7 +55,7 @@ def convert(
         model, preprocessing = read_timm(source)
     elif Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors")):
         heads = num_attention_heads, decoder_num_attention_heads
-        model = from_original(read_original(source), *heads, **config_overrides)
+        model = from_original(read_original(source, checkpoint_key), *heads, **config_overrides)
     else:
         source, _ = local_model(source, revision, token)
         checkpoint = ModelSource(source, config_overrides, Access(token))
@@ -87,6 +89,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether the model was trained on targets normalised per patch (official files: yes); not for classifiers",
     )
+    parser.add_argument(
+        "--checkpoint_key", help="which model of an official file that holds several, such as teacher.backbone"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (not timm's)")
     parser.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN")
 
@@ -95,7 +100,15 @@ def run_convert(args: argparse.Namespace) -> None:
     """Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads."""
     heads = args.num_attention_heads, args.decoder_num_attention_heads
     overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
-    model = convert(args.source, args.output_dir, *heads, revision=args.revision, token=args.token, **overrides)
+    model = convert(
+        args.source,
+        args.output_dir,
+        *heads,
+        checkpoint_key=args.checkpoint_key,
+        revision=args.revision,
+        token=args.token,
+        **overrides,
+    )
     config = model.config
     sizes = f"image {config.image_size}, patch {config.patch_size}, encoder {config.hidden_size} x "
     sizes += f"{config.num_hidden_layers} blocks x {config.num_attention_heads} heads"

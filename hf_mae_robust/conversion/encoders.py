@@ -53,10 +53,10 @@ def has_head(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
-def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTrainedConfig | None:
-    """The config of a checkpoint; None for a file in the official layout.
+def open_config(source: ModelSource) -> PreTrainedConfig | None:
+    """The config of a checkpoint of any kind; None for a file in the official layout.
 
-    Raises ValueError for an architecture (`model_type`) that is not among `kinds`, and where there is no name.
+    Raises ValueError where there is no such checkpoint, and where there is no name.
     """
     name = source.name
     if name is None:
@@ -64,7 +64,7 @@ def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTra
     if Path(name).is_file():
         return None
     try:
-        config = AutoConfig.from_pretrained(name, **source.access.options)
+        return AutoConfig.from_pretrained(name, **source.access.options)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
             raise
@@ -73,9 +73,14 @@ def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTra
             f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "
             "without arguments), a Hub id or an official file."
         ) from error
-    if config.model_type not in kinds:
+
+
+def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTrainedConfig | None:
+    """As `open_config`. Raises ValueError, too, for an architecture (`model_type`) that is not among `kinds`."""
+    config = open_config(source)
+    if config is not None and config.model_type not in kinds:
         raise UserError(
-            f"{name} is a '{config.model_type}' model, which is "
+            f"{source.name} is a '{config.model_type}' model, which is "
             f"{'not of the ViT family' if 'vit' in kinds else 'not what is needed here'}: {', '.join(kinds)}."
         )
     return config

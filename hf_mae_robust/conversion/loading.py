@@ -26,7 +26,7 @@ def listed(keys: Iterable[str], limit: int = 6) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
-def load_with_report(model_class: type[Model], name: str, **options: Any) -> tuple[Model, dict[str, Any]]:
+def load_with_report(model_class: type[Model], name: str | None, **options: Any) -> tuple[Model, dict[str, Any]]:
     """`from_pretrained`, and its report of tensors that are missing, left over or of another shape.
 
     Raises ValueError for weights that are damaged or missing."""

@@ -42,6 +42,15 @@ def output_name(model: PreTrainedModel) -> str:
     return "last_hidden_state" if is_encoder else "logits"
 
 
+def _drop_stack_traces(model: Any) -> None:
+    """The exporter notes of each node the lines of Python that it came from, with the paths of this machine. model: an
+    `onnx_ir.Model`."""
+    graphs = [model.graph, *model.functions.values()]
+    for properties in (node.metadata_props for graph in graphs for node in graph.all_nodes()):
+        for name in [name for name in properties if name.endswith("stack_trace")]:
+            del properties[name]
+
+
 def save_onnx(model: PreTrainedModel, folder: Path) -> None:
     """Write `model.onnx` and `config.json` into a folder that exists, as optimum lays one out.
 
@@ -68,6 +77,7 @@ def save_onnx(model: PreTrainedModel, folder: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+    _drop_stack_traces(program.model)
     program.save(folder / FILE)
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
     for count in (1, 3):

@@ -6,18 +6,13 @@ directions are read from it. A key that it does not have, or one that is absent,
 at its random initialisation.
 """
 
-import argparse
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     BeitConfig,
@@ -26,11 +21,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..errors import MissingFileError, UserError
+from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from ..model.configuration_vit_mae_robust import to_pair
 from .beit import mae_beit_config, with_key_biases, without_key_biases
+from .checkpoint_file import read_original
 from .loading import listed
+
+__all__ = ["read_original", "from_original", "to_original", "rename_to_original"]
 
 _BLOCK = {
     "norm1": "layernorm_before",
@@ -84,48 +82,6 @@ def _expand(key_map: Mapping[str, str], num_blocks: int, num_decoder_blocks: int
             key, name = (text.replace(".N.", f".{number}.").replace("*", leaf) for text in (official, ours))
             keys[key] = [name.replace("{qkv}", part) for part in ("qkv" if "{qkv}" in name else "q")]
     return keys
-
-
-def read_original(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of an official checkpoint, on the CPU, under their official names.
-
-    Reads `{"model": state_dict, ...}`, as main_pretrain.py writes it, or a bare state dict, from a PyTorch file or a
-    `.safetensors` one. No code in the file is run: apart from what tensors need, only the `argparse.Namespace` of real
-    files is allowed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file asks for other code to be run, is damaged, or holds no (or not only) tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file.")
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # damaged bytes make PyTorch's reader fail in any way, OSError included
-        wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if wanted:
-            raise UserError(
-                f"{path} was refused, and none of its code was run: loading it would call {wanted[1]}, which has no "
-                "place in a file of tensors."
-            ) from None
-        kind = "safetensors" if isinstance(error, SafetensorError) else "PyTorch"
-        raise UserError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f'{path} holds no tensors: needs a state dict, bare or under "model".')
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
-    if others:
-        raise UserError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
-    return dict(content)
 
 
 def _count_blocks(keys: Iterable[str], prefix: str) -> int:
@@ -218,6 +174,37 @@ def _fold_batch_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**others, **{key: tensor.to(weight.dtype) for key, tensor in folded.items()}}
 
 
+def config_of_original(
+    state_dict: Mapping[str, Tensor],
+    num_attention_heads: int | None,
+    decoder_num_attention_heads: int | None = None,
+    **config_overrides: Any,
+) -> ViTMAERobustConfig | BeitConfig:
+    """The config of the model that `from_original` builds. Arguments and errors are its, too; the head of a linear
+    probe is folded already."""
+    keys = list(state_dict)
+    layout = _layout_of_keys(keys)
+    is_classifier, has_decoder = layout in (CLS_KEY_MAP, MEAN_KEY_MAP), layout is KEY_MAP
+    key_map = _expand(layout, _count_blocks(keys, "blocks"), _count_blocks(keys, "decoder_blocks"))
+    _check_keys(keys, key_map, layout)
+
+    sizes = _infer_sizes(state_dict, keys)
+    if "image_size" not in config_overrides:
+        sizes["image_size"] = _infer_image_size(state_dict, sizes["patch_size"])
+    _check_heads("num_attention_heads", num_attention_heads, sizes["hidden_size"])
+    sizes["num_attention_heads"] = num_attention_heads
+    if has_decoder:
+        _check_heads("decoder_num_attention_heads", decoder_num_attention_heads, sizes["decoder_hidden_size"])
+        sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
+    config_class = BeitConfig if is_classifier else ViTMAERobustConfig
+    if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
+        raise UserError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
+    if is_classifier:
+        sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
+        return mae_beit_config(**{**sizes, **config_overrides})
+    return ViTMAERobustConfig(**{**sizes, **config_overrides})
+
+
 def from_original(
     state_dict: Mapping[str, Tensor],
     num_attention_heads: int | None,
@@ -251,29 +238,15 @@ def from_original(
     """
     if any(key.startswith(("head.0.", "head.1.")) for key in state_dict):
         state_dict = _fold_batch_norm(state_dict)
-    keys = list(state_dict)
-    layout = _layout_of_keys(keys)
-    is_classifier, has_decoder = layout in (CLS_KEY_MAP, MEAN_KEY_MAP), layout is KEY_MAP
-    key_map = _expand(layout, _count_blocks(keys, "blocks"), _count_blocks(keys, "decoder_blocks"))
-    _check_keys(keys, key_map, layout)
-
-    sizes = _infer_sizes(state_dict, keys)
-    if "image_size" not in config_overrides:
-        sizes["image_size"] = _infer_image_size(state_dict, sizes["patch_size"])
-    _check_heads("num_attention_heads", num_attention_heads, sizes["hidden_size"])
-    sizes["num_attention_heads"] = num_attention_heads
-    if has_decoder:
-        _check_heads("decoder_num_attention_heads", decoder_num_attention_heads, sizes["decoder_hidden_size"])
-        sizes["decoder_num_attention_heads"] = decoder_num_attention_heads
-    config_class = BeitConfig if is_classifier else ViTMAERobustConfig
-    if unknown := config_overrides.keys() - config_class.__dataclass_fields__.keys():
-        raise UserError(f"{listed(unknown)}: no field of {config_class.__name__}, which this checkpoint needs.")
-    if is_classifier:
-        sizes |= {"use_mean_pooling": layout is MEAN_KEY_MAP, "num_labels": _shape(state_dict, "head.weight", 2)[0]}
-        model: PreTrainedModel = BeitForImageClassification(mae_beit_config(**{**sizes, **config_overrides}))
+    config = config_of_original(state_dict, num_attention_heads, decoder_num_attention_heads, **config_overrides)
+    layout = _layout_of_keys(state_dict)
+    key_map = _expand(layout, _count_blocks(state_dict, "blocks"), _count_blocks(state_dict, "decoder_blocks"))
+    is_classifier = isinstance(config, BeitConfig)
+    model: BeitForImageClassification | ViTMAERobustForPreTraining | ViTMAERobustModel
+    if isinstance(config, BeitConfig):
+        model = BeitForImageClassification(config)
     else:
-        config = ViTMAERobustConfig(**{**sizes, **config_overrides})
-        model = (ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel)(config)
+        model = (ViTMAERobustForPreTraining if layout is KEY_MAP else ViTMAERobustModel)(config)
 
     renamed = {}
     for key, names in key_map.items():

@@ -44,8 +44,19 @@ def resized_positions(encoder: PreTrainedModel, image_size: int | Sequence[int])
 
 def positions_for(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
     """As `resized_positions`, but MAE's own sine-cosine table, where the encoder has that one, is computed anew."""
-    config, table = encoder.config, _table(encoder)
-    own = sincos_position_embedding(grid_size(config.image_size, config.patch_size), config.hidden_size)
-    if torch.allclose(table, own.to(table), atol=1e-4):
-        return sincos_position_embedding(grid_size(image_size, config.patch_size), config.hidden_size)
-    return resized_positions(encoder, image_size)
+    config = encoder.config
+    grid, new_grid = (grid_size(size, config.patch_size) for size in (config.image_size, image_size))
+    return table_for(_table(encoder), grid, new_grid)
+
+
+def is_sincos(table: torch.Tensor, grid: tuple[int, int]) -> bool:
+    """Whether a position table `(1, 1 + L, d)` is MAE's own, which is not trained."""
+    return torch.allclose(table, sincos_position_embedding(grid, table.shape[-1]).to(table), atol=1e-4)
+
+
+def table_for(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """The position table of a grid of patches for another grid: MAE's sine-cosine table is computed anew, any other one
+    interpolated (bicubic, 2-D)."""
+    if is_sincos(table, grid):
+        return sincos_position_embedding(new_grid, table.shape[-1])
+    return interpolate_position_embedding(table, grid, new_grid)

@@ -1,27 +1,45 @@
-"""Pre-training models, with their decoder: of a checkpoint, ours or stock ViT-MAE's."""
+"""Pre-training models, with their decoder: of a checkpoint, ours, stock ViT-MAE's or an official file."""
 
-from transformers import AutoConfig
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..errors import UserError
-from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from .loading import load_with_report
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+from ..model.configuration_vit_mae_robust import to_pair
+from .checkpoint_file import read_original
+from .encoders import open_config
+from .loading import listed, load_with_report
+from .original import config_of_original, from_original
+from .positions import is_sincos, table_for
 from .settings import mae_settings, overridden
 from .source import ModelSource
 
 PRETRAINING_KINDS = ("vit_mae", ViTMAERobustConfig.model_type)
 # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
 _MAY_BE_NEW = ("target_normalizer.", "vit.mid_mask_token")
+_POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
+_HEADS = ("num_attention_heads", "decoder_num_attention_heads")
+# Each decides over the shape of a tensor.
+_ENCODER_SIZES = ("hidden_size", "intermediate_size", "patch_size", "num_channels")
+_DECODER_SIZES = ("decoder_hidden_size", "decoder_intermediate_size")
 
 
 def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
-    """The configuration of a checkpoint, with the overrides, which win; without a name, of the overrides alone.
+    """The configuration of a checkpoint, with the overrides, which win; without a name, of the overrides alone. Of an
+    official file the overrides name the heads, which its tensors do not tell.
 
-    Raises ValueError for another architecture, unknown settings and values out of range.
+    Raises ValueError where there is no such checkpoint, for another architecture, unknown settings and values out of
+    range.
     """
     settings = {}
     if source.name:
-        base = AutoConfig.from_pretrained(source.name, **source.access.options)
-        if base.model_type not in PRETRAINING_KINDS:
+        base = open_config(source)
+        if base is None:
+            base = _config_of_file(source)
+        elif base.model_type not in PRETRAINING_KINDS:
             raise UserError(
                 f"--model_name_or_path {source.name} is a '{base.model_type}' model; pre-training "
                 f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
@@ -33,24 +51,102 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
 def load_pretraining_model(
     source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str | None = "sdpa"
 ) -> tuple[ViTMAERobustForPreTraining, str | None]:
-    """A checkpoint of PRETRAINING_KINDS by this configuration, see `read_pretraining_config`.
+    """A checkpoint of PRETRAINING_KINDS, or an official file, by this configuration, see `read_pretraining_config`.
 
-    Tensors that the checkpoint lacks, such as the decoder of a published encoder, start from scratch: the sentence that
-    is returned names them. None: it lacks none but the mid-level token and the patch statistics.
+    Tensors that the checkpoint lacks, such as the decoder of a published encoder, start from scratch, and the positions
+    of a checkpoint for images of another size are made to fit: the sentences that are returned say so. None: it lacks
+    none but the mid-level token and the patch statistics, and the images have its size.
 
-    Raises ValueError for weights that are damaged or missing.
+    Raises ValueError for weights that are damaged or missing, or of other sizes than the configuration's.
     """
+    found, weights = open_config(source), None
+    if found is None:
+        found, weights = _read_file(source, config)
+    base: PreTrainedConfig = found
+    _check_sizes(source, base, config, _ENCODER_SIZES)
+    own = ViTMAERobustConfig(**{**mae_settings(config), "image_size": base.image_size})
+    fits = own.grid_size == config.grid_size
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "ignore_mismatched_sizes": True}
     model, info = load_with_report(
         ViTMAERobustForPreTraining,
-        source.checkpoint,
-        config=config,
-        attn_implementation=attn_implementation,
+        source.checkpoint if weights is None else None,
+        **options,
+        state_dict=weights,
+        config=config if fits else own,
         token=source.access.token,
     )
-    note = None
+    if info["mismatched_keys"]:
+        _check_sizes(source, base, config, _ENCODER_SIZES + _DECODER_SIZES)
+        keys = listed((key for key, *_ in info["mismatched_keys"]), 3)
+        raise UserError(f"{source.name}: its weights are of other sizes than its config.json says: {keys}.")
+    notes = []
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(_MAY_BE_NEW)):
-        note = (
+        notes.append(
             f"Note: {source.name} lacks {len(missing)} tensors, which start from scratch: "
             f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
         )
-    return model, note
+    if not fits:
+        tensors = model.state_dict()
+        kind = "computed anew (sine-cosine)" if is_sincos(tensors[_POSITIONS[0]], own.grid_size) else "interpolated"
+        tensors |= {key: table_for(tensors[key], own.grid_size, config.grid_size) for key in _POSITIONS}
+        model = ViTMAERobustForPreTraining.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=model.dtype, **options
+        )
+        there, here = ("x".join(map(str, to_pair(each.image_size))) for each in (own, config))
+        notes.append(f"Note: {source.name} was made for images of {there} px; its positions are {kind} for {here} px")
+    return model, "\n".join(notes) or None
+
+
+def _config_of_file(source: ModelSource) -> PreTrainedConfig:
+    tensors = read_original(source.checkpoint)
+    _check_kind(source, tensors)
+    has_decoder = any(key.startswith("decoder_") for key in tensors)
+    needed = {name: source.overrides.get(name) for name in (_HEADS if has_decoder else _HEADS[:1])}
+    if None in needed.values():
+        example = ",".join(f"{name}={heads}" for name, heads in zip(needed, (12, 16)))
+        raise UserError(
+            f"--model_name_or_path {source.name} is an official checkpoint. Its tensors do not tell the number of "
+            f"heads: give --config_overrides {example} (ViT-B; the encoder of ViT-L and ViT-H has 16)."
+        )
+    return config_of_original(tensors, *needed.values(), **_size_of_other_grids(tensors, source.overrides))
+
+
+def _check_kind(source: ModelSource, tensors: dict[str, Tensor]) -> None:
+    if any(key.startswith(("head.", "fc_norm.")) for key in tensors):
+        raise UserError(
+            f"--model_name_or_path {source.name} is a classifier in the official layout; pre-training starts from an "
+            "encoder, or from encoder and decoder."
+        )
+
+
+def _size_of_other_grids(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Only a square grid tells the size of the images; for any other one they have that of the run."""
+    positions = tensors.get("pos_embed")
+    num_patches = positions.shape[1] - 1 if positions is not None and positions.dim() == 3 else 0
+    is_square = round(num_patches**0.5) ** 2 == num_patches
+    return {} if is_square or "image_size" not in settings else {"image_size": settings["image_size"]}
+
+
+def _read_file(source: ModelSource, config: ViTMAERobustConfig) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    """The configuration of an official file, and its tensors by the names of `ViTMAERobustForPreTraining`."""
+    tensors = read_original(source.checkpoint)
+    _check_kind(source, tensors)
+    heads = config.num_attention_heads, config.decoder_num_attention_heads
+    model = from_original(tensors, *heads, **_size_of_other_grids(tensors, config.to_dict())).float()
+    prefix = "vit." if isinstance(model, ViTMAERobustModel) else ""
+    return model.config, {prefix + key: tensor for key, tensor in model.state_dict().items()}
+
+
+def _check_sizes(
+    source: ModelSource, base: PreTrainedConfig, config: ViTMAERobustConfig, names: tuple[str, ...]
+) -> None:
+    pairs = {name: (getattr(base, name, None), getattr(config, name)) for name in names}
+    if differences := [
+        f"{name} is {there} there and {here} asked for"
+        for name, (there, here) in pairs.items()
+        if there is not None and (to_pair(there) != to_pair(here))
+    ]:
+        raise UserError(
+            f"--model_name_or_path {source.name} has other sizes, so its weights do not fit ({', '.join(differences)})."
+            " Leave these settings out of --config_overrides, or start from scratch, without --model_name_or_path."
+        )

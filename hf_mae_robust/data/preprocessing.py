@@ -36,8 +36,11 @@ def evaluation_processor(
 
     The short side is resized (bicubic) to `image_size / crop_pct`, keeping the aspect ratio, and the centre is cropped:
     256 and 224 with the official MAE's `crop_pct` of 0.875; 1.0 crops nothing from a square image. ViT's own processor
-    squashes images to a square, so this is CLIP's, with other settings. For a non-square `image_size` images are
-    resized to that shape first, whatever their aspect ratio.
+    squashes images to a square, so this is CLIP's, with other settings.
+    Where the resized image has an odd number of pixels too many, CLIP's crop begins at the pixel before the middle and
+    torchvision's `CenterCrop`, which the official code uses, at the even one of the two: of one image in four the crop
+    lies a pixel before the official one.
+    For a non-square `image_size` images are resized to that shape first, whatever their aspect ratio.
 
     Raises ValueError where `crop_pct` does not lie in (0, 1].
     """

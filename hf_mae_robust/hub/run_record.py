@@ -3,7 +3,7 @@
 import json
 import platform
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,20 @@ PACKAGES = ("transformers", "torch", "accelerate", "datasets", "timm", "torchvis
 def short_name(path_or_id: str | None) -> str | None:
     """A Hub id as it is; of a local path, which says nothing elsewhere, the last part."""
     return Path(path_or_id).name if path_or_id and Path(path_or_id).exists() else path_or_id
+
+
+def portable(value: Any) -> Any:
+    """The same content, as JSON has it, without absolute paths, which are nobody's business and say nothing on another
+    machine: of each the last part."""
+    if isinstance(value, dict):
+        return {key: portable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(each) for each in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
 
 
 def hardware_of(trainer: Trainer) -> str:
@@ -77,7 +91,7 @@ RECORD = "run.json"
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    (folder / RECORD).write_text(json.dumps(portable(record), indent=1) + "\n")
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:

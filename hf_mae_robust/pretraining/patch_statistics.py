@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..errors import MissingFileError, UserError
+from ..hub.run_record import portable
 
 FORMAT = "hf_mae_robust.patch_statistics"
 # In float64 these fit a processor's cache (D = 768).
@@ -72,7 +73,7 @@ class PatchStatistics:
         """Write `mean`, `std` (float64) and the metadata to a .safetensors file, which appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": FORMAT, "num_patches": self.count, **self.metadata}
+        metadata = {"format": FORMAT, "num_patches": self.count, **portable(self.metadata)}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             # Not `save_file`, whose files only their owner can read.

@@ -18,6 +18,7 @@ from ..data.source import ImageSource
 from ..errors import DataError
 from ..model import ViTMAERobustConfig
 from ..model.configuration_vit_mae_robust import to_pair
+from ..training.processes import first_process
 from ..version import __version__
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 
@@ -108,14 +109,13 @@ def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop
 
 
 def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options: Any) -> PatchStatistics:
-    """As `statistics_of_source`, from the cache where they were computed before."""
-    state = PartialState()
+    """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
+    machines of a run need not share one."""
     path = cached_statistics_path(source, config, options["crop_pct"])
-    is_cached = path.is_file()
-    state.wait_for_everyone()  # no process may see the file that another one is about to write
-    if is_cached:
-        return PatchStatistics.load(path, config.patch_dim)
+    cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
+    if cached is not None:
+        return cached
     statistics = statistics_of_source(source, config, **options)
-    if state.is_main_process:
+    if PartialState().is_main_process:
         statistics.save(path)
     return statistics

@@ -1,6 +1,7 @@
 """Flags that every training run has, as dataclasses for `HfArgumentParser`."""
 
 import argparse
+import json
 import multiprocessing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,12 @@ class ImageTrainingArguments(TrainingArguments):
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
         metadata={"help": "Where to log: tensorboard, wandb, trackio, ... (several too), or none.", "nargs": "+"},
     )
+
+    def to_json_string(self) -> str:
+        """For training_args.json and TensorBoard, which are pushed: without absolute paths."""
+        from ..hub.run_record import portable  # takes seconds, and --help needs to answer at once
+
+        return json.dumps(portable(self.to_dict()), indent=2)
 
     def __post_init__(self) -> None:
         # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,

@@ -77,13 +77,27 @@ class Checkpointing(TypedTrainer):
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == staged.parent:
             self.state.best_model_checkpoint = str(final.with_name(Path(best).name))
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        if (staged / TRAINER_STATE_NAME).exists():
+            self._write_state(staged)
         each_node = self.args.save_on_each_node
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if each_node else self.args.world_size
         check_all_have_written(staged, sharing)
         self.describe(staged, final)
         seal(staged)
         publish(staged, final)
+
+    def _write_state(self, folder: Path) -> None:
+        """Of the best checkpoint, whose path is another one on another machine, the name; see `Resuming`."""
+        best = self.state.best_model_checkpoint
+        try:
+            self.state.best_model_checkpoint = None if best is None else Path(best).name
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        finally:
+            self.state.best_model_checkpoint = best
+
+    def save_state(self) -> None:
+        if self.is_world_process_zero():
+            self._write_state(Path(self.args.output_dir))
 
     def checkpoints_to_keep(self) -> tuple[str | Path | None, ...]:
         """Those that are not deleted, however old."""

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import CheckpointError
 from ..files import broken_file_of, flush
-from ..hub.run_record import RECORD, read_record
+from ..hub.run_record import RECORD, portable, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[str]:
     """Each setting of `record` that was another one when the checkpoint was written, with both values. The name of the
     data set may change, as when it was copied to another disk; its fingerprint may not."""
-    there, here = read_record(checkpoint), json.loads(json.dumps(record))
+    there, here = (portable(each) for each in (read_record(checkpoint), json.loads(json.dumps(record))))
     for name in NO_CONDITION:
         there.pop(name, None), here.pop(name, None)
     return [

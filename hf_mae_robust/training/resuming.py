@@ -1,12 +1,35 @@
 """How a training resumes from a checkpoint: strictly, at the place in the data where it was cut."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from ..errors import CheckpointError, refused_by_library
 from .typed_trainer import TypedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _without_warning_of_best() -> Iterator[None]:
+    """The Trainer says that the best checkpoint does not exist, where its name alone is no path from here."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("The best checkpoint")
+
+    trainers = logging.getLogger("transformers.trainer")
+    trainers.addFilter(is_other)
+    try:
+        yield
+    finally:
+        trainers.removeFilter(is_other)
 
 
 class Resuming(TypedTrainer):
@@ -28,11 +51,13 @@ class Resuming(TypedTrainer):
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
         """Where in the data to go on: epochs done, batches done of the next one."""
-        position = super()._init_training_state(
-            max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
+        with _without_warning_of_best():
+            position = super()._init_training_state(
+                max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
         if resume_from_checkpoint is None:
             return position
+        self._find_best(Path(resume_from_checkpoint))
         # The Trainer goes on with the intervals of the interrupted run, whatever was asked for now.
         self.state.compute_steps(self.args, max_steps)
         if self.allow_elastic_resume and self.state.epoch is not None and self.train_source.num_rows is not None:
@@ -43,6 +68,18 @@ class Resuming(TypedTrainer):
             # Nothing is left to do; the Trainer would do one more step.
             return num_train_epochs, 0
         return position
+
+    def _find_best(self, checkpoint: Path) -> None:
+        """The state names the best checkpoint, which lies beside the one to resume from. The Trainer needs its path."""
+        state = checkpoint / TRAINER_STATE_NAME
+        named = TrainerState.load_from_json(str(state)).best_model_checkpoint if state.exists() else None
+        if self.state.best_model_checkpoint is not None or named is None:
+            return
+        best = checkpoint.parent / Path(named).name
+        if best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        else:
+            logger.warning("%s, the best checkpoint so far, is not there any more.", best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.allow_elastic_resume:

@@ -1,6 +1,7 @@
 """Exported graphs give in onnxruntime what the models give in torch, without this package."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.conversion import onnx_export
 from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.export import export
 from hf_mae_robust.conversion.source import ModelSource
@@ -98,6 +100,13 @@ def test_classifiers(form, tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(found, reference(pixel_values).logits, rtol=0, atol=1e-4)
         assert name == "logits" and found.std() > 0.01
+
+
+def test_a_graph_names_no_folder_of_this_machine(tmp_path):
+    build().save_pretrained(tmp_path / "model")
+    export(str(tmp_path / "model"), tmp_path / "out", "onnx")
+    content = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    assert not any(str(Path(file).parents[1]).encode() in content for file in (onnx_export.__file__, torch.__file__))
 
 
 def test_a_segmenter(tmp_path):

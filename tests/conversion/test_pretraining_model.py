@@ -4,11 +4,15 @@ import pytest
 import torch
 from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
 
-from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.conversion.checkpoint_file import read_original
+from hf_mae_robust.conversion.original import from_original
 from hf_mae_robust.conversion.pretraining_model import load_pretraining_model, read_pretraining_config
 from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.model.configuration_vit_mae_robust import to_pair
+from hf_mae_robust.model.modeling_vit_mae_robust import sincos_position_embedding
 from tests.helpers import TINY
-from tests.model_helpers import ALL_ON, build
+from tests.model_helpers import ALL_ON, build, tiny_config
 
 
 def test_overrides_win_over_the_checkpoint_and_the_checkpoint_over_defaults(tmp_path):
@@ -50,3 +54,110 @@ def test_a_decoder_that_starts_from_scratch_is_named(tmp_path):
     assert note == f"Note: {expected}"
     found = model.vit.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in encoder.state_dict().items())
+
+
+OFFICIAL_HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 4}
+
+
+@pytest.fixture
+def official(golden_dir):
+    return str(golden_dir / "official_mae_tiny_normpix.pth")
+
+
+def test_an_official_file_is_converted_on_the_way(official):
+    source = ModelSource(official, {**OFFICIAL_HEADS, "mask_ratio": 0.5})
+    config = read_pretraining_config(source)
+    assert (config.image_size, config.patch_size, config.num_hidden_layers, config.mask_ratio) == (32, 8, 3, 0.5)
+    model, note = load_pretraining_model(ModelSource(official), config)
+    assert note is None and model.dtype == torch.float32
+    expected = from_original(read_original(official), **OFFICIAL_HEADS).state_dict()
+    found = model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_an_official_encoder_gets_a_new_decoder(official, tmp_path):
+    tensors = read_original(official)
+    encoder = {key: value for key, value in tensors.items() if not key.startswith(("decoder_", "mask_token"))}
+    torch.save(encoder, tmp_path / "encoder.pth")
+    sizes = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    source = ModelSource(str(tmp_path / "encoder.pth"), {"num_attention_heads": 4, **sizes})
+    model, note = load_pretraining_model(ModelSource(source.name), read_pretraining_config(source))
+    assert "tensors, which start from scratch: decoder." in note
+    assert model.config.decoder_hidden_size == 16
+    assert torch.equal(model.vit.embeddings.cls_token, tensors["cls_token"])
+
+
+def test_an_official_file_needs_its_heads_and_no_classifier(official, golden_dir):
+    message = "--config_overrides num_attention_heads=12,decoder_num_attention_heads=16"
+    with pytest.raises(ValueError, match=message):
+        read_pretraining_config(ModelSource(official, {"num_attention_heads": 4}))
+    with pytest.raises(ValueError, match="is a classifier in the official layout"):
+        name = str(golden_dir / "official_cls_globalpool_tiny.pth")
+        read_pretraining_config(ModelSource(name, {"num_attention_heads": 3}))
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.pth: no file, no folder with a config.json"):
+        read_pretraining_config(ModelSource(str(tmp_path / "nowhere.pth")))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_sine_cosine_positions_are_computed_anew_for_another_size(kind, official, tmp_path):
+    if kind == "folder":
+        before = ViTMAERobustForPreTraining(tiny_config(**ALL_ON))
+        before.set_target_statistics(torch.rand(192), torch.rand(192) + 1)
+        before.save_pretrained(tmp_path)
+        source = ModelSource(str(tmp_path), {"image_size": 64})
+    else:
+        before = from_original(read_original(official), **OFFICIAL_HEADS)
+        for table in (before.vit.embeddings.position_embeddings, before.decoder.decoder_pos_embed):
+            assert torch.allclose(table, sincos_position_embedding((4, 4), table.shape[-1]), atol=1e-4)
+        source = ModelSource(official, {**OFFICIAL_HEADS, "image_size": (64, 48)})
+    config = read_pretraining_config(source)
+    model, note = load_pretraining_model(ModelSource(source.name), config)
+    assert len(note.splitlines()) == 1 and "its positions are computed anew (sine-cosine) for" in note
+    grid = config.grid_size
+    tables = {
+        "vit.embeddings.position_embeddings": config.hidden_size,
+        "decoder.decoder_pos_embed": config.decoder_hidden_size,
+    }
+    found, expected = model.state_dict(), before.state_dict()
+    for name, width in tables.items():
+        assert torch.equal(found[name], sincos_position_embedding(grid, width))
+    assert all(torch.equal(found[name], expected[name]) for name in expected if name not in tables)
+    side = (1, config.num_channels, *to_pair(config.image_size))
+    assert model(torch.randn(side)).loss.isfinite()
+    model.save_pretrained(tmp_path / "saved")
+    again, note = load_pretraining_model(ModelSource(str(tmp_path / "saved")), config)
+    assert note is None and all(torch.equal(again.state_dict()[name], found[name]) for name in found)
+
+
+def test_learnt_positions_are_interpolated_in_two_dimensions(tmp_path):
+    before = build()
+    table = torch.randn_like(before.vit.embeddings.position_embeddings)
+    before.vit.embeddings.position_embeddings.data = table
+    before.save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path), {"image_size": 2 * before.config.image_size})
+    model, note = load_pretraining_model(source, read_pretraining_config(source))
+    assert "its positions are interpolated for" in note
+    side, _ = before.config.grid_size
+    square = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(square, scale_factor=2, mode="bicubic", align_corners=False)
+    found = model.vit.embeddings.position_embeddings
+    torch.testing.assert_close(found[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2))
+    assert torch.equal(found[:, :1], table[:, :1])
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"hidden_size": 32}, "hidden_size is"),
+        ({"image_size": 30, "patch_size": 5}, "patch_size is"),
+        ({"decoder_hidden_size": 64}, "decoder_hidden_size is"),
+    ],
+)
+def test_weights_of_another_size_are_refused_by_the_setting(overrides, words, tmp_path):
+    build().save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path), overrides)
+    with pytest.raises(ValueError, match=f"{words} .* there and .* asked for"):
+        load_pretraining_model(source, read_pretraining_config(source))

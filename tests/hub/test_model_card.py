@@ -50,11 +50,28 @@ def pretrained(photos_dir, tmp_path_factory):
         "num_train_epochs": 2,
         "dataloader_num_workers": 0,
         "logging_steps": 2,
-        "report_to": "none",
+        "report_to": "tensorboard",
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
         "model_license": "cc-by-4.0",
     }
     pretrain(as_flags(settings))
     return folder
+
+
+def test_no_file_of_a_finished_folder_names_a_folder_of_this_machine(pretrained, photos_dir):
+    """All that is pushed, and the checkpoints."""
+    ours = {str(pretrained), str(pretrained.parent), str(photos_dir), str(Path.home()), str(ROOT)}
+    files = [path for path in pretrained.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"run.json", "trainer_state.json", "training_args.json", "target_statistics.safetensors"} <= names
+    assert any("tfevents" in name for name in names) and any("checkpoint-" in str(path) for path in files)
+    found = [(path, name) for path in files for name in ours if name.encode() in path.read_bytes()]
+    assert not found
+    state = json.loads((pretrained / "trainer_state.json").read_text())
+    assert (pretrained / state["best_model_checkpoint"]).is_dir()
 
 
 def test_the_card_of_a_pretraining_says_what_was_run(pretrained, photos_dir):

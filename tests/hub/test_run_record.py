@@ -8,7 +8,7 @@ import torch
 
 from hf_mae_robust import __version__
 from hf_mae_robust.data.source import ImageSource
-from hf_mae_robust.hub.run_record import about_run, hardware_of, read_record, short_name, write_record
+from hf_mae_robust.hub.run_record import about_run, hardware_of, portable, read_record, short_name, write_record
 
 
 def trainer_on(evaluation=None, world_size=1):
@@ -41,6 +41,14 @@ def test_it_says_on_which_split_and_how_many_images_it_was_evaluated():
     assert said["num_parameters"] == 8 and said["software"]["hf_mae_robust"] == __version__
     nothing = about(trainer_on())
     assert nothing["evaluated_on"] is nothing["split"] is nothing["num_evaluated"] is None
+
+
+def test_only_absolute_paths_are_shortened():
+    content = {
+        "a": ["/data/set (train)", r"C:\Users\ada\set", "ada/set", "outputs/run", 3],
+        "b": {"c": "/x"},
+    }
+    assert portable(content) == {"a": ["set (train)", "set", "ada/set", "outputs/run", 3], "b": {"c": "x"}}
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 x CPU process ("), (2, "2 x CPU processes (")])

@@ -15,6 +15,7 @@ from hf_mae_robust.pretraining.statistics_pass import (
     statistics_of_source,
 )
 from tests.helpers import photos, write_parquet_set
+from tests.processes import offline
 
 
 def two_pass(images: np.ndarray, p: int, q: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,3 +58,34 @@ def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
     assert path != cached_statistics_path(source, other_patch, 1.0)
     assert path != cached_statistics_path(source, config, 0.875)
     assert path != cached_statistics_path(source.head(10), config, 1.0)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.pretraining import statistics_pass
+
+state, folder = PartialState(cpu=True), Path(sys.argv[1])
+source, _ = open_splits(DataLocation(str(folder / "set")))
+for caches in ("ab", "ab", "ba"):  # a process each. None has a file, then only the first, then only the second.
+    statistics_pass.HF_HOME = str(folder / caches[state.process_index])
+    config = ViTMAERobustConfig(image_size=16, patch_size=4)
+    found = statistics_pass.cached_statistics_of_source(source, config, crop_pct=1.0)
+    with (folder / f"{state.process_index}.txt").open("a") as file:
+        print(found.mean.sum().item(), found.count, file=file)
+state.destroy_process_group()
+"""
+
+
+def test_two_machines_with_a_cache_each_get_the_statistics_of_the_first(tmp_path):
+    write_parquet_set(tmp_path / "set", {"train": 30})
+    (tmp_path / "program.py").write_text(PROGRAM)
+    both = offline().run([tmp_path / "program.py", tmp_path], tmp_path / "logs", processes=2)
+    assert both.codes == [0, 0], both.output
+    first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first == second and len(first) == 3 and len(set(first)) == 1 and first[0].endswith(" 480")
+    assert [len(list((tmp_path / cache).rglob("patch_statistics-*"))) for cache in "ab"] == [1, 1]

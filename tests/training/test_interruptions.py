@@ -1,6 +1,7 @@
 """Signals, full disks and other ends of a run; two processes where that matters."""
 
 import json
+import logging
 import os
 import re
 import resource
@@ -126,14 +127,25 @@ def test_a_checkpoint_at_the_last_step_does_not_train_on(words, tmp_path):
     assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4]
 
 
-def test_the_best_checkpoint_is_kept_under_its_final_name(words, tmp_path):
+def test_the_best_checkpoint_is_kept_under_its_final_name(words, tmp_path, caplog):
     words += ["--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"]
     words += ["--save_total_limit", "1", "--load_best_model_at_end", "--base_learning_rate", "3"]
     main(words)
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     best = min((entry["eval_loss"], entry["step"]) for entry in state["log_history"][:-1] if "eval_loss" in entry)
-    assert state["best_model_checkpoint"] == str(tmp_path / "out" / f"checkpoint-{best[1]}")
+    assert state["best_model_checkpoint"] == f"checkpoint-{best[1]}"
     assert fault_of(tmp_path / "out" / f"checkpoint-{best[1]}") is None
+
+    # A resume finds it, though the folder has another place by then.
+    (tmp_path / "out").rename(tmp_path / "moved")
+    weights = (tmp_path / "moved" / "model.safetensors").read_bytes()
+    trainer, checkpoint = prepare(make_parser().parse([*words, "--output_dir", str(tmp_path / "moved")]))
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "moved" / f"checkpoint-{best[1]}")
+    assert "best checkpoint" not in caplog.text
+    trainer.save_model()
+    assert (tmp_path / "moved" / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,28 @@ def test_lars_adapts_weights_and_leaves_biases_to_plain_momentum():
     torch.testing.assert_close(head.bias.detach(), torch.tensor([0.9 - 0.1 * (0.9 + 2), 2.2 + 0.1 * 1.8]))
 
 
+def test_lars_decays_weights_and_no_biases():
+    """60 steps beside the definition: for the weight the update g + wd * w, with the trust ratio of You et al. 2017,
+    0.001 * |w| / (|g| + wd * |w|); plain momentum for the bias (official: util/lars.py)."""
+    torch.manual_seed(0)
+    head = nn.Linear(3, 2)
+    optimizer = Lars(lars_groups(head), lr=0.5, momentum=0.9, weight_decay=0.1)
+    expected = [parameter.detach().clone() for parameter in head.parameters()]
+    momenta = [torch.zeros_like(parameter) for parameter in expected]
+    for _ in range(60):
+        for parameter, value, momentum in zip(head.parameters(), expected, momenta):
+            parameter.grad = torch.randn_like(parameter)
+            update = parameter.grad.clone()
+            if parameter.ndim > 1:
+                ratio = 0.001 * value.norm() / (update.norm() + 0.1 * value.norm())
+                update = ratio * (update + 0.1 * value)
+            momentum.mul_(0.9).add_(update)
+            value.sub_(0.5 * momentum)
+        optimizer.step()
+    for parameter, value in zip(head.parameters(), expected):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-4, atol=1e-5)
+
+
 def test_lars_groups_hold_all_that_trains_once():
     head = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Linear(4, 3))
     weights, biases = lars_groups(head)

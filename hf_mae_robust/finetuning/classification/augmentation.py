@@ -1,5 +1,6 @@
 """Augmentation for fine-tuning, by timm."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import to_pil_image
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -35,6 +37,21 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     return posterize(image, bits, **options) if bits >= 1 else Image.new(image.mode, image.size)
 
 
+class SingleDrawCrop(RandomResizedCropAndInterpolation):
+    """The crop of MAE's linear probe (official: util/crop.py): share of the area and aspect ratio are drawn once, and
+    the sides clipped to the image's. The usual one draws again until the crop fits, so that large crops are rarer."""
+
+    @staticmethod
+    def get_params(image: Image.Image, scale: Sequence[float], ratio: Sequence[float]) -> tuple[int, int, int, int]:
+        """Top, left, height and width."""
+        width, height = image.size
+        area = width * height * random.uniform(*scale)
+        aspect = math.exp(random.uniform(*map(math.log, ratio)))
+        columns = min(max(round(math.sqrt(area * aspect)), 1), width)
+        rows = min(max(round(math.sqrt(area / aspect)), 1), height)
+        return random.randint(0, height - rows), random.randint(0, width - columns), rows, columns
+
+
 class FinetuningTransform:
     """timm's augmentation for fine-tuning, as MAE configures it: `(C, h, w)` uint8 -> `(C, H, W)` float32, normalised.
 
@@ -45,6 +62,7 @@ class FinetuningTransform:
         image_mean, image_std: of values in [0, 1]. crop_scale: share of the area (official: 0.08 to 1).
         auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (official), or None.
         random_erasing: probability (official: 0.25).
+        single_draw: crop as `SingleDrawCrop` (official: for linear probes).
 
     Raises ValueError for settings that timm does not understand, and RandAugment of images of other than 1 or 3
     channels.
@@ -59,6 +77,7 @@ class FinetuningTransform:
         horizontal_flip: bool = True,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         random_erasing: float = 0.25,
+        single_draw: bool = False,
     ):
         low, high = crop_scale
         if not 0 < low <= high <= 1:
@@ -90,6 +109,11 @@ class FinetuningTransform:
                 "something like rand-m9-mstd0.5-inc1, or none."
             ) from error
 
+        if single_draw:
+            crop = SingleDrawCrop(image_size, (low, high), interpolation="bicubic")
+            self.steps.transforms = [
+                crop if isinstance(step, RandomResizedCropAndInterpolation) else step for step in self.steps.transforms
+            ]
         for step in self.steps.transforms:
             operations = [*getattr(step, "ops", ()), *chain.from_iterable(getattr(step, "policy", ()))]
             for operation in operations:

@@ -20,7 +20,7 @@ from peft import (
 )
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ...errors import CheckpointError, UserError
@@ -31,6 +31,16 @@ from .trainer import ClassificationTrainer
 ALL_LINEAR = "all-linear"
 # In the output folder: the adapter, and the classifier it belongs on.
 ADAPTER, BASE = "adapter", "base"
+
+
+def base_folder(training: TrainingArguments) -> str:
+    """How an adapter names the classifier that it belongs on: by its path from the current folder, with which peft and
+    transformers find it, or from the repository that it is pushed to. Only where the output folder lies outside the
+    current one, and nothing is pushed, it is absolute: they would not find it otherwise."""
+    if training.push_to_hub:
+        return BASE
+    base, here = Path(training.output_dir or "") / BASE, Path.cwd()
+    return str(base.relative_to(here) if base.is_relative_to(here) else base)
 
 
 def add_adapter(

@@ -59,10 +59,10 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         build = classifier_from_scratch if model.from_scratch else classifier_from_checkpoint
         classifier, pixels = build(source, class_names, settings)
         if model.lora_r is not None:
-            from .lora import BASE, add_adapter  # peft is optional
+            from .lora import add_adapter, base_folder  # peft is optional
 
             adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
-            adapted: Any = add_adapter(classifier, *adapter, base=Path(arguments.training.output_dir) / BASE)
+            adapted: Any = add_adapter(classifier, *adapter, base=base_folder(arguments.training))
             return adapted, pixels  # wraps the classifier, and answers to the same names
         return classifier, pixels
 
@@ -101,6 +101,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
                 data.horizontal_flip,
                 None if augmentation.auto_augment == "none" else augmentation.auto_augment,
                 augmentation.random_erasing,
+                single_draw=arguments.model.linear_probe,
             )
         common |= {
             "processing_class": processor,

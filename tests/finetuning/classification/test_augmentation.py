@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import to_pil_image
 
-from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform, _posterize, seeded
+from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform, SingleDrawCrop, _posterize, seeded
 from tests.helpers import photos
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -201,3 +202,36 @@ def test_half_of_the_images_are_flipped_or_none(flips):
     transform = FinetuningTransform(32, (0.0,) * 3, (1.0,) * 3, **options)
     flipped = np.mean([bool((found := transform(image))[0, 0, 0] > found[0, 0, -1]) for _ in range(200)])
     assert 0.35 < flipped < 0.65 if flips else flipped == 0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_the_crop_of_linear_probes_is_drawn_once_and_clipped(size):
+    """Against the published definition (util/crop.py of facebookresearch/mae), with random numbers of another kind."""
+    width, height = size
+    draws = np.random.default_rng(0)
+    area = width * height * draws.uniform(0.08, 1.0, 20_000)
+    aspect = np.exp(draws.uniform(np.log(3 / 4), np.log(4 / 3), 20_000))
+    columns = np.minimum(np.round(np.sqrt(area * aspect)), width)
+    rows = np.minimum(np.round(np.sqrt(area / aspect)), height)
+    image = Image.new("RGB", size)
+    with seeded(0):
+        found = np.array([SingleDrawCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(20_000)])
+    tops, lefts = found[:, 0], found[:, 1]
+    shares = np.quantile(found[:, 2:].prod(1) / (width * height), [0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
+    expected = np.quantile(columns * rows / (width * height), [0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
+    np.testing.assert_allclose(shares, expected, atol=0.015)
+    np.testing.assert_allclose(found[:, 2:].mean(0), [rows.mean(), columns.mean()], rtol=0.01)
+    with seeded(0):
+        usual = [RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(2000)]
+    assert np.mean([rows * columns for _, _, rows, columns in usual]) < 0.95 * found[:, 2:].prod(1).mean()
+    # Every place is as likely as any other.
+    room = height - found[:, 2]
+    assert (tops[room > 0] / room[room > 0]).mean() == pytest.approx(0.5, abs=0.01)
+    assert (tops + found[:, 2] <= height).all() and (lefts + found[:, 3] <= width).all()
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_only_linear_probes_crop_so(probe):
+    steps = FinetuningTransform(16, auto_augment=None, random_erasing=0.0, single_draw=probe).steps.transforms
+    assert sum(isinstance(step, SingleDrawCrop) for step in steps) == probe
+    assert sum(isinstance(step, RandomResizedCropAndInterpolation) for step in steps) == 1

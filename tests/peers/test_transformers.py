@@ -1,0 +1,138 @@
+"""transformers' own tests of models and configurations, on our classes with the ingredients off and on.
+
+They are in its source distribution only, whose folder `tests` the environment variable TRANSFORMERS_TESTS names:
+
+    pip download --no-binary :all: --no-deps transformers==VERSION && tar -xzf transformers-VERSION.tar.gz
+
+`BackboneTesterMixin` is left out: none of our classes is a backbone of transformers' kind (`BackboneMixin`); detectors
+and segmenters have stock ones.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import unittest
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+
+pytestmark = pytest.mark.slow
+
+SIZES = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 20,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+OFF = {"decoder_attention_probs_dropout_prob": 0.0, "target_normalization": "none"}
+ON = {
+    "decoder_attention_probs_dropout_prob": 0.3,
+    "target_normalization": "global_rgb",
+    "mid_mask_ratio": 0.25,
+    "mid_mask_layer_idx": 1,
+}
+# A test -> why it cannot apply.
+_ONE_LENGTH = "it expects one number of tokens: the encoder alone sees all patches, in pre-training a quarter of them"
+NOT_APPLICABLE = {
+    "test_attention_outputs": _ONE_LENGTH,
+    "test_hidden_states_output": _ONE_LENGTH,
+    "test_can_load_ignoring_mismatched_shapes": "it sets all names in _std to a number; image_std is a list",
+    "test_model_get_set_embeddings": "it expects nn.Embedding; images have a convolution, in the stock classes too",
+}
+
+
+# The archive has the files of `tests` itself and none of its folders. These hold tests of generating text and of
+# exports by other tools, and arguments that every configuration takes.
+NOT_IN_THE_ARCHIVE = {
+    "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
+    "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
+    "utils.test_configuration_utils": {"config_common_kwargs": {"id2label": {0: "a", 1: "b"}, "return_dict": False}},
+}
+
+
+def mixins():
+    """transformers' `tests` as a package of another name, because ours has that one already."""
+    folder = os.environ.get("TRANSFORMERS_TESTS")
+    if not folder or not Path(folder, "test_modeling_common.py").is_file():
+        pytest.skip(f"TRANSFORMERS_TESTS ({folder}) is not the folder of transformers' tests", allow_module_level=True)
+    if importlib.util.find_spec("parameterized") is None:
+        pytest.skip("transformers' tests need the package parameterized", allow_module_level=True)
+    name = "transformers_tests"
+    package = sys.modules[name] = ModuleType(name)
+    package.__path__ = [folder]
+    for module, contents in NOT_IN_THE_ARCHIVE.items():
+        parent, _, _ = module.partition(".")
+        if Path(folder, parent).is_dir():
+            continue
+        for full in (f"{name}.{parent}", f"{name}.{module}"):
+            sys.modules.setdefault(full, ModuleType(full)).__path__ = []
+        vars(sys.modules[f"{name}.{module}"]).update(contents)
+    common, configuration = (
+        importlib.import_module(f"{name}.test_{each}_common") for each in ("modeling", "configuration")
+    )
+    return common, configuration.ConfigTester
+
+
+common, ConfigTester = mixins()
+
+
+class TinyModels:
+    """What the mixins ask for a tiny model and its inputs."""
+
+    is_training = True
+    batch_size, num_channels, image_size = 3, 3, 16
+    patch_size, mask_ratio = 4, 0.75
+    seq_length = 1 + 16  # CLS and all patches
+    num_hidden_layers, num_attention_heads, hidden_size = 2, 4, 32
+
+    def __init__(self, ingredients):
+        self.ingredients = ingredients
+
+    def get_config(self):
+        return ViTMAERobustConfig(**SIZES, **self.ingredients)
+
+    def prepare_config_and_inputs_for_common(self):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.rand(self.batch_size, self.num_channels, self.image_size, self.image_size, generator=generator)
+        noise = torch.rand(self.batch_size, 16, generator=generator)  # without it two passes mask other patches
+        return self.get_config(), {"pixel_values": pixels, "noise": noise}
+
+
+class _Models(common.ModelTesterMixin):
+    all_model_classes = (ViTMAERobustModel, ViTMAERobustForPreTraining)
+    pipeline_model_mapping = {}
+    test_resize_embeddings = False
+    test_torch_exportable = False
+    ingredients = OFF
+
+    def setUp(self):
+        if reason := NOT_APPLICABLE.get(self._testMethodName):
+            self.skipTest(reason)
+        self.model_tester = TinyModels(self.ingredients)
+        if self._testMethodName.startswith("test_training"):  # the encoder alone has no loss
+            self.all_model_classes = (ViTMAERobustForPreTraining,)
+        self.config_tester = ConfigTester(self, ViTMAERobustConfig, has_text_modality=False, hidden_size=36)
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+
+class IngredientsOffTest(_Models, unittest.TestCase):
+    ingredients = OFF
+
+
+class IngredientsOnTest(_Models, unittest.TestCase):
+    ingredients = ON
