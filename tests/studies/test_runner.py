@@ -71,7 +71,8 @@ from hf_mae_robust.studies import reproduce
 from tests.studies.test_runner import two_variants
 
 reproduce.studies = two_variants
-main()
+if __name__ == "__main__":  # the runs of the study import this file
+    main()
 """
 
 
@@ -85,7 +86,8 @@ def test_a_study_that_is_terminated_goes_on(photos_dir, tmp_path, monkeypatch):
     study = offline().start([tmp_path / "reproduce.py", "reproduce", *words], tmp_path / "printed")
     folder = tmp_path / "small" / "classification" / "mae-0" / "pretrain"
     deadline = time.monotonic() + 400
-    while not list(folder.glob("output/checkpoint-*")) and time.monotonic() < deadline:
+    while not list(folder.glob("output/checkpoint-*")):
+        assert time.monotonic() < deadline, study.stderr.read_text()
         time.sleep(0.05)
     process = psutil.Process(study.ids[0])
     children = process.children(recursive=True)
