@@ -66,8 +66,10 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
     try:
         return AutoConfig.from_pretrained(name, **source.access.options)
     except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
+        if isinstance(error, UserError):
             raise
+        if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
+            raise UserError(str(error)) from error
         raise UserError(
             f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
             f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "

@@ -206,6 +206,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Turn a model into one that runs without this package: stock BEiT or ViT, timm, the official code's, ONNX."""
+    if args.to == "onnx":
+        check_packages()  # before a model is downloaded
     checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
     left_out = export(checkpoint, args.out, args.to)
     print(f"{args.out}: {args.to}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))

@@ -167,7 +167,7 @@ def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, 
     # Without --model_revision it is the broken one, and without a token it is none.
     flags = [*flags, "--output_dir", tmp_path / "another"]
     code, output = run("run_finetune.py", *flags, "--model_revision", "main")
-    assert code == 2 and "config.json" in output and "Traceback" not in output
+    assert code == 2 and "config.json" in output and "Traceback" not in output, output
     shutil.rmtree(home)
     code, output = run("run_finetune.py", *flags, token=None)
     assert code == 2 and "ada/waves at revision" in output and "hf auth login" in output, output

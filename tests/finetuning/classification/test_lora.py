@@ -178,7 +178,7 @@ def test_all_linear_layers_of_the_blocks(arguments, pooling):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--lora_r", 0], "--lora_r 0: at least 1"),
+        (["--lora_r", 0], "--lora_r 0: must be at least 1"),
         (["--lora_alpha", 0], "--lora_alpha 0"),
         (["--lora_dropout", 1], "--lora_dropout 1"),
         (["--lora_target_modules", "query"], "has this name; there are fc1, fc2, k_proj, o_proj, q_proj, v_proj"),
