@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 # Before anything reads them.
@@ -62,8 +63,11 @@ def pytest_runtest_protocol(item):
 
 def _cpu_seconds() -> float:
     """Of this process, those it started and those that have ended."""
-    this = psutil.Process()
-    return sum(sum(process.cpu_times()[:4]) for process in [this, *this.children(recursive=True)])
+    this, seconds = psutil.Process(), 0.0
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # it has ended since
+            seconds += sum(process.cpu_times()[:4])
+    return seconds
 
 
 def pytest_unconfigure():
