@@ -133,7 +133,7 @@ def find_labels(
         raise DataError(f"{description}: column '{wanted}' holds no label.")
     numbers = {value: i for i, value in enumerate(values)}
     labels = Labels(wanted, tuple(str(value) for value in values), numbers, description)
-    return _of_classes(labels) if len(found) == len(values) else labels  # a missing label is the graver fault
+    return _of_classes(labels) if len(present) == len(values) else labels  # a missing label is the graver fault
 
 
 def _of_classes(labels: Labels) -> Labels:

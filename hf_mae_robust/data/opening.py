@@ -59,6 +59,7 @@ def open_splits(
         tells: print what a local folder's files were taken for.
 
     Raises:
+        MissingFileError: there is no such folder.
         DataError: there is no such data set, split or column, a split is empty, the source cannot do what was
             asked, a local folder's files are not what is trained on, or the Hub refuses or cannot be reached for
             `dataset_retry_seconds`.

@@ -7,7 +7,7 @@ from datasets import Image as ImageFeature
 from hf_mae_robust.data.loaders import training_loader
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.errors import DataError
+from hf_mae_robust.errors import DataError, MissingFileError
 from tests.helpers import image_table, photos, write_parquet_set
 
 
@@ -47,7 +47,7 @@ def test_what_is_missing_is_named_with_what_there_is(parquet_set, tmp_path, stre
         open_splits(location, train_split="training")
     with pytest.raises(DataError, match="no column 'photo'.*image.*label"):
         open_splits(DataLocation(str(parquet_set), image_column_name="photo", dataset_streaming=streaming))
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(MissingFileError, match="nowhere"):
         open_splits(DataLocation(str(tmp_path / "nowhere"), dataset_streaming=streaming))
 
 
