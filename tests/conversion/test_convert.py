@@ -189,7 +189,8 @@ def test_what_is_no_vit_is_refused_by_name(tmp_path, capsys):
     Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
         tmp_path / "there"
     )
-    for source, message in ((tmp_path / "there", "'dinov2'"), (tmp_path / "nowhere", "nowhere: no such file or folder")):
+    refused = {"there": "'dinov2'", "nowhere": "nowhere: no such file or folder"}
+    for source, message in ((tmp_path / name, message) for name, message in refused.items()):
         with pytest.raises(SystemExit) as ended:
             main(["convert", str(source), str(tmp_path / "out")])
         assert ended.value.code == 2 and message in capsys.readouterr().err
