@@ -93,6 +93,7 @@ def test_what_is_wrong_is_said_before_the_training(settings, capsys):
     assert "--diagnostics_steps 1.5: above 1, a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # classification is evaluated by two processes by default
 def test_two_processes_see_what_one_sees(settings, tmp_path):
     """Before the first step the models are the same; training is what it was without."""
     flags = as_flags(

@@ -130,7 +130,7 @@ def test_a_space_names_its_sdk_and_what_it_needs(folder, tmp_path, installed, ca
     declared = re.findall(r'"([\w.-]+)[<>=]', text.split("\ndependencies = [")[1].split("]")[0])
     assert needed == {*declared, "gradio"}
     names = {path.name for path in (tmp_path / "space" / "hf_mae_robust").iterdir()}
-    assert {"demo_app.py", "model", "recipes", "model_card_template.md"} <= names and "__pycache__" not in names
+    assert {"demo", "hub", "model", "recipes"} <= names and "__pycache__" not in names
 
 
 def test_a_model_of_the_hub_is_named_at_its_commit(folder, tmp_path, installed):

@@ -45,6 +45,7 @@ def test_finished_runs_are_kept_and_failed_ones_told(tiny, tmp_path, monkeypatch
     assert first.result() is None  # a half-written one counts for nothing
 
 
+@pytest.mark.slow  # runs that are kept and told are tested above
 def test_a_model_that_is_gone_is_trained_again_where_it_is_needed(tiny, tmp_path):
     first = Run("pretrain", tmp_path / "mae-0", tiny, None, {"variant": "mae", "seed": 0})
     words = {"dataset_name": tiny["dataset_name"], "crop_pct": 1.0}

@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from hf_mae_robust.training.checkpoints import fault_of
+from hf_mae_robust.training.launch import check_launch
 from tests.processes import ROOT, environment
 from tests.runs import tiny_run
 
@@ -51,6 +53,7 @@ def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tm
     assert fault_of(out / "checkpoint-6") is None
 
 
+@pytest.mark.slow  # the warning by itself is tested below
 def test_asking_accelerate_for_two_cpu_processes_and_getting_one_is_said(photos_dir, tmp_path):
     words = tiny_run(photos_dir, "--max_steps", "1", "--output_dir", str(tmp_path / "out"))
     done = subprocess.run(
@@ -62,3 +65,22 @@ def test_asking_accelerate_for_two_cpu_processes_and_getting_one_is_said(photos_
     )  # fmt: skip
     assert "asked for 2 processes and started one" in done.stderr, done.stderr
     assert "torchrun --nproc_per_node 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "warns"),
+    [
+        (["accelerate", "launch", "--cpu", "--num_processes", "2", "run_finetune.py"], True),
+        (["accelerate", "launch", "--cpu", "--num_processes=4", "run_finetune.py"], True),
+        (["accelerate", "launch", "--num_processes", "1", "run_finetune.py"], False),
+        (["python", "run_finetune.py"], False),
+    ],
+)
+def test_one_process_where_several_were_asked_for_is_said(monkeypatch, caplog, words, warns):
+    """What `accelerate launch` was asked for stands in the command line of the parent process."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr("psutil.Process.parent", lambda process: SimpleNamespace(cmdline=lambda: words))
+    monkeypatch.setattr("sys.argv", ["path/to/run_finetune.py"])
+    check_launch(SimpleNamespace(world_size=1, n_gpu=0))
+    assert ("torchrun --nproc_per_node" in caplog.text) is warns
+    assert ("run_finetune.py ..." in caplog.text) is warns  # the script that was started

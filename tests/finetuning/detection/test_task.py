@@ -160,7 +160,7 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
     assert len(losses(large)) == 6 and losses(accumulated) == pytest.approx(losses(large), rel=1e-3)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming):
     common = ["--dataset_streaming", streaming, "--drop_path_rate", 0.2, "--eval_split_name", "none"]
     common += ["--save_strategy", "steps", "--save_steps", 2]
@@ -192,6 +192,7 @@ def test_the_best_checkpoint_is_kept(arguments, tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in best.state_dict().items())
 
 
+@pytest.mark.slow  # segmentation and classification are evaluated by two processes by default
 def test_two_processes_find_what_one_finds(words, tmp_path):
     """The loss curve to rounding; the AP of the same model exactly, over five images, which do not fall into halves."""
     one = run(words("--output_dir", tmp_path / "one"), tmp_path / "one", 1, script="finetune")

@@ -152,6 +152,7 @@ def freeze_statistics(model: nn.Module) -> None:
             module.train = lambda mode=True, module=module: module
 
 
+@pytest.mark.slow  # as in detection
 def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
     small = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "other"]
     trainers = []
@@ -187,6 +188,7 @@ def test_it_learns(finished):
     assert finished.results["eval_pixel_accuracy"] > commonest + 0.1
 
 
+@pytest.mark.slow  # as in detection and classification
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path):
     """All augmentation, drop path and the running statistics of BatchNorm: bit by bit."""
     common = ["--save_strategy", "steps", "--save_steps", 2]
