@@ -29,6 +29,7 @@ def test_statistics_are_written_with_what_they_are_of(photos_dir, tmp_path, caps
     assert "train" in statistics.metadata["dataset"]
 
 
+@pytest.mark.slow  # test_statistics_pass.py has two processes
 def test_two_processes_with_workers_agree_with_one(photos_dir, tmp_path):
     main(words(photos_dir, tmp_path / "one.safetensors"))
     more = words(photos_dir, tmp_path / "two.safetensors", "--num_workers", "1")

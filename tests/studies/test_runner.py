@@ -77,6 +77,7 @@ if __name__ == "__main__":  # the runs of the study import this file
 """
 
 
+@pytest.mark.slow  # runs that are stopped by a signal are tested in training/
 def test_a_study_that_is_terminated_goes_on(photos_dir, tmp_path, monkeypatch):
     flags = f"--config_overrides {TINY_OVERRIDES} --mid_mask_layer_idx 1 --per_device_train_batch_size 8"
     flags += " --max_steps 150 --save_steps 10"  # stopped long before its end
