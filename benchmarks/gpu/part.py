@@ -51,7 +51,7 @@ class Part:
 
     @property
     def device(self):
-        """torch's; a part that is no rehearsal ends here without a GPU."""
+        """torch's; a part that is not a rehearsal ends here without a GPU."""
         import torch
 
         if self.rehearse:

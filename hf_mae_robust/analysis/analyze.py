@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
     data.add_argument(
-        "--max_samples", type=int, default=512, help="Only so many images, drawn at random (%(default)s)."
+        "--max_samples", type=int, default=512, help="At most N images, drawn at random (%(default)s)."
     )
     data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     running = parser.add_argument_group("running")

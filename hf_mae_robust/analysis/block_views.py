@@ -1,4 +1,4 @@
-"""What goes on inside a model: tokens and attention of every block, without changing the model."""
+"""Inside a model: tokens and attention of every block, without changing the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

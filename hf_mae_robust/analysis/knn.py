@@ -66,8 +66,8 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
     data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
-    data.add_argument("--max_train_samples", type=int, help="Only so many images, drawn at random.")
-    data.add_argument("--max_eval_samples", type=int, help="Only so many images, drawn at random.")
+    data.add_argument("--max_train_samples", type=int, help="At most N images, drawn at random.")
+    data.add_argument("--max_eval_samples", type=int, help="At most N images, drawn at random.")
     data.add_argument(
         "--crop_pct",
         type=float,

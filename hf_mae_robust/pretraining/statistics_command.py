@@ -17,7 +17,7 @@ from .statistics_pass import statistics_of_source
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument("--max_samples", type=int, help="Only so many images, drawn at random.")
+    data.add_argument("--max_samples", type=int, help="At most N images, drawn at random.")
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
