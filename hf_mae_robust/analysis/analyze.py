@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
-    data.add_argument(
-        "--max_samples", type=int, default=512, help="At most N images, drawn at random (%(default)s)."
-    )
+    data.add_argument("--max_samples", type=int, default=512, help="At most N images, drawn at random (%(default)s).")
     data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")

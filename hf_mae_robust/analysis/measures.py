@@ -66,7 +66,7 @@ def attention_distance(
     is weighted anew.
 
     Args:
-        query_ids `(B, queries)`, key_ids `(B, keys)`: patch numbers in raster order, -1 for a token that is not a patch.
+        query_ids `(B, queries)`, key_ids `(B, keys)`: patch numbers in raster order; -1: the token is not a patch.
         num_columns: patches in a row of the image.
     """
     is_patch = (key_ids >= 0)[:, None, None]
