@@ -27,7 +27,12 @@ Semantic segmentation (UperNet), and detection with masks (Mask R-CNN):
 Started again, it goes on from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
 """
 
-from hf_mae_robust.finetune import main
+import signal
 
 if __name__ == "__main__":
+    # The imports take seconds. A SIGTERM that comes meanwhile waits for `main`, which answers it.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    from hf_mae_robust.finetune import main
+
     main(description=__doc__)

@@ -16,7 +16,12 @@ ImageNet on 8 GPUs, streamed:
 Started again, it goes on from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
 """
 
-from hf_mae_robust.pretrain import main
+import signal
 
 if __name__ == "__main__":
+    # The imports take seconds. A SIGTERM that comes meanwhile waits for `main`, which answers it.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    from hf_mae_robust.pretrain import main
+
     main(description=__doc__)

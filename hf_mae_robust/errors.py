@@ -64,7 +64,13 @@ class NonFiniteError(ArithmeticError):
     exit_code = 3
 
 
-# What a run ends with that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
+class LostProcessError(RuntimeError):
+    """Another process of the run ended or does not answer; the message says which one. Checkpoints are complete."""
+
+    exit_code = 6
+
+
+# What a run ends with that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
 EXIT_STOPPED = 75
 
 
@@ -80,8 +86,15 @@ class StopRequested(Exception):
         return f"Stopped by {self.signal_name} after step {self.step}; {self.checkpoint} holds everything up to there"
 
 
+class StopOutsideTraining(KeyboardInterrupt):
+    """A signal ended a run before its first step or after its last. The message is the name of the signal.
+
+    It is a KeyboardInterrupt, and not an Exception, so that libraries let it through.
+    """
+
+
 # What ends a script in one sentence; subclasses as their class.
-EXIT_CODES = {kind: kind.exit_code for kind in (UserError, NonFiniteError, SavingError, HubError)}
+EXIT_CODES = {kind: kind.exit_code for kind in (UserError, NonFiniteError, SavingError, HubError, LostProcessError)}
 # What a script ends with that met a bug of ours.
 EXIT_BUG = 1
 

@@ -17,6 +17,7 @@ from .finetuning.arguments import (
     SegmentationArguments,
 )
 from .training.parser import RecipeParser
+from .training.signals import SIGNALS
 
 if TYPE_CHECKING:
     from .finetuning.task import FinetuningTask
@@ -93,16 +94,14 @@ def finetune(
     )
     from .training import run
 
-    task = make_task(model.task)
-    trainer, checkpoint = run.prepare(task, arguments)
-    run.run(task, trainer, checkpoint)
-    return trainer
+    return run.prepare_and_run(make_task(model.task), arguments)
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:
     """Command line of run_finetune.py; exit codes as in errors.py."""
-    parser = make_parser(description=description)
-    arguments = parser.parse(argv)
-    from .training import run
+    with SIGNALS.answered():
+        parser = make_parser(description=description)
+        arguments = parser.parse(argv)
+        from .training import run
 
-    run.run_command(parser, make_task(arguments.model.task), arguments)
+        run.run_command(parser, make_task(arguments.model.task), arguments)

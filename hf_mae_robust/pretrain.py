@@ -16,6 +16,7 @@ from .pretraining.arguments import (
     RecipeArguments,
 )
 from .training.parser import RecipeParser
+from .training.signals import SIGNALS
 
 if TYPE_CHECKING:
     from .data.source import ImageSource
@@ -73,10 +74,7 @@ def pretrain(
     """
     from .training import run
 
-    task = make_task()
-    trainer, checkpoint = run.prepare(task, PretrainArguments(model=model, data=data, recipe=recipe, training=training))
-    run.run(task, trainer, checkpoint)
-    return trainer
+    return run.prepare_and_run(make_task(), PretrainArguments(model=model, data=data, recipe=recipe, training=training))
 
 
 def plan(arguments: PretrainArguments) -> str:
@@ -93,11 +91,12 @@ def plan(arguments: PretrainArguments) -> str:
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:
     """Command line of run_pretrain.py; exit codes as in errors.py."""
-    parser = make_parser(description=description)
-    arguments = parser.parse(argv)
-    from .training import run
+    with SIGNALS.answered():
+        parser = make_parser(description=description)
+        arguments = parser.parse(argv)
+        from .training import run
 
-    if arguments.training.dry_run:
-        run.print_command(parser, arguments.training, lambda: plan(arguments))
-    else:
-        run.run_command(parser, make_task(), arguments)
+        if arguments.training.dry_run:
+            run.print_command(parser, arguments.training, lambda: plan(arguments))
+        else:
+            run.run_command(parser, make_task(), arguments)

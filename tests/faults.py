@@ -1,8 +1,10 @@
 """Faults of trainings, in the processes that the tests start."""
 
+import importlib
 import os
 import signal
 import time
+from collections.abc import Callable
 
 
 def send(number: signal.Signals, step: int, rank: int = 0) -> str:
@@ -11,7 +13,10 @@ def send(number: signal.Signals, step: int, rank: int = 0) -> str:
 
 
 def install_fault() -> None:
-    """FAULT of the environment is a Python expression of (trainer, rank), evaluated as each step begins."""
+    """FAULT of the environment is a Python expression. With FAULT_AT, the name of a function of ours, it is one of
+    `rank`, evaluated when that function is called; without, of (trainer, rank), evaluated as each step begins."""
+    if "FAULT_AT" in os.environ:
+        return before(os.environ["FAULT_AT"], eval(f"lambda rank: {os.environ['FAULT']}", {"os": os, "time": time}))
     from hf_mae_robust.training.trainer import ImageTrainer
 
     fault = eval(f"lambda trainer, rank: {os.environ['FAULT']}", {"os": os, "time": time})
@@ -24,3 +29,16 @@ def install_fault() -> None:
         return training_step(trainer, *args, **kwargs)
 
     ImageTrainer.training_step = with_fault
+
+
+def before(name: str, fault: Callable[[int], object]) -> None:
+    """Call `fault` with the process's rank whenever the function `name` is called."""
+    module, _, attribute = name.rpartition(".")
+    owner = importlib.import_module(module)
+    function = getattr(owner, attribute)
+
+    def with_fault(*args, **kwargs):
+        fault(int(os.environ.get("RANK", 0)))
+        return function(*args, **kwargs)
+
+    setattr(owner, attribute, with_fault)

@@ -8,6 +8,7 @@ It imports the modules, then reads orders, a line of JSON each, and answers in a
 nothing of the tests before it forks, so that it also runs where this package is said to be absent.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -40,6 +41,14 @@ def shorten_waits(factor: float) -> None:
     http.time = file_download.time = tenacity.nap.time = shorter
 
 
+def enter_network_namespace(name: str) -> None:
+    """Into one that `ip netns add` has made; os.setns is not in Python 3.11."""
+    with Path(f"/run/netns/{name}").open() as file:
+        libc, of_network = ctypes.CDLL(None, use_errno=True), 0x40000000  # CLONE_NEWNET
+        if libc.setns(file.fileno(), of_network):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
+
+
 def become(order: dict, settings: dict[str, str]) -> int:
     """What a fork does; its exit code. A run that takes longer than its limit is killed."""
     signal.alarm(order["limit_s"])
@@ -48,6 +57,8 @@ def become(order: dict, settings: dict[str, str]) -> int:
         os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     os.chdir(order["folder"])
     os.environ.update(settings)
+    if "NETWORK_NAMESPACE" in settings:
+        enter_network_namespace(settings["NETWORK_NAMESPACE"])
     sys.argv = order["words"]
     try:
         if "FAULT" in settings:

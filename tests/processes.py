@@ -88,21 +88,23 @@ class Parent:
         self,
         words: list,
         logs: Path,
-        processes: int = 1,
+        processes: int | list[dict[str, str]] = 1,
         *,
         folder: Path = ROOT,
         limit_s: int = LIMIT_S,
         **settings: str,
     ) -> Started:
         """words: a script and its arguments, or -m, a module and its arguments. logs: the folder for what is printed.
-        settings: environment variables beside the parent's; FAULT: see tests/faults.py."""
+        processes: how many, or what tells each of them who it is. settings: environment variables beside the parent's;
+        FAULT: see tests/faults.py."""
         logs.mkdir(parents=True, exist_ok=True)
         started = Started(self, [], logs / "stdout.txt", logs / "stderr.txt")
         for path in (started.stdout, started.stderr):
             path.write_text("")
         order = {"words": list(map(str, words)), "folder": str(folder), "limit_s": limit_s}
+        who = places(processes) if isinstance(processes, int) else processes
         order |= {"stdout": str(started.stdout), "stderr": str(started.stderr)}
-        started.ids = self.ask({**order, "environments": [{**settings, **place} for place in places(processes)]})
+        started.ids = self.ask({**order, "environments": [{**settings, **place} for place in who]})
         return started
 
     def run(self, words: list, logs: Path, processes: int = 1, *, folder: Path = ROOT, **settings: str) -> Ended:

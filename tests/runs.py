@@ -24,10 +24,18 @@ class Run(Ended):
         return (self.folder / "model.safetensors").read_bytes()
 
 
-def run(words: list[str], folder: Path, processes: int = 1, fault: str | None = None, script: str = "pretrain") -> Run:
-    """One run to its end, or to what `fault` (see tests/faults.py) makes of it. script: "pretrain" or "finetune"."""
+def run(
+    words: list[str],
+    folder: Path,
+    processes: int = 1,
+    fault: str | None = None,
+    script: str = "pretrain",
+    **settings: str,
+) -> Run:
+    """One run to its end, or to what `fault` (see tests/faults.py) makes of it. script: "pretrain" or "finetune".
+    settings: further environment variables, FAULT_AT among them."""
     command = [ROOT / f"run_{script}.py", *words, "--output_dir", folder]
-    settings = {} if fault is None else {"FAULT": fault}
+    settings |= {} if fault is None else {"FAULT": fault}
     ended = offline().run(command, folder.with_name(f"{folder.name}-printed"), processes, **settings)
     return Run(ended.codes, ended.stdout, ended.stderr, folder)
 

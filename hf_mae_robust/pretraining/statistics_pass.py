@@ -19,6 +19,8 @@ from ..errors import DataError
 from ..model import ViTMAERobustConfig
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.processes import first_process
+from ..training.signals import SIGNALS
+from ..training.stopping import stop_if_asked
 from ..version import __version__
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 
@@ -55,9 +57,11 @@ def statistics_of_source(
     )
     total = None if source.num_rows is None else len(loader)
     batches = tqdm(loader, total=total, desc="Patch statistics", unit="batch", disable=not state.is_main_process)
-    statistics = merge_across_processes(
-        compute_patch_statistics(_collecting(batches, skipped, source), to_pair(config.patch_size), config.num_channels)
+    statistics = compute_patch_statistics(
+        _collecting(batches, skipped, source), to_pair(config.patch_size), config.num_channels
     )
+    stop_if_asked()
+    statistics = merge_across_processes(statistics)
     _report(skipped, source, statistics.metadata["num_images"])
     statistics.metadata |= {
         "dataset": source.description,
@@ -74,9 +78,11 @@ def statistics_of_source(
 def _collecting(
     batches: Iterable[dict[str, Any]], skipped: SkippedImages, source: ImageSource
 ) -> Iterator[dict[str, Any]]:
-    """The same batches, their bad images taken in. Ends early where these are too many: the other processes learn of it
-    when all of them meet at the end."""
+    """The same batches, their bad images taken in. Ends early where these are too many or a signal came: the other
+    processes learn of it when all of them meet at the end."""
     for batch in batches:
+        if SIGNALS.received:
+            return
         is_new = skipped.add(batch.pop("skipped", ()))
         if is_new and source.num_rows is not None and skipped.exceeds(source.description, source.num_rows):
             return

@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..errors import UserError, refused_by_library
 from .optional import check_package, check_reports
+from .peers import joining
 from .ranges import check_ranges
 
 
@@ -167,7 +168,10 @@ class ImageTrainingArguments(TrainingArguments):
         for flag, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
             if getattr(self, flag):
                 check_package(f"--{flag}", package)
-        with refused_by_library("These settings of transformers.TrainingArguments cannot be used"):
+        with (
+            refused_by_library("These settings of transformers.TrainingArguments cannot be used"),
+            joining(self.ddp_timeout, self.use_cpu, self.ddp_backend),
+        ):
             super().__post_init__()
         for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
             if not isinstance(getattr(self, name), dict | None):

@@ -1,5 +1,6 @@
 """How a training writes its checkpoints and its finished model: complete, or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,22 @@ from ..errors import SavingError
 from ..files import allow_group, replace_files, seal
 from ..hub.run_record import write_record
 from .checkpoints import STAGING, check_all_have_written, checkpoint_of_step, checkpoints_in, publish, rotate
+from .peers import is_loss
 from .typed_trainer import TypedTrainer
+
+
+def _remedy(error: Exception) -> str:
+    """What to do before the run is started again."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        return "Make room on that disk first. "
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "The folder must be one that you may write to. "
+    if number in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
+        return "The folder, or what was just written to it, is gone: was it deleted, moved or unmounted? "
+    if number == errno.EIO:
+        return "The disk or its connection is at fault. "
+    return ""
 
 
 class Checkpointing(TypedTrainer):
@@ -46,13 +62,15 @@ class Checkpointing(TypedTrainer):
         try:
             yield staging
         except (OSError, RuntimeError, SafetensorError) as error:
+            if is_loss(error):
+                raise  # not the disk's fault
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
             newest = next(iter(checkpoints_in(self.args.output_dir)), None)
             raise SavingError(
                 f"Step {self.state.global_step}: the checkpoint could not be written to {self.args.output_dir} "
-                f"({type(error).__name__}: {error}). The newest complete one is {newest or 'none'}; the same command "
-                "goes on from it once there is space again."
+                f"({type(error).__name__}: {error}). {_remedy(error)}The newest complete one is {newest or 'none'}; "
+                "the same command resumes from it."
             ) from error
         finally:
             self._staging = None

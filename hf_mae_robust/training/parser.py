@@ -9,7 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar, cast, get_type_hints
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..errors import UserError
+from ..errors import LostProcessError, UserError
 from ..files import with_home
 from ..recipes import recipe_path
 from .overrides import merge_config_overrides, parse_config_overrides, write_config_overrides
@@ -172,8 +172,8 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             *parsed, unknown = self.parse_args_into_dataclasses(
                 words, return_remaining_strings=True, look_for_args_file=False
             )
-        except UserError as error:
-            self.fail(error)
+        except (UserError, LostProcessError) as error:
+            self.fail(error, error.exit_code)
         if unknown:
             self.error(self.describe_unknown(unknown))
         return self.arguments_class(**dict(zip(get_type_hints(self.arguments_class), parsed)))

@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..errors import StopOutsideTraining
+from .signals import SIGNALS
+
 Value = TypeVar("Value")
 
 
@@ -14,15 +17,16 @@ def first_process(function: Callable[[], Value]) -> Value:
 
     Whatever it raises is raised in all processes, so that none waits for the others: in the first process as it is, in
     the others as an error of the same class with the same message. A class that takes more than a message is replaced
-    by the nearest parent class that does not.
+    by the nearest parent class that does not. A signal to the first process ends the call: StopOutsideTraining.
 
     The value travels as a pickle.
     """
     outcome: list[Any] = [None, None, ""]
     if PartialState().is_main_process:
         try:
-            outcome[0] = function()
-        except Exception as error:
+            with SIGNALS.at_once():  # the others wait for what is broadcast, and learn of the signal by it
+                outcome[0] = function()
+        except (Exception, StopOutsideTraining) as error:
             broadcast_object_list([None, type(error), str(error)])
             raise
     value, kind, message = broadcast_object_list(outcome)

@@ -1,16 +1,16 @@
 """A run from its arguments to a finished folder, the same way for every task, and what a command ends with."""
 
 import json
-import re
+import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, cast
+from typing import Any, Generic, NoReturn, cast
 
 import torch
 import transformers
@@ -21,15 +21,18 @@ from ..data.bad_images import describe
 from ..data.loaders import end_workers
 from ..data.opening import EMBEDDED
 from ..data.source import ImageSource
-from ..errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED, StopRequested, UserError
+from ..errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED, LostProcessError, StopOutsideTraining, StopRequested, UserError
 from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run
 from ..version import __version__
 from .arguments import ImageTrainingArguments
-from .checkpoints import check_config
+from .checkpoints import check_config, checkpoints_in
 from .parser import RecipeParser
+from .peers import describe_loss, is_loss
 from .pictures import save_examples, save_loss_plot
+from .processes import first_process
 from .profiling import StepProfile
+from .run_lock import run_lock
 from .setup import (
     accept,
     agree_on_checkpoint,
@@ -37,6 +40,7 @@ from .setup import (
     check_can_evaluate,
     check_compiling,
     check_metric,
+    check_output_dir,
     check_schedule,
     fetch_model,
     open_sources,
@@ -47,6 +51,8 @@ from .setup import (
     start_anew_if_asked,
     warn_of_stream,
 )
+from .signals import SIGNALS
+from .stopping import stop_if_asked
 from .task import AnyTrainer, Arguments, Task
 from .trainer import ImageTrainer
 
@@ -79,6 +85,7 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     task.check_settings(arguments)
     check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)
     begin(training)
+    stop_if_asked()
     start, commit = arguments.model.model_name_or_path, None
     training.hub_token = training.hub_token or arguments.model.token
     if start is not None:
@@ -89,8 +96,10 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     if resumes and not evaluates_only:
         checkpoint = agree_on_checkpoint(recipe, training)
         pin_revision(data, checkpoint)
+    stop_if_asked()
     options = task.source_options(arguments)
     source, eval_source = open_sources(data, arguments.model.token, training.seed, evaluates_only, **options)
+    stop_if_asked()
     if source is not None:
         check_can_evaluate(source, eval_source, training)
         set_schedule(source, recipe, training, task.num_views(arguments))
@@ -113,6 +122,7 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     labelled = cast(ImageSource, source if source is not None else opened.eval_source)
     class_names = labelled.class_names or ()
     model, pixels = task.build_model(arguments, class_names)
+    stop_if_asked()
     common: dict[str, Any] = {
         "args": training,
         "eval_source": opened.eval_source,
@@ -155,10 +165,19 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     warn_of_stream(source, data)
     if checkpoint is None:
         task.start(trainer, arguments)
+    stop_if_asked()
     # Dropout must not depend on what was computed so far, or found in a cache.
     set_seed(training.seed)
     start_anew_if_asked(recipe, training)
     return trainer, checkpoint
+
+
+def prepare_and_run(task: Task[Arguments, Any, AnyTrainer], arguments: Arguments) -> AnyTrainer:
+    """All of a run, as a function. Raises as `prepare` and `run`."""
+    with output_folder(arguments.training):
+        trainer, checkpoint = prepare(task, arguments)
+        run(task, trainer, checkpoint)
+    return trainer
 
 
 def run(task: Task[Any, Any, Any], trainer: ImageTrainer, checkpoint: str | None) -> None:
@@ -179,6 +198,21 @@ def run(task: Task[Any, Any, Any], trainer: ImageTrainer, checkpoint: str | None
         say(f"Done. {result}{' ' * bool(result)}{output_dir} holds {', '.join(files[:-1])} and {files[-1]}.")
     if trains:
         push_if_asked(trainer)
+
+
+@contextmanager
+def output_folder(training: ImageTrainingArguments) -> Iterator[None]:
+    """Around `prepare` and `run`: the output folder belongs to this run alone. To be entered by all processes; the
+    first one holds the lock. Raises UserError in all of them."""
+    folder = Path(training.output_dir)
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            check_output_dir(folder)
+            stack.enter_context(run_lock(folder))
+
+        first_process(enter)
+        yield
 
 
 def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
@@ -220,35 +254,59 @@ def report_skipped_images(trainer: ImageTrainer) -> None:
 
 
 def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], arguments: Arguments) -> None:
-    """`prepare`, then `run`. Ends in one sentence instead of a traceback, and with the exit code of errors.py."""
+    """`prepare`, then `run`. Ends in one sentence instead of a traceback, and with the exit code of errors.py.
+
+    Signals are answered if the caller has entered `SIGNALS.answered()`: at once outside of the training where this is
+    the only process, otherwise as soon as all processes know.
+    """
     training = arguments.training
-    stopped = Path(training.output_dir) / STOPPED_FILE
+    trainer: ImageTrainer | None = None
     with sentences(parser, training):
         for note in parser.notes:
             say(note)
-        trainer, checkpoint = prepare(task, arguments)
-        stopped.unlink(missing_ok=True)
         try:
-            run(task, trainer, checkpoint)
-        except UserError as error:
-            # From a worker process the message comes as a traceback that ends in it.
-            last_line = str(error).strip().splitlines()[-1]
-            raise UserError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
+            with SIGNALS.at_once(training.world_size == 1), output_folder(training):
+                trainer, checkpoint = prepare(task, arguments)
+                (Path(training.output_dir) / STOPPED_FILE).unlink(missing_ok=True)
+                try:
+                    run(task, trainer, checkpoint)
+                except UserError as error:
+                    # From a worker process the message comes as a traceback that ends in it.
+                    last_line = str(error).strip().splitlines()[-1]
+                    raise UserError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
         except StopRequested as stop:
-            end_workers()
             say(f"{stop}. The same command resumes from there.")
-            if PartialState().is_main_process:
-                content = {"signal": stop.signal_name, "step": stop.step, "checkpoint": stop.checkpoint}
-                stopped.write_text(json.dumps(content) + "\n")
-            if trainer.pushes is not None:
-                trainer.pushes.wait()  # leaving the process would wait as well, but not say what failed
-            PartialState().destroy_process_group()
-            sys.exit(EXIT_STOPPED)
+            end_stopped(training, trainer, stop.signal_name, stop.step, stop.checkpoint)
+        except StopOutsideTraining as stop:
+            newest = next(map(str, checkpoints_in(training.output_dir)), None)
+            step = trainer.state.global_step if trainer is not None else 0
+            say(
+                f"Stopped by {stop} {'after the last' if step else 'before the first'} step. The same command "
+                f"{f'resumes from {newest}' if newest else 'starts again'}."
+            )
+            end_stopped(training, trainer, str(stop), step, newest)
+
+
+def end_stopped(
+    training: ImageTrainingArguments, trainer: ImageTrainer | None, name: str, step: int, checkpoint: str | None
+) -> NoReturn:
+    """Leave a run that a signal has stopped. Under a torchrun that starts failed processes again (--max-restarts) the
+    exit code is 0: it would start this one again, too."""
+    end_workers()
+    folder = Path(training.output_dir)
+    if PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"signal": name, "step": step, "checkpoint": checkpoint}
+        (folder / STOPPED_FILE).write_text(json.dumps(content) + "\n")
+    if trainer is not None and trainer.pushes is not None:
+        trainer.pushes.wait()  # leaving the process would wait as well, but not say what failed
+    PartialState().destroy_process_group()
+    sys.exit(0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else EXIT_STOPPED)
 
 
 def print_command(parser: RecipeParser[Any], training: ImageTrainingArguments, text: Callable[[], str]) -> None:
     """Print what `text` gives; errors end as in `run_command`."""
-    with sentences(parser, training):
+    with sentences(parser, training), SIGNALS.at_once(training.world_size == 1):
         for note in parser.notes:
             say(note)
         say(text())
@@ -256,8 +314,6 @@ def print_command(parser: RecipeParser[Any], training: ImageTrainingArguments, t
 
 def describe_bug(error: Exception, training: ImageTrainingArguments) -> str:
     """The sentence below the traceback of an error that is none of the user's, and what to report."""
-    if training.world_size > 1 and isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.I):
-        return "this process lost the others, one of which ended; its own message says why."
     versions = [f"hf_mae_robust {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]
     return (
         f"this is a bug of hf_mae_robust ({type(error).__name__}), not a fault of your input. Please report the text "
@@ -274,7 +330,7 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> It
     transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
     try:
         yield
-    except KeyboardInterrupt:  # before or after the training, which takes note of it
+    except KeyboardInterrupt:  # where nobody answers signals
         sys.exit(130)
     except torch.OutOfMemoryError as error:
         end_workers()
@@ -291,6 +347,11 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> It
         # Other processes may be waiting for this one; the launcher ends them.
         parser.fail(error, error.exit_code)
     except Exception as error:
+        if training.world_size > 1 and is_loss(error):
+            end_workers()
+            newest = next(map(str, checkpoints_in(training.output_dir)), None)
+            resume = f"The same command resumes from {newest}." if newest else "There is no checkpoint to resume from."
+            parser.fail(f"{describe_loss(training.ddp_timeout)} {resume}", LostProcessError.exit_code)
         traceback.print_exc()
         end_workers()
         parser.fail(describe_bug(error, training), EXIT_BUG)

@@ -21,7 +21,8 @@ from .guards import NonFiniteGuard
 from .progress import ImageProgressCallback, Throughput
 from .publishing import Publishing
 from .resuming import Resuming
-from .stopping import StopOnSignal
+from .signals import SIGNALS
+from .stopping import StopOnSignal, stop_if_asked
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
         if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
             self.resumed_step = state.global_step
-        with self.stop.signals:
+        with SIGNALS.answered(), SIGNALS.at_once(False):
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             except StopRequested:
@@ -138,7 +139,9 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
         so sums over all processes are exact. A signal during training is answered here: an evaluation can take long,
         and it is not repeated when the run resumes."""
         for batch in dataloader:
-            if self.is_in_train and self.stop.is_asked_for():
+            if not self.is_in_train:
+                stop_if_asked()
+            elif self.stop.is_asked_for():
                 self._save_checkpoint(self.model_wrapped)
                 self.stop.end(self.args, self.state)
             inputs = self._prepare_inputs(batch)

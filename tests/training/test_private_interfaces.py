@@ -19,6 +19,7 @@ import torch
 from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as rle
 from fsspec.implementations.local import LocalFileSystem
+from torch.distributed import distributed_c10d
 from torchvision.models.detection import _utils as torchvision_detection_utils
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
@@ -161,6 +162,7 @@ TABLE = [
         DETECTION,
         "imports",
     ),
+    Private("torch", distributed_c10d, "_get_default_store", "()", "training/peers.py", "calls"),
     # ---- others ----
     Private("fsspec", LocalFileSystem, "_strip_protocol", "(path)", "data/parquet.py", "calls"),
     Private("evaluate", evaluate.Metric, "_info", "(self)", "finetuning/classification/metrics.py"),

@@ -5,17 +5,18 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_mae_robust.errors import StopRequested
-from hf_mae_robust.training.stopping import StopOnSignal, StopSignals
+from hf_mae_robust.training.signals import SIGNALS
+from hf_mae_robust.training.stopping import StopOnSignal, agreed_signal
 from tests.processes import offline
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_remembered_and_handlers_are_restored(number):
     before = signal.getsignal(number)
-    with StopSignals() as signals:
-        assert signals.agreed() == 0
+    with SIGNALS.answered():
+        assert agreed_signal() == 0
         os.kill(os.getpid(), number)
-        assert signals.agreed() == number
+        assert agreed_signal() == number
     assert signal.getsignal(number) is before
     assert number.name in str(StopRequested(number, 7, "out/checkpoint-7"))
 
@@ -24,7 +25,7 @@ def test_the_first_signal_is_remembered_and_handlers_are_restored(number):
 def test_a_signal_asks_for_a_checkpoint_and_ends_the_training_when_it_is_written(tmp_path, event):
     args, state = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), TrainerState(global_step=7)
     control, stop = TrainerControl(should_log=True, should_evaluate=True), StopOnSignal()
-    with stop.signals:
+    with SIGNALS.answered():
         getattr(stop, event)(args, state, control)
         stop.on_save(args, state, control)
         assert control == TrainerControl(should_log=True, should_evaluate=True)
@@ -37,8 +38,8 @@ def test_a_signal_asks_for_a_checkpoint_and_ends_the_training_when_it_is_written
 
 PROGRAM = """
 import os, signal, time
-from hf_mae_robust.training.stopping import StopSignals
-with StopSignals():
+from hf_mae_robust.training.signals import SIGNALS
+with SIGNALS.answered():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep({pause})
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,139 @@
+"""One run at a time in an output folder: two would delete each other's staging folder and checkpoints."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# The upload to the Hub leaves out "_*".
+LOCK_FILE = "_running.json"
+# A run says this often that it lives. One of another machine that is silent for four times as long is taken for dead.
+HEARTBEAT_S = 15.0
+
+
+def _this_process() -> dict[str, Any]:
+    process = psutil.Process()
+    started = datetime.fromtimestamp(process.create_time()).astimezone()
+    since = started.isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pids": _numbering(), "pid": process.pid, "since": since}
+
+
+def _numbering() -> str:
+    """Within which processes have numbers of their own: containers of one host name can have several."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What the lock says; None: there is none, or it was not written to its end."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"host", "pids", "pid", "since"} <= content.keys() else None
+
+
+def _touched(path: Path) -> int | None:
+    try:
+        with path.open() as file:  # opening it makes a network file system ask its server
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _is_alive(lock: dict[str, Any] | None, path: Path, heartbeat_s: float) -> bool:
+    """Of this machine: whether the process is there. Of another one: whether it touches its lock meanwhile; that needs
+    no common clock."""
+    mine = _this_process()
+    if lock is not None and (lock["host"], lock["pids"]) == (mine["host"], mine["pids"]):
+        try:
+            since = datetime.fromtimestamp(psutil.Process(lock["pid"]).create_time()).astimezone()
+        except psutil.Error:
+            return False
+        return since.isoformat(timespec="seconds") == lock["since"]
+    if lock is not None:
+        logger.warning(
+            "%s names process %s on %s. Waiting up to %.0f s to see whether it lives.",
+            path,
+            lock["pid"],
+            lock["host"],
+            4 * heartbeat_s,
+        )
+    before, deadline = _touched(path), time.monotonic() + 4 * heartbeat_s
+    while time.monotonic() < deadline:
+        time.sleep(heartbeat_s / 15)
+        if (now := _touched(path)) != before:
+            return now is not None
+    return False
+
+
+def _take(path: Path, heartbeat_s: float) -> None:
+    mine = _this_process()
+    while True:
+        try:
+            with path.open("x") as file:
+                file.write(json.dumps(mine) + "\n")
+            return
+        except FileExistsError:
+            other = _read(path)
+        if other == mine:
+            return
+        if _is_alive(other, path, heartbeat_s):
+            if (other := _read(path)) is None:
+                continue  # it was being written, or removed
+            raise UserError(
+                f"--output_dir {path.parent}: another run works in this folder (process {other['pid']} on "
+                f"{other['host']}, since {other['since']}). Stop it, or choose another --output_dir."
+            )
+        # Not deleted under its name: another process may just have taken it over.
+        stale = path.with_name(f"{path.name}.{mine['host']}.{mine['pid']}")
+        with suppress(FileNotFoundError):
+            path.rename(stale)
+            if _read(stale) != other:
+                stale.rename(path)
+            stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
+    """While entered, the folder is this process's. It is made where there is none, and removed again where it stays
+    empty. A lock that a dead process has left is taken over; to find out that one of another machine is dead takes four
+    heartbeats.
+
+    Raises UserError that names the other run.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path, ended = folder / LOCK_FILE, threading.Event()
+    _take(path, heartbeat_s)
+
+    def live() -> None:
+        while not ended.wait(heartbeat_s):
+            with suppress(FileNotFoundError):  # somebody has deleted the folder
+                os.utime(path)
+
+    threading.Thread(target=live, name="run lock", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if _read(path) == _this_process():
+            path.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):  # it holds files now
+                folder.rmdir()

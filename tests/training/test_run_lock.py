@@ -1,0 +1,111 @@
+"""Two runs do not work in one folder; what a dead run has left does not stop the next one."""
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+
+import pytest
+
+from hf_mae_robust.errors import UserError
+from hf_mae_robust.training.run_lock import LOCK_FILE, run_lock
+from tests.processes import ROOT, offline
+from tests.runs import run, tiny_run
+
+
+def lock_of(**changes):
+    return {"host": "elsewhere", "pids": "", "pid": 7, "since": "2026-11-28T10:00:00+00:00", **changes}
+
+
+def test_it_names_its_process_and_goes_with_it(tmp_path):
+    with run_lock(tmp_path / "out"):
+        content = json.loads((tmp_path / "out" / LOCK_FILE).read_text())
+        assert content["pid"] == os.getpid() and content["host"]
+        with run_lock(tmp_path / "out"):
+            pass  # the same process again
+    assert not (tmp_path / "out").exists()  # it stayed empty
+
+
+def test_a_folder_with_files_stays(tmp_path):
+    with run_lock(tmp_path / "out"):
+        (tmp_path / "out" / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+
+
+def test_a_second_run_is_told_of_the_first(photos_dir, tmp_path):
+    out = tmp_path / "out"
+    fault = "trainer.state.global_step == 2 and (print('REACHED', flush=True), time.sleep(600))"
+    words = [ROOT / "run_pretrain.py", *tiny_run(photos_dir, "--output_dir", str(out))]
+    first = offline().start(words, tmp_path / "printed", FAULT=fault)
+    first.read_until("REACHED")
+    (out / "_staging").mkdir()
+    (out / "_staging" / "half").write_text("what the first run is writing")
+    second = run(tiny_run(photos_dir), out)
+    assert second.codes == [2], second.output
+    assert f"another run works in this folder (process {first.ids[0]} on " in second.stderr
+    assert (out / "_staging" / "half").exists()
+    os.kill(first.ids[0], 9)
+    first.wait()
+    assert (out / LOCK_FILE).exists()
+    third = run(tiny_run(photos_dir, "--max_steps", "1"), out)
+    assert third.codes == [0], third.output
+    assert not (out / LOCK_FILE).exists()
+
+
+def test_a_machine_that_is_silent_is_taken_for_dead_and_one_that_writes_is_not(tmp_path):
+    (tmp_path / LOCK_FILE).write_text(json.dumps(lock_of()))
+    with run_lock(tmp_path, heartbeat_s=0.1):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    (tmp_path / LOCK_FILE).write_text(json.dumps(lock_of()))
+    ended = threading.Event()
+
+    def live():
+        while not ended.wait(0.05):
+            os.utime(tmp_path / LOCK_FILE)
+
+    threading.Thread(target=live).start()
+    try:
+        said = r"\(process 7 on elsewhere, since 2026-11-28T10"
+        with pytest.raises(UserError, match=said), run_lock(tmp_path, heartbeat_s=60):
+            pass
+    finally:
+        ended.set()
+    assert json.loads((tmp_path / LOCK_FILE).read_text()) == lock_of()
+
+
+def test_its_own_heartbeat_shows_that_it_lives(tmp_path):
+    with run_lock(tmp_path, heartbeat_s=0.05):
+        before, deadline = (tmp_path / LOCK_FILE).stat().st_mtime_ns, time.monotonic() + 300
+        while (tmp_path / LOCK_FILE).stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_lock_that_was_not_written_to_its_end_is_taken_over(tmp_path, content):
+    (tmp_path / LOCK_FILE).write_text(content)
+    with run_lock(tmp_path, heartbeat_s=0.05):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def _try(folder, barrier, taken):
+    barrier.wait()
+    try:
+        with run_lock(folder, heartbeat_s=0.05):
+            taken.put(os.getpid())
+            barrier.wait()
+    except UserError:
+        barrier.wait()
+
+
+def test_of_several_that_find_a_dead_lock_one_gets_it(tmp_path):
+    (tmp_path / LOCK_FILE).write_text(json.dumps(lock_of()))
+    context = multiprocessing.get_context("fork")
+    barrier, taken = context.Barrier(4), context.SimpleQueue()
+    several = [context.Process(target=_try, args=(tmp_path, barrier, taken)) for _ in range(4)]
+    for each in several:
+        each.start()
+    for each in several:
+        each.join(300)
+    assert taken.get() and taken.empty()
