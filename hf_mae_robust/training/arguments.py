@@ -12,6 +12,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..errors import UserError, refused_by_library
+from .machine import check_precision
 from .optional import check_package, check_reports
 from .ranges import check_ranges
 
@@ -169,6 +170,7 @@ class ImageTrainingArguments(TrainingArguments):
                 check_package(f"--{flag}", package)
         with refused_by_library("These settings of transformers.TrainingArguments cannot be used"):
             super().__post_init__()
+        check_precision(self)
         for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
             if not isinstance(getattr(self, name), dict | None):
                 raise UserError(f"--{name} {getattr(self, name)}: write it as JSON, such as '{{\"a\": 1}}'.")

@@ -27,6 +27,7 @@ from ..hub.run_record import PACKAGES, RECORD, about_run
 from ..version import __version__
 from .arguments import ImageTrainingArguments
 from .checkpoints import check_config
+from .machine import check_activation_checkpointing, check_compiling
 from .parser import RecipeParser
 from .pictures import save_examples, save_loss_plot
 from .profiling import StepProfile
@@ -35,7 +36,6 @@ from .setup import (
     agree_on_checkpoint,
     begin,
     check_can_evaluate,
-    check_compiling,
     check_metric,
     check_schedule,
     fetch_model,
@@ -123,6 +123,7 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
         say(task.describe(trainer, given))
         return trainer, None
     check_schedule(model, training)
+    check_activation_checkpointing(training)
     check_compiling(training)
     if checkpoint:
         check_config(Path(checkpoint), model.config)

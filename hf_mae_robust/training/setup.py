@@ -28,14 +28,13 @@ from .checkpoints import (
     remove_checkpoints,
 )
 from .launch import check_launch
+from .optim_args import check_optim_args
 from .optimization import scale_learning_rate, warmup_steps
 from .processes import first_process
 from .trainer import ImageTrainer
 
 # An evaluation set that cannot seek is held in memory.
 MAX_EVAL_SAMPLES_OF_STREAM = 5000
-# Of torch.compile.
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def say(message: str) -> None:
@@ -153,6 +152,7 @@ def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> 
 
     Raises UserError: a package is missing, or settings are not known to them.
     """
+    check_optim_args(str(getattr(training.optim, "value", training.optim)), training.optim_args)
     given = f" --optim_args {training.optim_args}" if training.optim_args else ""
     with refused_by_library(f"--optim {getattr(training.optim, 'value', training.optim)}{given}"):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
@@ -171,17 +171,6 @@ def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> 
             num_training_steps=steps,
             scheduler_specific_kwargs=settings if isinstance(settings, dict) else {},
         )
-
-
-def check_compiling(training: ImageTrainingArguments) -> None:
-    """Raises UserError for a backend or a mode of --torch_compile that torch does not know."""
-    if not training.torch_compile:
-        return
-    backend, mode = training.torch_compile_backend, training.torch_compile_mode
-    if backend not in torch.compiler.list_backends(exclude_tags=()):
-        raise UserError(f"--torch_compile_backend {backend}: one of {', '.join(torch.compiler.list_backends())}.")
-    if mode not in (None, *COMPILE_MODES):
-        raise UserError(f"--torch_compile_mode {mode}: one of {', '.join(COMPILE_MODES)}.")
 
 
 def record_of(
@@ -307,6 +296,7 @@ def describe_length(trainer: ImageTrainer) -> str:
     """Images, steps, batch, learning rate and device, as the first line of a run ends."""
     args, source = trainer.args, trainer.train_source
     images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    precision = "" if args.mixed_precision == "no" else f" {args.mixed_precision}"
     processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
     length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"
     if trainer.repeated_augmentation > 1:
@@ -314,7 +304,7 @@ def describe_length(trainer: ImageTrainer) -> str:
     return (
         f"{images}: {length}, effective batch {trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x "
         f"{processes} x {args.gradient_accumulation_steps} accumulated), learning rate {args.learning_rate:.3g} after "
-        f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{' bf16' if args.bf16 else ''}"
+        f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{precision}"
     )
 
 
