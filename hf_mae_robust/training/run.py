@@ -21,7 +21,7 @@ from ..data.bad_images import describe
 from ..data.loaders import end_workers
 from ..data.opening import EMBEDDED
 from ..data.source import ImageSource
-from ..errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED, StopRequested, UserError
+from ..errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED, StopRequested, UserError, fault_of_place, sentence_of
 from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run
 from ..version import __version__
@@ -232,9 +232,7 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
         try:
             run(task, trainer, checkpoint)
         except UserError as error:
-            # From a worker process the message comes as a traceback that ends in it.
-            last_line = str(error).strip().splitlines()[-1]
-            raise UserError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
+            raise UserError(sentence_of(error)) from error
         except StopRequested as stop:
             end_workers()
             say(f"{stop}. The same command resumes from there.")
@@ -255,15 +253,19 @@ def print_command(parser: RecipeParser[Any], training: ImageTrainingArguments, t
         say(text())
 
 
-def describe_bug(error: Exception, training: ImageTrainingArguments) -> str:
-    """The sentence below the traceback of an error that is none of the user's, and what to report."""
-    if training.world_size > 1 and isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.I):
+def describe_bug(error: Exception, record: Path | None = None, world_size: int = 1) -> str:
+    """The sentence below the traceback of an error that is none of the user's, and what to report.
+
+    Args:
+        record: where the settings of the run stand, or would stand. world_size: number of processes.
+    """
+    if world_size > 1 and isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.I):
         return "this process lost the others, one of which ended; its own message says why."
     versions = [f"hf_mae_robust {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    settings = "" if record is None else f" {record} or that of the newest checkpoint if there is one,"
     return (
         f"this is a bug of hf_mae_robust ({type(error).__name__}), not a fault of your input. Please report the text "
-        f"above, the command ({shlex.join(sys.argv)}), {Path(training.output_dir) / RECORD} or that of the newest "
-        f"checkpoint if there is one, and the versions: {', '.join(versions)}."
+        f"above, the command ({shlex.join(sys.argv)}),{settings} and the versions: {', '.join(versions)}."
     )
 
 
@@ -292,7 +294,10 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> It
         # Other processes may be waiting for this one; the launcher ends them.
         parser.fail(error, error.exit_code)
     except Exception as error:
+        if (fault := fault_of_place(error)) is not None and training.log_level != "debug":
+            end_workers()
+            parser.fail(fault, fault.exit_code)
         traceback.print_exc()
         end_workers()
-        parser.fail(describe_bug(error, training), EXIT_BUG)
+        parser.fail(describe_bug(error, Path(training.output_dir) / RECORD, training.world_size), EXIT_BUG)
     PartialState().destroy_process_group()

@@ -1,6 +1,5 @@
 """The steps by which run.py prepares a run: sources, schedule, the checkpoint to resume from."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..data.loaders import images_in_batch
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..errors import CheckpointError, UserError, refused_by_library
+from ..files import check_can_write
 from ..hub.models import local_model
 from ..hub.run_record import read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
@@ -213,20 +213,11 @@ def record_of(
     }
 
 
-def check_output_dir(output_dir: Path) -> None:
-    """Raises UserError where no folder can be made or written to. Nothing is written."""
-    if output_dir.is_file():
-        raise UserError(f"--output_dir {output_dir} is a file.")
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {output_dir}: {existing} is not a folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {output_dir}: {existing} cannot be written to. Choose another folder.")
-
-
 def begin(training: ImageTrainingArguments) -> None:
     """Checks that need neither model nor data, and the seed."""
-    check_output_dir(Path(training.output_dir))
+    if Path(training.output_dir).is_file():
+        raise UserError(f"--output_dir {training.output_dir} is a file.")
+    check_can_write(training.output_dir, "--output_dir")
     check_launch(training)
     set_seed(training.seed)
 
