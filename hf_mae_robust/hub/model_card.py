@@ -388,7 +388,7 @@ def run_card(args: argparse.Namespace) -> None:
         print(text)
         return
     output = args.output
-    if output.suffix != ".md":
+    if output.is_dir() or (output.suffix != ".md" and not output.exists()):
         output.mkdir(parents=True, exist_ok=True)
         for name in PICTURES:
             if (Path(args.source) / name).exists():

@@ -65,7 +65,7 @@ RANGES: dict[str, Range] = {
     "dataset_retry_seconds": NOT_NEGATIVE,
     "max_bad_images": SHARE,
     "crop_scale": UP_TO_1,
-    "crop_pct": UP_TO_1,
+    "crop_pct": Range(0.1, 1),  # below, evaluation would resize to more than ten times the size of the crop
     # augmentation of fine-tuning
     "random_erasing": SHARE,
     "mixup": NOT_NEGATIVE,
