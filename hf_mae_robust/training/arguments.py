@@ -132,6 +132,11 @@ class ImageTrainingArguments(TrainingArguments):
 
     per_device_train_batch_size: int = option(64, "Images per step, device and accumulation step.")
     per_device_eval_batch_size: int = option(64, "Images per evaluation step and device.")
+    gradient_accumulation_steps: int = option(
+        1,
+        "Batches for one step. Where this does not divide the batches of an epoch, its last step has those that are "
+        "left, averaged over these alone; the official MAE code drops them.",
+    )
     learning_rate: float | None = option(  # type: ignore[assignment]  # a number once `set_schedule` has run
         None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
     )
