@@ -129,7 +129,7 @@ def refused_by_library(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {' '.join(text.split()) or name}") from error
 
 
-# What the system says of a place or of the machine, and no code can mend: full, not to be written, gone, too many files.
+# What the system says of a place, and no code can mend: full, not to be written, failing.
 _PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
 
 

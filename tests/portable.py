@@ -8,7 +8,7 @@ from tests.processes import ROOT
 
 
 def folders_named_in(folder: Path, *places: Path) -> list[str]:
-    """"FILE names PLACE" for each file below `folder`, whatever its format, that holds the path of a folder of this
+    """ "FILE names PLACE" for each file below `folder`, whatever its format, that holds the path of a folder of this
     machine: `places`, those of this code, of Python and of the user."""
     found = []
     for place in {ROOT, Path(sys.prefix), Path.home(), *places}:

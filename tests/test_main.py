@@ -1,8 +1,9 @@
-"""python -m hf_mae_robust: what is wrong with the input is a sentence and exit code 2; anything else is a bug of ours."""
+"""python -m hf_mae_robust: bad input is a sentence and exit code 2; anything else is a bug of ours."""
 
 import argparse
 import errno
 import json
+import os
 import random
 import shutil
 from importlib.util import find_spec
@@ -94,6 +95,10 @@ def write(file: str, content: bytes):
     return lambda folder: (folder / file).write_bytes(content)
 
 
+def instead_of_weights(file: str, content: str):
+    return lambda folder: (folder / "model.safetensors").rename(folder / file).write_text(content)
+
+
 DAMAGES = {
     "config: a list": write("config.json", b"[]"),
     "config: a number": write("config.json", b"3"),
@@ -103,18 +108,16 @@ DAMAGES = {
     "config: an unknown activation": change("config.json", hidden_act="nope"),
     "config: an unknown type": change("config.json", dtype="nope"),
     "config: labels in a list": change("config.json", id2label=[1, 2]),
-    "weights: cut off": lambda folder: write("model.safetensors", (folder / "model.safetensors").read_bytes()[:-9])(folder),
+    "weights: cut off": lambda folder: os.truncate(folder / "model.safetensors", 5000),
     "weights: text": write("model.safetensors", b"Not found"),
-    "weights: an index of nothing": lambda folder: (folder / "model.safetensors").rename(
-        folder / "model.safetensors.index.json"
-    ).write_text("{}"),
-    "weights: no pickle": lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_text("x"),
+    "weights: an index of nothing": instead_of_weights("model.safetensors.index.json", "{}"),
+    "weights: no pickle": instead_of_weights("pytorch_model.bin", "x"),
     "pixels: a list": write("preprocessor_config.json", b"[]"),
     "pixels: text": write("preprocessor_config.json", b"Not found"),
     "pixels: an unknown class": change("preprocessor_config.json", image_processor_type="Nope"),
     "pixels: a deviation of 0": change("preprocessor_config.json", image_std=[0, 0, 0]),
     "pixels: an unknown size": change("preprocessor_config.json", size={"depth": 3}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -45,7 +45,7 @@ def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | 
         values = getattr(processor, setting, None)
         numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
         if values is not None and not all(isinstance(x, int | float) and above < x < math.inf for x in numbers):
-            raise UserError(f"{name}: its {IMAGE_PROCESSOR_NAME} says {setting} {values}, which no image can be used with.")
+            raise UserError(f"{name}: its {IMAGE_PROCESSOR_NAME} says {setting} {values}.")
     return processor
 
 

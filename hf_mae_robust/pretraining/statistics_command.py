@@ -33,7 +33,8 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
 def run_statistics(args: argparse.Namespace) -> None:
     """Compute the population statistics of a data set's patches and write them to a file."""
     if args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder; name a file, such as {args.output / 'statistics.safetensors'}.")
+        example = args.output / "statistics.safetensors"
+        raise UserError(f"--output {args.output} is a folder; name a file, such as {example}.")
     state = PartialState(cpu=not torch.accelerator.is_available())
     sizes = {
         name: given[0] if len(given) == 1 else given

@@ -53,9 +53,7 @@ SETTINGS: dict[str, dict[str, Kind]] = {
     "grokadamw": dict.fromkeys(
         ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"), NUMBER
     ),
-    **dict.fromkeys(
-        ("adamw_torch_4bit", "adamw_torch_8bit"), {"block_size": INTEGER, "bf16_stochastic_round": SWITCH}
-    ),
+    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), {"block_size": INTEGER, "bf16_stochastic_round": SWITCH}),
     **dict.fromkeys(("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"), _SCHEDULE_FREE),
     "stable_adamw": {"max_lr": NUMBER, "kahan_sum": ONLY_ON, "decouple_lr": ONLY_ON},
 }
@@ -78,7 +76,7 @@ def check_optim_args(optim: str, given: str | None) -> None:
         if settings is None:
             continue
         if name not in settings:
-            takes = f"takes {', '.join(settings)}" if settings else "takes none (--weight_decay and --adam_beta1 are flags)"
+            takes = f"takes {', '.join(settings)}" if settings else "takes none (--adam_beta1 and others are flags)"
             raise UserError(f"--optim_args {name}: unknown{suggest(name, list(settings))}; --optim {optim} {takes}.")
         if not settings[name].takes(value):
             raise UserError(f"--optim_args {name}={value}: must be {settings[name].name}.")

@@ -1,4 +1,4 @@
-"""What the machine or PyTorch cannot do is said before the training; accelerate and torch pass over it or fail in it."""
+"""What the machine or PyTorch cannot do is said before the training, which would pass over it or fail."""
 
 import pytest
 import torch

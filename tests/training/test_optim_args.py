@@ -17,7 +17,7 @@ from tests.runs import tiny_run
 @pytest.mark.parametrize(
     ("optim", "given", "message"),
     [
-        ("sgd", "momentun=0.9", "momentun: unknown (did you mean 'momentum'?); --optim sgd takes momentum, dampening, "),
+        ("sgd", "momentun=0.9", "momentun: unknown (did you mean 'momentum'?); --optim sgd takes momentum, "),
         ("adamw_torch", "betas=0.9", "betas: unknown; --optim adamw_torch takes none"),
         ("sgd", "momentum", "'momentum' is not name=value"),
         ("sgd", "momentum=0.9,", "'' is not name=value"),
