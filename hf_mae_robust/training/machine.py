@@ -1,15 +1,10 @@
 """What a run asks of the machine and of PyTorch: precision, compilation, recomputed activations."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 
 from ..errors import UserError, refused_by_library
-
-if TYPE_CHECKING:
-    from .arguments import ImageTrainingArguments
 
 # Of torch.compile.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -36,7 +31,7 @@ def check_precision(training: TrainingArguments) -> None:
         )
 
 
-def check_compiling(training: "ImageTrainingArguments") -> None:
+def check_compiling(training: TrainingArguments) -> None:
     """Raises UserError for a backend or a mode of --torch_compile that torch does not know, and where what compiles
     (a C++ compiler on a CPU, Triton on a GPU) is missing. The smallest function is compiled to find out: up to a minute
     on a machine that has never compiled, seconds after that."""
