@@ -3,13 +3,20 @@
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import transformers
 
-from .files import with_home
+from .errors import EXIT_BUG, EXIT_CODES, fault_of_place, sentence_of
+from .files import check_can_write, with_home
+from .training.ranges import COMMAND_RANGES, RANGES, check_ranges
+
+# Arguments that name what will be written.
+OUTPUTS = ("output", "output_dir", "out", "space")
 
 
 class Command(NamedTuple):
@@ -155,19 +162,47 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def check(args: argparse.Namespace) -> None:
+    """Before anything is read: `~` becomes the home folder; numbers lie in their ranges; nothing is empty; what will be
+    written can be. Raises UserError."""
+    from .training.parser import check_not_empty  # takes a second, and --help needs to answer at once
+
+    for name, value in vars(args).items():
+        if isinstance(value, str):
+            setattr(args, name, with_home(value))
+        elif isinstance(value, Path):
+            setattr(args, name, Path(with_home(str(value))))
+    check_not_empty({name: value for name, value in vars(args).items() if not name.endswith("_flags")})
+    check_ranges(vars(args), {**RANGES, **COMMAND_RANGES})
+    for name in OUTPUTS:
+        if (path := getattr(args, name, None)) is not None:
+            check_can_write(path, "OUT" if args.command in ("convert", "export") else f"--{name}")
+
+
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     parser = make_parser(words)
     args = parser.parse_args(words)
     transformers.utils.logging.disable_progress_bar()
-    for name, value in vars(args).items():
-        if isinstance(value, str):
-            setattr(args, name, with_home(value))
-    try:
-        args.run(args)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+
+    def fail(error: Exception | str, code: int) -> NoReturn:
         logging.getLogger(__name__).debug("The full traceback", exc_info=True)
-        parser.exit(2, f"{parser.prog} {args.command}: error: {error}\n")
+        parser.exit(code, f"{parser.prog} {args.command}: error: {error}\n")
+
+    try:
+        check(args)
+        args.run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except tuple(EXIT_CODES) as error:
+        fail(sentence_of(error), error.exit_code)
+    except Exception as error:
+        if (fault := fault_of_place(error)) is not None:
+            fail(fault, fault.exit_code)
+        traceback.print_exc()
+        from .training.run import describe_bug  # takes seconds, and --help needs to answer at once
+
+        fail(describe_bug(error), EXIT_BUG)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Every error that a user can meet, and the exit code of the scripts for it."""
+"""Every error that a user can meet, and the exit code of the scripts and commands for it."""
 
+import errno
+import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 
 class UserError(ValueError):
@@ -22,6 +25,12 @@ class MissingFileError(UserError, FileNotFoundError):
     """There is no such file or folder."""
 
     __str__ = Exception.__str__  # not OSError's, which looks for a number and a name
+
+
+class ExistingFileError(UserError, FileExistsError):
+    """There is a file or a folder already where one was to be written."""
+
+    __str__ = Exception.__str__
 
 
 class DataError(UserError):
@@ -103,8 +112,19 @@ class StudyError(RuntimeError):
     """Runs of a study failed; the others are finished."""
 
 
-# How libraries say that they cannot do with the values they were given.
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, StrictDataclassError)
+def sentence_of(error: BaseException) -> str:
+    """The message. From a worker process it comes at the end of a traceback, which is left out."""
+    message = str(error).strip()
+    if "Traceback (most recent call last)" in message:
+        return message.splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
+    return message
+
+
+# How libraries say that they cannot do with the values or files they were given.
+_REFUSALS = (
+    ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, OSError, EOFError, AssertionError,
+    ZeroDivisionError, pickle.PickleError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 @contextmanager
@@ -117,5 +137,18 @@ def refused_by_library(what: str) -> Iterator[None]:
         raise
     except _REFUSALS as error:
         name = type(error).__name__
-        text = str(error) if not isinstance(error, KeyError | AttributeError | TypeError) else f"{name}: {error}"
+        is_bare = isinstance(error, LookupError | AttributeError | TypeError | AssertionError)
+        text = f"{name}: {error}" if is_bare else str(error)
         raise UserError(f"{what}: {' '.join(text.split()) or name}") from error
+
+
+# What the system says of a place, and no code can mend: full, not to be written, failing.
+_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
+
+
+def fault_of_place(error: BaseException) -> UserError | None:
+    """The same as an error of the user's, where a disk is full, or a file cannot be read or written."""
+    if not isinstance(error, OSError) or error.errno not in _PLACES:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{place}{error.strerror}. Make room, change the permissions, or name another place.")

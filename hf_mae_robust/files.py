@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import ExistingFileError, UserError
+
 MANIFEST = "manifest.json"
 
 
@@ -92,16 +94,27 @@ def allow_group(folder: Path) -> None:
 
 
 def check_is_free(path: str | Path) -> None:
-    """Raises FileExistsError where `path` is a file or a folder that is not empty."""
+    """Raises ExistingFileError where `path` is a file or a folder that is not empty."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not an empty folder. Choose another one, or remove it.")
+        raise ExistingFileError(f"{path} exists and is not an empty folder. Choose another one, or remove it.")
+
+
+def check_can_write(path: str | Path, name: str) -> None:
+    """Raises UserError where neither a file nor a folder can be made or changed at `path`. Nothing is written. name: of
+    the flag that says the path."""
+    path = Path(path)
+    existing = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if existing != path and not existing.is_dir():
+        raise UserError(f"{name} {path}: {existing} is not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK if existing.is_dir() else os.W_OK):
+        raise UserError(f"{name} {path}: {existing} cannot be written to. Choose another folder.")
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A path to write a file or a folder to, which becomes `path` at the end of the block. If the block fails, nothing
-    is left. FileExistsError as in `check_is_free`."""
+    is left. ExistingFileError as in `check_is_free`."""
     path = Path(path).resolve()
     check_is_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)

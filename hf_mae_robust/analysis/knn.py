@@ -87,6 +87,8 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_knn(args: argparse.Namespace) -> None:
     """Classify images by the nearest neighbours of their features, and print the accuracy."""
+    if args.output is not None and args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder; name a file, such as {args.output / 'knn.json'}.")
     if args.k < 1 or args.temperature <= 0:
         raise UserError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())

@@ -20,7 +20,7 @@ from transformers import (
     ViTMSNModel,
 )
 
-from ..errors import UserError
+from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig, ViTMAERobustModel
 from .loading import first_line, load_strictly
 from .original import from_original, read_original
@@ -63,18 +63,17 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
         raise UserError("--model_name_or_path is needed, or --from_scratch.")
     if Path(name).is_file():
         return None
-    try:
-        return AutoConfig.from_pretrained(name, **source.access.options)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
-            raise UserError(str(error)) from error
-        raise UserError(
-            f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
-            f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "
-            "without arguments), a Hub id or an official file."
-        ) from error
+    with refused_by_library(f"{name}: its config.json cannot be used"):
+        try:
+            return AutoConfig.from_pretrained(name, **source.access.options)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
+                raise
+            raise UserError(
+                f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
+                f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "
+                "without arguments), a Hub id or an official file."
+            ) from error
 
 
 def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTrainedConfig | None:

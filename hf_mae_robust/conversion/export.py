@@ -7,6 +7,7 @@ that cannot compute what the model computes is refused; what it has no place for
 
 import argparse
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     Data2VecVisionForImageClassification,
     DeiTForImageClassification,
     Dinov2ForImageClassification,
@@ -25,15 +25,15 @@ from transformers import (
     ViTForImageClassification,
 )
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ..data.preprocessing import default_processor
-from ..errors import MissingFileError, UserError
+from ..errors import ExistingFileError, MissingFileError, UserError, refused_by_library
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from .loading import first_line
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
+from .pixels import read_processor
 from .stock import (
     DROPOUTS,
     ORIGINAL_EPS,
@@ -64,26 +64,28 @@ ONNX_SOURCES = (
 def _load(checkpoint: str, to: str) -> PreTrainedModel:
     """The model of a folder or Hub id, as the class that config.json names, whole, in evaluation mode."""
     sources = ONNX_SOURCES if to == "onnx" else SOURCES
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    except OSError as error:
-        raise MissingFileError(
-            f"{checkpoint}: no folder with a config.json, and not found on the Hub. {first_line(error)}"
-        ) from error
+    with refused_by_library(f"{checkpoint}: its config.json cannot be used"):
+        try:
+            config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        except OSError as error:
+            raise MissingFileError(
+                f"{checkpoint}: no folder with a config.json, and not found on the Hub. {first_line(error)}"
+            ) from error
     name = (config.architectures or ["no class"])[0]
     model_class = next((source for source in sources if source.__name__ == name), None)
     if model_class is None:
         names = ", ".join(source.__name__ for source in sources)
         raise UserError(f"{checkpoint}: its config.json names {name}; one of {names} can be exported to {to}.")
-    try:
-        loaded: Any = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
-        model, info = loaded
-    except OSError as error:
-        raise MissingFileError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
-    except SafetensorError as error:
-        raise UserError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
-    except RuntimeError as error:  # tensors of other shapes
-        raise UserError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
+    with refused_by_library(f"{checkpoint}: its config.json and its weights make no {name}"):
+        try:
+            loaded: Any = model_class.from_pretrained(checkpoint, config=config, output_loading_info=True)
+            model, info = loaded
+        except OSError as error:
+            raise MissingFileError(f"{checkpoint}: its weights cannot be read. {first_line(error)}") from error
+        except (SafetensorError, pickle.PickleError) as error:
+            raise UserError(f"{checkpoint}: its weights are truncated or damaged. {first_line(error)}") from error
+        except RuntimeError as error:  # tensors of other shapes
+            raise UserError(f"{checkpoint}: the tensors do not fit its config.json. {error}") from error
     problems = [
         f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, found)))}" for kind, found in info.items() if found
     ]
@@ -119,9 +121,8 @@ def _left_out(model: PreTrainedModel, target: str) -> list[str]:
 
 
 def _processor_of(checkpoint: str, model: PreTrainedModel) -> BaseImageProcessor:
-    if cached_file(checkpoint, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
-        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    return default_processor(getattr(model.config, "backbone_config", model.config))
+    processor = read_processor(checkpoint)
+    return default_processor(getattr(model.config, "backbone_config", model.config)) if processor is None else processor
 
 
 def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
@@ -149,7 +150,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     if to not in TARGETS:
         raise UserError(f"to={to!r}: must be one of {', '.join(TARGETS)}.")
     if to == "original" and out.is_dir():
-        raise FileExistsError(f"{out} is a folder; the official form is one file, such as {out / 'model.pth'}.")
+        raise ExistingFileError(f"{out} is a folder; the official form is one file, such as {out / 'model.pth'}.")
     check_is_free(out)
     if to == "onnx":
         check_packages()

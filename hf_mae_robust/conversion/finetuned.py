@@ -31,8 +31,8 @@ def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str
     raise UserError(f"--model_name_or_path {name} is a {kind} of {difference}.{hint}")
 
 
-def nothing_to_evaluate(kind: str) -> ValueError:
-    return ValueError(f"--eval_only needs a {kind}: a folder or Hub id in --model_name_or_path.")
+def nothing_to_evaluate(kind: str) -> UserError:
+    return UserError(f"--eval_only needs a {kind}: a folder or Hub id in --model_name_or_path.")
 
 
 def read_finetuned(source: ModelSource, model_class: type[Model], class_names: Sequence[str], kind: str) -> Model:

@@ -1,5 +1,6 @@
 """Reading weights by `from_pretrained`, strictly, and sentences for what is wrong with them."""
 
+import pickle
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, refused_by_library
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -30,14 +31,15 @@ def load_with_report(model_class: type[Model], name: str | None, **options: Any)
     """`from_pretrained`, and its report of tensors that are missing, left over or of another shape.
 
     Raises ValueError for weights that are damaged or missing."""
-    try:
-        loaded: Any = model_class.from_pretrained(name, **options, output_loading_info=True)
-        return loaded
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
-            "Copy or download the model again."
-        ) from error
+    with refused_by_library(f"{name}: its config.json and its weights make no {model_class.__name__}"):
+        try:
+            loaded: Any = model_class.from_pretrained(name, **options, output_loading_info=True)
+            return loaded
+        except (OSError, SafetensorError, pickle.PickleError) as error:
+            raise UserError(
+                f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
+                "Copy or download the model again."
+            ) from error
 
 
 def load_strictly(model_class: type[Model], name: str, may_be_missing: tuple[str, ...] = (), **options: Any) -> Model:

@@ -1,5 +1,6 @@
 """How a checkpoint wants its images."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..errors import UserError, refused_by_library
 from .source import ModelSource
 
 
@@ -27,13 +30,23 @@ def read_pixels(source: ModelSource, config: PreTrainedConfig) -> Pixels:
 
 
 def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | None:
-    """The image processor of a checkpoint, if it brings one."""
-    if Path(name).is_file():
+    """The image processor of a checkpoint, if it brings one. Raises UserError for one that cannot be used."""
+    brings_one = any((Path(name) / file).exists() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME))
+    if Path(name).exists() and not brings_one:
         return None
-    try:
-        return AutoImageProcessor.from_pretrained(name, token=token)
-    except OSError:
-        return None
+    with refused_by_library(f"{name}: its {IMAGE_PROCESSOR_NAME} cannot be used"):
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, token=token, trust_remote_code=False)
+        except OSError:
+            if brings_one:
+                raise
+            return None
+    for setting, above in (("image_mean", -math.inf), ("image_std", 0.0)):
+        values = getattr(processor, setting, None)
+        numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+        if values is not None and not all(isinstance(x, int | float) and above < x < math.inf for x in numbers):
+            raise UserError(f"{name}: its {IMAGE_PROCESSOR_NAME} says {setting} {values}.")
+    return processor
 
 
 def pixels_of(config: PreTrainedConfig, processor: BaseImageProcessor | None = None) -> Pixels:

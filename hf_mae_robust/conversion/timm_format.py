@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
-from ..errors import UserError
+from ..errors import UserError, refused_by_library
 from ..model.configuration_vit_mae_robust import to_pair
 from .loading import first_line
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
@@ -25,7 +25,11 @@ def is_of_timm(source: str) -> bool:
     if source.startswith(TIMM_PREFIXES):
         return True
     config = Path(source) / "config.json"
-    return config.is_file() and "architecture" in json.loads(config.read_text(encoding="utf-8"))
+    if not config.is_file():
+        return False
+    with refused_by_library(f"{config} cannot be used"):
+        content = json.loads(config.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and "architecture" in content
 
 
 def _timm_name(source: str) -> str:
@@ -89,8 +93,8 @@ _TIMM_ARCHITECTURE = "vit_base_patch16_224"
 def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """An image processor in timm's terms. Raises ValueError where these cannot say it."""
 
-    def refuse(reason: str) -> ValueError:
-        return ValueError(f"timm cannot do what this image processor does ({reason}). Export to beit or vit.")
+    def refuse(reason: str) -> UserError:
+        return UserError(f"timm cannot do what this image processor does ({reason}). Export to beit or vit.")
 
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not getattr(processor, step, False):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from ..errors import UserError
+from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
 from .arguments import FinetuneArguments
@@ -19,6 +20,18 @@ FEW_IMAGES = 1000
 
 
 AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
+
+
+def check_flags_of_probe(training: ImageTrainingArguments) -> None:
+    """Raises UserError for flags that a linear probe would pass over, or that fail in it."""
+    optim = str(getattr(training.optim, "value", training.optim))
+    refused = {
+        "--activation_checkpointing": training.activation_checkpointing,
+        f"--optim {optim}": not optim.startswith("adamw_torch"),  # the default
+        f"--optim_args {training.optim_args}": training.optim_args,
+    }
+    if flag := next((flag for flag, is_given in refused.items() if is_given), None):
+        raise UserError(f"{flag} is not for --linear_probe, which trains one layer on frozen features, with LARS.")
 
 
 class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
@@ -34,6 +47,8 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
         model, recipe = arguments.model, arguments.recipe
         if self.name != "classification" and (model.linear_probe or recipe.model_ema_decay is not None):
             raise UserError("--linear_probe and --model_ema_decay are for --task classification.")
+        if model.linear_probe:
+            check_flags_of_probe(arguments.training)
         if recipe.eval_only and arguments.training.push_to_hub:
             raise UserError(
                 "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."

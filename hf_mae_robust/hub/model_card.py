@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from ..errors import UserError
+from ..errors import UserError, refused_by_library
 from ..paper import PAPER_RESULTS
 from ..recipes import recipe_path
 
@@ -104,11 +104,11 @@ def save_card(folder: str | Path, model_id: str | None = None, path: str | Path 
 def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | None = None) -> str:
     """The card's text; see `save_card`."""
     about, run = _read_run(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_json(folder / "config.json")
     history = _log_history(folder)
     results = {key: value for entry in history for key, value in entry.items() if key.startswith("eval_")}
     if (folder / "all_results.json").exists():
-        results |= json.loads((folder / "all_results.json").read_text())
+        results |= _read_json(folder / "all_results.json")
     path = Path(path or folder)
     task, name = about["task"], model_id or path.resolve().name
     # An absolute path says nothing on another machine.
@@ -212,6 +212,15 @@ def _metadata(task: str, model_license: str, base_model: str | None) -> dict[str
     }
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object. Raises UserError."""
+    with refused_by_library(f"{path} cannot be used for a card"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise UserError(f"{path} cannot be used for a card: it holds no settings.")
+        return content
+
+
 def _read_run(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """(what it was, its settings)"""
     path = folder / "run.json"
@@ -233,7 +242,7 @@ def _evaluated_split(about: Mapping[str, Any]) -> str:
 
 def _log_history(folder: Path) -> Sequence[Mapping[str, Any]]:
     path = folder / "trainer_state.json"
-    return json.loads(path.read_text())["log_history"] if path.exists() else ()
+    return _read_json(path).get("log_history", ()) if path.exists() else ()
 
 
 def _encoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -379,11 +388,12 @@ def run_card(args: argparse.Namespace) -> None:
         print(text)
         return
     output = args.output
-    if output.suffix != ".md":
+    if output.is_dir() or (output.suffix != ".md" and not output.exists()):
         output.mkdir(parents=True, exist_ok=True)
         for name in PICTURES:
             if (Path(args.source) / name).exists():
                 shutil.copy(Path(args.source) / name, output)
         output /= CARD
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print(output)

@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource
+from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
 from ..training.arguments import add_data_arguments
 from .statistics_pass import statistics_of_source
@@ -21,7 +22,7 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
-    form.add_argument("--num_channels", type=int, default=3, help="1, 3 or 4 (%(default)s).")
+    form.add_argument("--num_channels", type=int, default=3, choices=(1, 3, 4), help="(%(default)s)")
     form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
@@ -31,12 +32,16 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_statistics(args: argparse.Namespace) -> None:
     """Compute the population statistics of a data set's patches and write them to a file."""
+    if args.output.is_dir():
+        example = args.output / "statistics.safetensors"
+        raise UserError(f"--output {args.output} is a folder; name a file, such as {example}.")
     state = PartialState(cpu=not torch.accelerator.is_available())
-    config = ViTMAERobustConfig(
-        image_size=args.image_size[0] if len(args.image_size) == 1 else args.image_size,
-        patch_size=args.patch_size[0] if len(args.patch_size) == 1 else args.patch_size,
-        num_channels=args.num_channels,
-    )
+    sizes = {
+        name: given[0] if len(given) == 1 else given
+        for name, given in (("image_size", args.image_size), ("patch_size", args.patch_size))
+    }
+    with refused_by_library(" ".join(f"--{name} {' '.join(map(str, getattr(args, name)))}" for name in sizes)):
+        config = ViTMAERobustConfig(**sizes, num_channels=args.num_channels)
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
     source = cast(ImageSource, opened)  # a split was named
     statistics = statistics_of_source(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,11 @@ def _as_settings(text: str) -> dict[str, Any]:
     """`"--a 1 --b"` -> `{"a": "1", "b": True}`. Raises ValueError."""
     settings: dict[str, Any] = {}
     name = None
-    for word in shlex.split(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"'{text}': {error}. Flags are written as in a shell.") from error
+    for word in words:
         if word.startswith("--"):
             name = word[2:]
             settings[name] = True
@@ -206,6 +211,14 @@ def _circumstances(runs: list[Run]) -> dict[str, str]:
     }
 
 
+def start(words: list[str]) -> None:
+    """A command, until it ends. Raises UserError where it fails."""
+    if shutil.which(words[0]) is None:
+        raise UserError(f"--run needs the command {words[0]}: pip install {words[0]}.")
+    if code := subprocess.run(words, check=False).returncode:
+        raise UserError(f"A run ended with exit code {code}; its last lines say why. It was: {shlex.join(words)}")
+
+
 def run_reproduce(args: argparse.Namespace) -> None:
     """Run the studies of the paper's tables and figures, and report them."""
     if args.scale == "paper":
@@ -214,7 +227,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
             for words in commands:
                 print(shlex.join(words), flush=True)
             for words in commands if args.starts_runs else ():
-                subprocess.run(words, check=True)
+                start(words)
         return
     args.seeds = SEEDS[args.scale] if args.seeds is None else args.seeds
     if args.seeds < 1 or (args.parallel is not None and args.parallel < 1):

@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from ..errors import StudyError, UserError
+from ..errors import StudyError, UserError, refused_by_library
 
 RESULT, LOG = "result.json", "run.log"
 # Of the log: what a result keeps over the epochs.
@@ -80,8 +80,9 @@ class Run:
         path = self.folder / RESULT
         if not path.exists():
             return None
-        content = json.loads(path.read_text())
-        here, there = self.recorded(), content["settings"]
+        with refused_by_library(f"{path} is damaged; remove it to run this again"):
+            content = json.loads(path.read_text())
+            here, there = self.recorded(), dict(content["settings"])
         differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
         if differing:
             texts = [f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in differing]

@@ -12,6 +12,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..errors import UserError, refused_by_library
+from .machine import check_precision
 from .optional import check_package, check_reports
 from .peers import joining
 from .ranges import check_ranges
@@ -132,6 +133,11 @@ class ImageTrainingArguments(TrainingArguments):
 
     per_device_train_batch_size: int = option(64, "Images per step, device and accumulation step.")
     per_device_eval_batch_size: int = option(64, "Images per evaluation step and device.")
+    gradient_accumulation_steps: int = option(
+        1,
+        "Batches for one step. Where this does not divide the batches of an epoch, its last step has those that are "
+        "left, averaged over these alone; the official MAE code drops them.",
+    )
     learning_rate: float | None = option(  # type: ignore[assignment]  # a number once `set_schedule` has run
         None, "Peak learning rate; default: --base_learning_rate x effective batch / 256."
     )
@@ -173,6 +179,7 @@ class ImageTrainingArguments(TrainingArguments):
             joining(self.ddp_timeout, self.use_cpu, self.ddp_backend),
         ):
             super().__post_init__()
+        check_precision(self)
         for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
             if not isinstance(getattr(self, name), dict | None):
                 raise UserError(f"--{name} {getattr(self, name)}: write it as JSON, such as '{{\"a\": 1}}'.")

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+import timm.optim
+import torch
 from timm.optim import param_groups_layer_decay as timm_groups
 from torch import nn
 
@@ -67,11 +69,42 @@ def param_groups_layer_decay(
     return [{**group, "lr": learning_rate * group["lr_scale"]} for group in groups]
 
 
-def lars_groups(head: nn.Module) -> list[dict[str, Any]]:
-    """For timm's `Lars`: trust ratio and weight decay are for weights, not for biases (official: util/lars.py). timm's
-    adapts whatever is decayed, and nothing else unless told to. Its ratio is that of You et al. 2017,
-    |w| / (|g| + decay |w|); the official one, |w| / |g + decay w|, is the same without decay, which is MAE's setting.
+class Lars(timm.optim.Lars):
+    """LARS as the official code has it (util/lars.py), for groups of `lars_groups`.
+
+    timm's has the trust ratio of You et al. 2017, |w| / (|g| + decay |w|), for the update g + decay w; the official
+    one, |w| / |g + decay w|, is of the update itself. Without decay, MAE's setting, both are the same.
     """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if all(group["weight_decay"] == 0 for group in self.param_groups):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # timm's gets the decay as a part of the gradient, and none of its own.
+        decays = [group["weight_decay"] for group in self.param_groups]
+        gradients = {parameter: parameter.grad for group in self.param_groups for parameter in group["params"]}
+        try:
+            for group, decay in zip(self.param_groups, decays):
+                group["weight_decay"] = 0.0
+                for parameter in group["params"] if decay else ():
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad.add(parameter, alpha=decay)
+            super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays):
+                group["weight_decay"] = decay
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+        return loss
+
+
+def lars_groups(head: nn.Module) -> list[dict[str, Any]]:
+    """For `Lars`: trust ratio and weight decay are for weights, not for biases (official: util/lars.py). timm's adapts
+    whatever is decayed, and nothing else unless told to."""
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
     biases = [parameter for parameter in parameters if parameter.ndim <= 1]

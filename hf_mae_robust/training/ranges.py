@@ -1,4 +1,5 @@
-"""Which values each numeric flag may have: one table for the flags of both scripts, ours and TrainingArguments' own."""
+"""Which values each numeric flag may have: a table for the flags of both scripts, ours and TrainingArguments' own, and
+one for what only the commands of `python -m hf_mae_robust` have."""
 
 import math
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ RANGES: dict[str, Range] = {
     "dataset_retry_seconds": NOT_NEGATIVE,
     "max_bad_images": SHARE,
     "crop_scale": UP_TO_1,
-    "crop_pct": UP_TO_1,
+    "crop_pct": Range(0.1, 1),  # below, evaluation would resize to more than ten times the size of the crop
     # augmentation of fine-tuning
     "random_erasing": SHARE,
     "mixup": NOT_NEGATIVE,
@@ -129,11 +130,29 @@ RANGES: dict[str, Range] = {
 }
 
 
-def check_ranges(flags: Mapping[str, Any]) -> None:
+# Of `python -m hf_mae_robust`; names that both tables have mean the same.
+COMMAND_RANGES: dict[str, Range] = {
+    "patch_size": AT_LEAST_1,
+    "num_channels": AT_LEAST_1,
+    "max_samples": AT_LEAST_1,
+    "batch_size": AT_LEAST_1,
+    "num_workers": NOT_NEGATIVE,
+    "k": AT_LEAST_1,
+    "temperature": POSITIVE,
+    "num_attention_heads": AT_LEAST_1,
+    "decoder_num_attention_heads": AT_LEAST_1,
+    "server_port": Range(1, 65535),
+    "seeds": AT_LEAST_1,
+    "parallel": AT_LEAST_1,
+    "num_gpus": AT_LEAST_1,
+}
+
+
+def check_ranges(flags: Mapping[str, Any], ranges: Mapping[str, Range] = RANGES) -> None:
     """Raises UserError for the first flag whose value lies outside its range: flag, value, range. What is None, no
     number or not in the table is left alone; of a list, each number is looked at."""
     for name, value in flags.items():
-        wanted = RANGES.get(name)
+        wanted = ranges.get(name)
         if wanted is None:
             continue
         for number in value if isinstance(value, list | tuple) else [value]:

@@ -21,12 +21,23 @@ from ..data.bad_images import describe
 from ..data.loaders import end_workers
 from ..data.opening import EMBEDDED
 from ..data.source import ImageSource
-from ..errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED, LostProcessError, StopOutsideTraining, StopRequested, UserError
+from ..errors import (
+    EXIT_BUG,
+    EXIT_CODES,
+    EXIT_STOPPED,
+    LostProcessError,
+    StopOutsideTraining,
+    StopRequested,
+    UserError,
+    fault_of_place,
+    sentence_of,
+)
 from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run
 from ..version import __version__
 from .arguments import ImageTrainingArguments
 from .checkpoints import check_config, checkpoints_in
+from .machine import check_activation_checkpointing, check_compiling
 from .parser import RecipeParser
 from .peers import describe_loss, is_loss
 from .pictures import save_examples, save_loss_plot
@@ -38,7 +49,6 @@ from .setup import (
     agree_on_checkpoint,
     begin,
     check_can_evaluate,
-    check_compiling,
     check_metric,
     check_output_dir,
     check_schedule,
@@ -133,6 +143,7 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
         say(task.describe(trainer, given))
         return trainer, None
     check_schedule(model, training)
+    check_activation_checkpointing(training)
     check_compiling(training)
     if checkpoint:
         check_config(Path(checkpoint), model.config)
@@ -271,9 +282,7 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
                 try:
                     run(task, trainer, checkpoint)
                 except UserError as error:
-                    # From a worker process the message comes as a traceback that ends in it.
-                    last_line = str(error).strip().splitlines()[-1]
-                    raise UserError(last_line.split(f"{type(error).__name__}: ", 1)[-1]) from error
+                    raise UserError(sentence_of(error)) from error
         except StopRequested as stop:
             say(f"{stop}. The same command resumes from there.")
             end_stopped(training, trainer, stop.signal_name, stop.step, stop.checkpoint)
@@ -312,13 +321,17 @@ def print_command(parser: RecipeParser[Any], training: ImageTrainingArguments, t
         say(text())
 
 
-def describe_bug(error: Exception, training: ImageTrainingArguments) -> str:
-    """The sentence below the traceback of an error that is none of the user's, and what to report."""
+def describe_bug(error: Exception, record: Path | None = None) -> str:
+    """The sentence below the traceback of an error that is none of the user's, and what to report.
+
+    Args:
+        record: where the settings of the run stand, or would stand.
+    """
     versions = [f"hf_mae_robust {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    settings = "" if record is None else f" {record} or that of the newest checkpoint if there is one,"
     return (
         f"this is a bug of hf_mae_robust ({type(error).__name__}), not a fault of your input. Please report the text "
-        f"above, the command ({shlex.join(sys.argv)}), {Path(training.output_dir) / RECORD} or that of the newest "
-        f"checkpoint if there is one, and the versions: {', '.join(versions)}."
+        f"above, the command ({shlex.join(sys.argv)}),{settings} and the versions: {', '.join(versions)}."
     )
 
 
@@ -352,7 +365,10 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> It
             newest = next(map(str, checkpoints_in(training.output_dir)), None)
             resume = f"The same command resumes from {newest}." if newest else "There is no checkpoint to resume from."
             parser.fail(f"{describe_loss(training.ddp_timeout)} {resume}", LostProcessError.exit_code)
+        if (fault := fault_of_place(error)) is not None and training.log_level != "debug":
+            end_workers()
+            parser.fail(fault, fault.exit_code)
         traceback.print_exc()
         end_workers()
-        parser.fail(describe_bug(error, training), EXIT_BUG)
+        parser.fail(describe_bug(error, Path(training.output_dir) / RECORD), EXIT_BUG)
     PartialState().destroy_process_group()

@@ -1,6 +1,5 @@
 """The steps by which run.py prepares a run: sources, schedule, the checkpoint to resume from."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..data.loaders import images_in_batch
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..errors import CheckpointError, UserError, refused_by_library
+from ..files import check_can_write
 from ..hub.models import local_model
 from ..hub.run_record import read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
@@ -28,14 +28,13 @@ from .checkpoints import (
     remove_checkpoints,
 )
 from .launch import check_launch
+from .optim_args import check_optim_args
 from .optimization import scale_learning_rate, warmup_steps
 from .processes import first_process
 from .trainer import ImageTrainer
 
 # An evaluation set that cannot seek is held in memory.
 MAX_EVAL_SAMPLES_OF_STREAM = 5000
-# Of torch.compile.
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def say(message: str) -> None:
@@ -153,6 +152,7 @@ def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> 
 
     Raises UserError: a package is missing, or settings are not known to them.
     """
+    check_optim_args(str(getattr(training.optim, "value", training.optim)), training.optim_args)
     given = f" --optim_args {training.optim_args}" if training.optim_args else ""
     with refused_by_library(f"--optim {getattr(training.optim, 'value', training.optim)}{given}"):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
@@ -171,17 +171,6 @@ def check_schedule(model: PreTrainedModel, training: ImageTrainingArguments) -> 
             num_training_steps=steps,
             scheduler_specific_kwargs=settings if isinstance(settings, dict) else {},
         )
-
-
-def check_compiling(training: ImageTrainingArguments) -> None:
-    """Raises UserError for a backend or a mode of --torch_compile that torch does not know."""
-    if not training.torch_compile:
-        return
-    backend, mode = training.torch_compile_backend, training.torch_compile_mode
-    if backend not in torch.compiler.list_backends(exclude_tags=()):
-        raise UserError(f"--torch_compile_backend {backend}: one of {', '.join(torch.compiler.list_backends())}.")
-    if mode not in (None, *COMPILE_MODES):
-        raise UserError(f"--torch_compile_mode {mode}: one of {', '.join(COMPILE_MODES)}.")
 
 
 def record_of(
@@ -224,20 +213,11 @@ def record_of(
     }
 
 
-def check_output_dir(output_dir: Path) -> None:
-    """Raises UserError where no folder can be made or written to. Nothing is written."""
-    if output_dir.is_file():
-        raise UserError(f"--output_dir {output_dir} is a file.")
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {output_dir}: {existing} is not a folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {output_dir}: {existing} cannot be written to. Choose another folder.")
-
-
 def begin(training: ImageTrainingArguments) -> None:
     """Checks that need neither model nor data, and the seed."""
-    check_output_dir(Path(training.output_dir))
+    if Path(training.output_dir).is_file():
+        raise UserError(f"--output_dir {training.output_dir} is a file.")
+    check_can_write(training.output_dir, "--output_dir")
     check_launch(training)
     set_seed(training.seed)
 
@@ -307,6 +287,7 @@ def describe_length(trainer: ImageTrainer) -> str:
     """Images, steps, batch, learning rate and device, as the first line of a run ends."""
     args, source = trainer.args, trainer.train_source
     images = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    precision = "" if args.mixed_precision == "no" else f" {args.mixed_precision}"
     processes = f"{args.world_size} process{'es' * (args.world_size > 1)}"
     length = f"{args.num_train_epochs:g} epochs" if args.max_steps <= 0 else f"{args.max_steps:,} steps"
     if trainer.repeated_augmentation > 1:
@@ -314,7 +295,7 @@ def describe_length(trainer: ImageTrainer) -> str:
     return (
         f"{images}: {length}, effective batch {trainer.get_total_train_batch_size(args):,} ({args.train_batch_size} x "
         f"{processes} x {args.gradient_accumulation_steps} accumulated), learning rate {args.learning_rate:.3g} after "
-        f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{' bf16' if args.bf16 else ''}"
+        f"{args.warmup_steps:g} steps of warm-up, {args.device.type}{precision}"
     )
 
 

@@ -3,9 +3,9 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
-from timm.optim import Lars
 from torch import nn
 from transformers import (
     BeitConfig,
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_mae_robust.conversion.beit import mae_beit_config
-from hf_mae_robust.training.optimization import lars_groups, param_groups_layer_decay
+from hf_mae_robust.training.optimization import Lars, lars_groups, param_groups_layer_decay
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 TOKENS = ("cls_token", "position_embeddings", "mask_token", "distillation_token", "register_tokens")
@@ -183,26 +183,38 @@ def test_lars_adapts_weights_and_leaves_biases_to_plain_momentum():
     torch.testing.assert_close(head.bias.detach(), torch.tensor([0.9 - 0.1 * (0.9 + 2), 2.2 + 0.1 * 1.8]))
 
 
-def test_lars_decays_weights_and_no_biases():
-    """60 steps beside the definition: for the weight the update g + wd * w, with the trust ratio of You et al. 2017,
-    0.001 * |w| / (|g| + wd * |w|); plain momentum for the bias (official: util/lars.py)."""
+def official_lars(value, gradients, learning_rate, weight_decay, momentum=0.9, trust=0.001):
+    """util/lars.py of the official code in NumPy: `value` after one step for each of `gradients`."""
+    memory = np.zeros_like(value)
+    for update in gradients:
+        if value.ndim > 1:
+            update = update + weight_decay * value
+            size, change = np.linalg.norm(value), np.linalg.norm(update)
+            update = update * (trust * size / change if size > 0 and change > 0 else 1.0)
+        memory = momentum * memory + update
+        value = value - learning_rate * memory
+    return value
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1, 5.0])
+def test_lars_is_the_official_one_with_and_without_decay(weight_decay):
+    """40 steps; at a decay of 5, timm's own ratio leads to weights that differ by up to 0.015."""
     torch.manual_seed(0)
-    head = nn.Linear(3, 2)
-    optimizer = Lars(lars_groups(head), lr=0.5, momentum=0.9, weight_decay=0.1)
-    expected = [parameter.detach().clone() for parameter in head.parameters()]
-    momenta = [torch.zeros_like(parameter) for parameter in expected]
-    for _ in range(60):
-        for parameter, value, momentum in zip(head.parameters(), expected, momenta):
-            parameter.grad = torch.randn_like(parameter)
-            update = parameter.grad.clone()
-            if parameter.ndim > 1:
-                ratio = 0.001 * value.norm() / (update.norm() + 0.1 * value.norm())
-                update = ratio * (update + 0.1 * value)
-            momentum.mul_(0.9).add_(update)
-            value.sub_(0.5 * momentum)
+    draw = np.random.default_rng(0)
+    head = nn.Linear(3, 2).double()
+    optimizer = Lars(lars_groups(head), lr=0.5, momentum=0.9, weight_decay=weight_decay)
+    parameters = list(head.parameters())
+    starts = [parameter.detach().numpy().copy() for parameter in parameters]
+    gradients = [[draw.normal(size=start.shape) for start in starts] for _ in range(40)]
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step):
+            parameter.grad = torch.from_numpy(gradient)
         optimizer.step()
-    for parameter, value in zip(head.parameters(), expected):
-        torch.testing.assert_close(parameter.detach(), value, rtol=1e-4, atol=1e-5)
+        assert all(np.array_equal(parameter.grad, gradient) for parameter, gradient in zip(parameters, step))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [weight_decay, 0.0]
+    for parameter, start, mine in zip(parameters, starts, zip(*gradients)):
+        expected = official_lars(start, mine, 0.5, weight_decay)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-7)
 
 
 def test_lars_groups_hold_all_that_trains_once():

@@ -34,10 +34,11 @@ def odd_value(action: argparse.Action, draw: random.Random) -> list[str]:
     return [draw.choice(TEXTS)]
 
 
-def odd_words(parser: argparse.ArgumentParser, draw: random.Random) -> list[str]:
-    actions = [action for action in parser._actions if action.dest not in LEFT_OUT]
+def odd_words(parser: argparse.ArgumentParser, draw: random.Random, left_out: set[str] = LEFT_OUT) -> list[str]:
+    """One to three flags of a parser with values of this kind. left_out: by name."""
+    actions = [action for action in parser._actions if action.option_strings and action.dest not in left_out]
     words = []
-    for action in draw.sample(actions, k=draw.choice((1, 1, 2, 3))):
+    for action in draw.sample(actions, k=min(draw.choice((1, 1, 2, 3)), len(actions))):
         words += [action.option_strings[0], *odd_value(action, draw)]
     return words
 

@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.optim import Lars
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,7 +20,7 @@ from ...data.order import EpochBatchSampler
 from ...data.preprocessing import EvaluationTransform
 from ...errors import CheckpointError
 from ...training.checkpoints import is_checkpoint
-from ...training.optimization import lars_groups
+from ...training.optimization import Lars, lars_groups
 from .trainer import ClassificationTrainer
 
 PROBE_FILE = "linear_probe.safetensors"

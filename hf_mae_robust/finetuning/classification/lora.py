@@ -5,6 +5,7 @@ This module needs peft; it is imported where an adapter was asked for.
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -35,12 +36,14 @@ ADAPTER, BASE = "adapter", "base"
 
 def base_folder(training: TrainingArguments) -> str:
     """How an adapter names the classifier that it belongs on: by its path from the current folder, with which peft and
-    transformers find it, or from the repository that it is pushed to. Only where the output folder lies outside the
-    current one, and nothing is pushed, it is absolute: they would not find it otherwise."""
+    transformers find it from there (elsewhere they are given the base), or from the repository that it is pushed to.
+    It is never absolute: adapter_config.json travels."""
     if training.push_to_hub:
         return BASE
-    base, here = Path(training.output_dir or "") / BASE, Path.cwd()
-    return str(base.relative_to(here) if base.is_relative_to(here) else base)
+    try:
+        return os.path.relpath(Path(training.output_dir or "") / BASE)
+    except ValueError:  # on another drive of Windows
+        return BASE
 
 
 def add_adapter(

@@ -12,6 +12,7 @@ from transformers import pipeline
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustForPreTraining
 from tests.helpers import TINY, as_flags, losses
+from tests.portable import folders_named_in
 from tests.runs import run
 
 SIZE = (48, 64)
@@ -128,6 +129,8 @@ def test_it_learns_what_it_sees(words, scenes_dir, tmp_path, steps, rate, box_ap
         assert PIL.Image.open(tmp_path / "out" / name).size[0] > 300
     classes = json.loads((tmp_path / "out" / "classes.json").read_text())["classes"]
     assert [row["class"] for row in classes] == ["red", "blue"] and sum(row["objects"] for row in classes) == 9 - 1
+
+    assert folders_named_in(tmp_path / "out", tmp_path, scenes_dir) == []
 
     # What was saved finds the same again: by --eval_only, and in a pipeline.
     once_more = ["--eval_only", "--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "again"]

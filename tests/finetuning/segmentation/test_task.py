@@ -21,6 +21,7 @@ from hf_mae_robust.finetuning.segmentation.trainer import (
     sum_over_pixels,
 )
 from tests.helpers import TINY, as_flags, losses, photos
+from tests.portable import folders_named_in
 from tests.runs import run
 
 NAMES = {"0": "ground", "1": "red", "2": "void", "3": "blue"}
@@ -115,6 +116,10 @@ def finished(flags, tmp_path_factory):
     trainer = finetune(*make_parser().parse(flags("--output_dir", folder, *longer)))
     results = json.loads((folder / "all_results.json").read_text())
     return SimpleNamespace(folder=folder, confusion=trainer.confusion, results=results)
+
+
+def test_what_is_left_behind_names_no_folder_of_this_machine(finished):
+    assert folders_named_in(finished.folder, finished.folder.parent) == []
 
 
 # ---- loss ----
