@@ -1,5 +1,7 @@
 """What a run asks of the machine and of PyTorch: precision, compilation, recomputed activations."""
 
+from typing import Any, cast
+
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
@@ -59,7 +61,7 @@ def check_activation_checkpointing(training: TrainingArguments) -> None:
     flag = f"--activation_checkpointing_kwargs {given}"
     if not training.activation_checkpointing:
         raise UserError(f"{flag}: has no effect without --activation_checkpointing.")
-    settings = {"use_reentrant": False, **given}
+    settings: dict[str, Any] = {"use_reentrant": False, **cast(dict[str, Any], given)}
     for name, value in settings.items():
         if name not in (*CHECKPOINT_SWITCHES, "determinism_check", "every_n_layers"):
             known = ", ".join((*CHECKPOINT_SWITCHES, "determinism_check", "every_n_layers"))

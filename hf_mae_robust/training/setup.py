@@ -213,11 +213,16 @@ def record_of(
     }
 
 
+def check_output_dir(output_dir: Path) -> None:
+    """Raises UserError where no folder can be made or written to. Nothing is written."""
+    if output_dir.is_file():
+        raise UserError(f"--output_dir {output_dir} is a file.")
+    check_can_write(output_dir, "--output_dir")
+
+
 def begin(training: ImageTrainingArguments) -> None:
     """Checks that need neither model nor data, and the seed."""
-    if Path(training.output_dir).is_file():
-        raise UserError(f"--output_dir {training.output_dir} is a file.")
-    check_can_write(training.output_dir, "--output_dir")
+    check_output_dir(Path(training.output_dir))
     check_launch(training)
     set_seed(training.seed)
 
