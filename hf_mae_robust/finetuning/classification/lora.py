@@ -5,7 +5,6 @@ This module needs peft; it is imported where an adapter was asked for.
 
 import copy
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -36,14 +35,11 @@ ADAPTER, BASE = "adapter", "base"
 
 def base_folder(training: TrainingArguments) -> str:
     """How an adapter names the classifier that it belongs on: by its path from the current folder, with which peft and
-    transformers find it from there (elsewhere they are given the base), or from the repository that it is pushed to.
-    It is never absolute: adapter_config.json travels."""
-    if training.push_to_hub:
-        return BASE
-    try:
-        return os.path.relpath(Path(training.output_dir or "") / BASE)
-    except ValueError:  # on another drive of Windows
-        return BASE
+    transformers find it from there, or from the repository that it is pushed to. Where the output folder lies outside
+    the current one, the path would be one of this machine, and adapter_config.json travels: it is `base`, and peft is
+    given the base (docs/classification.md)."""
+    base, here = Path(training.output_dir or "").absolute() / BASE, Path.cwd()
+    return str(base.relative_to(here)) if base.is_relative_to(here) and not training.push_to_hub else BASE
 
 
 def add_adapter(
