@@ -33,9 +33,10 @@ class Tree:
         images: files that can be decoded here. unreadable: image files that need a plugin, which is not installed.
         others: ending (lower case, "" for none) -> number of files that are no images; names: of these, those that tell
             a layout, such as `_annotations.coco.json`.
-        broken_links: to image files that are not there. denied: folders that may not be read.
+        broken_links: to image files, or without an ending as links to folders are, that are not there.
+        denied: folders that may not be read.
         loops: links to a folder that holds them. hidden: number of image files whose path has a part that begins with
-            "." or "__". outputs: folders that a training run wrote.
+            "." or "__". outputs: folders that a training run wrote, which are not looked into, but for the folder itself.
     """
 
     root: Path
@@ -56,8 +57,8 @@ def read_tree(root: str | Path) -> Tree:
 
     def add_file(entry: os.DirEntry[str], path: str) -> None:
         ending = Path(entry.name).suffix.lower()
-        if entry.is_symlink() and not Path(entry.path).exists():
-            if ending in readable or ending in PLUGINS:
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            if not ending or ending in readable or ending in PLUGINS:
                 tree.broken_links.append(path)
         elif ending in readable:
             tree.images.append(path)
@@ -78,13 +79,14 @@ def read_tree(root: str | Path) -> Tree:
         names = {entry.name for entry in entries}
         if names & _TRACES_OF_A_RUN or any(_CHECKPOINT.fullmatch(name) for name in names):
             tree.outputs.append(prefix.rstrip("/") or ".")
-            return
+            if prefix:
+                return
         for entry in entries:
             path = prefix + entry.name
             if entry.name.startswith((".", "__")):
                 if Path(entry.name).suffix.lower() in readable and not entry.name.startswith("._"):
                     tree.hidden += 1
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):  # `entry.is_dir` raises for links to themselves, and into denied folders
                 real = os.path.realpath(entry.path)
                 if real in above:
                     tree.loops.append(path)
