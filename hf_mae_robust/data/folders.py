@@ -79,6 +79,12 @@ class ImageFolder:
         lines = [f"{self.name}: {len(pairs.images):,} image files read: {sizes}"]
         if self.class_names is not None:
             lines[0] += f"; {len(self.class_names):,} class{'es' * (len(self.class_names) != 1)} by folder"
+        for name, missing in self._classes_without_training().items():
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            lines.append(
+                f"{self.name}: Warning: {len(missing):,} of {len(self.class_names or ()):,} classes are in {name}, but "
+                f"have no image in train: {shown}"
+            )
         for name, number in self.loose.items():
             images = f"{number:,} images lie" if number > 1 else "1 image lies"
             lines.append(f"{self.name}: no classes in {name}: {images} beside the folders")
@@ -113,6 +119,15 @@ class ImageFolder:
             )
             lines.append(f"{self.name}: not images, so not read: {kinds}{annotations_note(tree)}")
         return lines
+
+    def _classes_without_training(self) -> dict[str, list[str]]:
+        """Split -> its classes that "train" does not have, where there are any; of maps the folders are no classes."""
+        classes = {name: set(classes_of(split)[0] or ()) for name, split in self.splits.items()}
+        trained = classes.get("train")
+        if not trained or self.pairs.maps:
+            return {}
+        missing = {name: sorted(found - trained) for name, found in classes.items()}
+        return {name: names for name, names in missing.items() if names}
 
     def check(self, chosen: Sequence[str], allows_unused: bool) -> None:
         """Raises DataError where what the splits leave out cannot be meant. chosen: splits that the run uses."""
@@ -165,8 +180,6 @@ def read_folder(name: str) -> ImageFolder | None:
     if any((root / marker).exists() for marker in ("dataset_dict.json", "state.json")) or _has_configurations(root):
         return None
     tree = read_tree(root)
-    if tree.denied == ["."]:
-        raise DataError(f"{name} may not be read (permission denied). Make it readable.")
     if not tree.images:
         if (tree.unreadable or tree.broken_links) and not _is_of_tables(tree):
             raise DataError(_nothing_to_read(name, tree))

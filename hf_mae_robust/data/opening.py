@@ -12,6 +12,7 @@ NUM_SLOTS files.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,11 @@ def _find_tables(
     if location.dataset_name is None:
         return load_embedded_digits(), None, None
     path = Path(location.dataset_name)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir() and list(os.scandir(path)) is not None
+    except PermissionError as error:
+        raise DataError(f"--dataset_name {path} may not be read (permission denied). Make it readable.") from error
+    if is_folder:
         if find_splits is not None and (tables := find_splits(path)) is not None:
             return tables, None, None
         if location.dataset_config_name is None and (folder := read_folder(location.dataset_name)) is not None:

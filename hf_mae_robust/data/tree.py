@@ -36,7 +36,8 @@ class Tree:
         broken_links: to image files, or without an ending as links to folders are, that are not there.
         denied: folders that may not be read.
         loops: links to a folder that holds them. hidden: number of image files whose path has a part that begins with
-            "." or "__". outputs: folders that a training run wrote, which are not looked into, but for the folder itself.
+            "." or "__".
+        outputs: folders that a training run wrote, which are not looked into, but for the folder itself.
     """
 
     root: Path
@@ -51,13 +52,21 @@ class Tree:
     hidden: int = 0
 
 
+def _is_there(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads anywhere: not to itself, and not into a folder that may not be read."""
+    try:
+        return entry.stat() is not None
+    except OSError:
+        return False
+
+
 def read_tree(root: str | Path) -> Tree:
     """Walk through a folder, links to folders and files included."""
     tree, readable = Tree(Path(root)), readable_endings()
 
     def add_file(entry: os.DirEntry[str], path: str) -> None:
         ending = Path(entry.name).suffix.lower()
-        if entry.is_symlink() and not os.path.exists(entry.path):
+        if entry.is_symlink() and not _is_there(entry):
             if not ending or ending in readable or ending in PLUGINS:
                 tree.broken_links.append(path)
         elif ending in readable:
@@ -86,7 +95,7 @@ def read_tree(root: str | Path) -> Tree:
             if entry.name.startswith((".", "__")):
                 if Path(entry.name).suffix.lower() in readable and not entry.name.startswith("._"):
                     tree.hidden += 1
-            elif os.path.isdir(entry.path):  # `entry.is_dir` raises for links to themselves, and into denied folders
+            elif _is_there(entry) and entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real in above:
                     tree.loops.append(path)

@@ -21,8 +21,8 @@ MAX_WRONG, MAX_OUTSIDE_SHARE = 0.1, 0.01
 # So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
 # for one of another image.
 MAX_OUTSIDE = 0.05
-# Rows of a table whose objects are looked at, and those of which the header of the image is read too, for its size; from
-# the beginning where rows are read one after the other.
+# Rows of a table whose objects are looked at, and those of which the header of the image is read too, for its size;
+# from the beginning where rows are read one after the other.
 NUM_ROWS, NUM_SIZES, NUM_ROWS_OF_STREAM = 5000, 64, 64
 # What a table from COCO's JSON says of its origin: its boxes are all looked at when it is read.
 COCO = "coco_json"
@@ -89,10 +89,7 @@ def check_rows(source: ImageSource, objects_of: Callable[[Any], Sequence[dict[st
         return
     if not found:
         rows = "no row" if num_rows == source.num_rows else f"none of the {num_rows:,} rows looked at"
-        message = f"{source.description}: {rows} has an object with a box"
-        if num_rows == source.num_rows:
-            raise DataError(f"{message}, so that there is nothing to learn. Choose another split or column.")
-        note(f"Warning: {message}")
+        note(f"Warning: {source.description}: {rows} has an object with a box")
         return
 
     def name(number: int) -> str:
@@ -101,7 +98,8 @@ def check_rows(source: ImageSource, objects_of: Callable[[Any], Sequence[dict[st
 
     boxes = np.array([each["bbox"] for *_, each in found], dtype=np.float64)
     bounds = np.array([_bounds(each) for *_, each in found])
-    check(boxes, bounds, np.array(sizes, dtype=np.float64), name, source.description)
+    # Images with boxes far outside are left out one by one, and --max_bad_images limits how many.
+    check(boxes, bounds, np.array(sizes, dtype=np.float64), name, source.description, max_outside_share=0.5)
 
 
 def _rows(source: ImageSource) -> Iterator[tuple[int, Any, tuple[float, float]]]:
@@ -130,7 +128,12 @@ def _size(image: Any) -> tuple[float, float]:
 
 
 def check(
-    boxes: np.ndarray, bounds: np.ndarray, sizes: np.ndarray, name: Callable[[int], str], description: str
+    boxes: np.ndarray,
+    bounds: np.ndarray,
+    sizes: np.ndarray,
+    name: Callable[[int], str],
+    description: str,
+    max_outside_share: float = MAX_OUTSIDE_SHARE,
 ) -> None:
     """Boxes are [x, y, width, height] in pixels. Boxes without area, which are left out, are counted and printed.
 
@@ -139,7 +142,8 @@ def check(
             height of the images, infinite where unknown. name: of a box, for errors. description: of the data.
 
     Raises DataError, naming the first box: a negative width or height; boxes in shares of the image; corners given as
-    sizes; more than 10% of the boxes that differ from their masks; more than 1% far outside of their images.
+    sizes; more than 10% of the boxes that differ from their masks; more than a share of them far outside of their
+    images.
     """
 
     def refuse(number: int, what: str) -> DataError:
@@ -161,7 +165,7 @@ def check(
         raise refuse(first, what)
     margin = 2 + MAX_OUTSIDE * np.where(np.isfinite(sizes), sizes, 0)
     outside = ((corners[:, :2] < -margin) | (corners[:, 2:] > sizes + margin)).any(axis=1)
-    if outside.sum() > MAX_OUTSIDE_SHARE * len(boxes):
+    if outside.sum() > max_outside_share * len(boxes):
         first = int(np.flatnonzero(outside)[0])
         size = "{:g} x {:g}".format(*sizes[first])
         raise refuse(first, f"outside of its image of {size} pixels, as {outside.sum():,} of {len(boxes):,} boxes are")

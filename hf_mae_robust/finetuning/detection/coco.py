@@ -12,6 +12,7 @@ import datasets
 from datasets import ClassLabel, Features, Value
 from faster_coco_eval import mask_api_new_cpp
 
+from ...data.notes import note
 from ...errors import DataError
 from .boxes import COCO, check_boxes, check_sizes
 
@@ -106,7 +107,7 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
             f"{annotation_file} lists {len(missing):,} images that are not in {image_folder}, first {missing[0]}."
         )
     if not annotations:
-        raise DataError(f"{annotation_file} lists no object, so that there is nothing to learn or to find.")
+        note(f"Warning: {annotation_file} lists no object, so that there is nothing to learn or to find")
     check_sizes(images, files, annotation_file)
     features = Features(
         {

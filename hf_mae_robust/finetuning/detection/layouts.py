@@ -20,8 +20,9 @@ _PREFIX = re.compile(r"^(instances|lvis_v[0-9.]+|lvis)_")
 
 def object_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | None:
     """As `coco_splits`; also Roboflow's export (`train/_annotations.coco.json`), CVAT's (`instances_default.json` and
-    `images/`, which is "train"), LVIS, `annotations/train.json`, and a single file beside the images, in `images/` or in
-    `data/`, as FiftyOne writes it ("train"). None for folders of tables, and for those that hold no image file.
+    `images/`, which is "train"), LVIS, `annotations/train.json`, and a single file beside the images, which may lie in
+    `images/` or, as FiftyOne has it, in `data/` ("train"). None for folders of tables, and for those that hold no image
+    file.
 
     Raises DataError where images lie there with annotations in another layout, or without any.
     """
