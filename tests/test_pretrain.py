@@ -233,4 +233,4 @@ def test_a_probe_of_one_class_ends_in_a_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(flags(tmp_path / "one", tmp_path / "out", *probe))
     assert stop.value.code == 2 and "column 'label' has one class, 'cat'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").rglob("*.safetensors"))

@@ -351,7 +351,7 @@ def test_maps_of_0_and_255_with_a_number_of_classes(words, tmp_path, streaming):
     pairs = [scene(rng, 36, 48) for _ in range(8)]
     pairs = [(image, ((values == 1) * 255).astype(np.uint8)) for image, values in pairs]
     folder = write_set(tmp_path / "set", {"train": pairs, "validation": pairs})
-    more = ["--dataset_name", folder, "--id2label", 2, "--max_steps", 1, "--dataset_streaming", streaming]
+    more = ["--dataset_name", folder, "--id2label", 2, "--max_steps", 2, "--dataset_streaming", streaming]
     trainer = finetune(*make_parser().parse(words(*more)))
     assert trainer.class_names == ("class_0", "class_1")
     foreground = sum((values == 255).sum() for _, values in pairs)
