@@ -114,8 +114,8 @@ def set_schedule(
             training.warmup_steps = min(training.warmup_steps, max(total_steps - 1, 0))
     elif is_polynomial(training) and training.get_warmup_steps(total_steps) == total_steps:
         raise UserError(
-            f"--warmup_steps {training.warmup_steps:g} is as long as the run ({total_steps:,} steps), which leaves none "
-            f"for the decay of --lr_scheduler_type polynomial. Give --warmup_steps {round(0.05 * total_steps)}."
+            f"--warmup_steps {training.warmup_steps:g} is as long as the run ({total_steps:,} steps), which leaves "
+            f"none for the decay of --lr_scheduler_type polynomial. Give --warmup_steps {round(0.05 * total_steps)}."
         )
     warn_of_warmup(recipe, training, total_steps)
 
