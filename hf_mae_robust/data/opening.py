@@ -104,9 +104,11 @@ def open_splits(
         sources.append(replace(source, revision=revision, split=split))
     train, evaluation = sources
     # Of others on the Hub, the first row group would have to be fetched for it.
-    is_near = train is not None and (train.seekable_at_no_cost or Path(name).exists())
-    if tells and is_near and PartialState().is_main_process and (warning := describe_brightness(train)):
-        note(warning)
+    is_told = tells and PartialState().is_main_process
+    if train is not None and is_told and (train.seekable_at_no_cost or Path(name).exists()):
+        warning = describe_brightness(train)
+        if warning is not None:
+            note(warning)
     if train_val_split and evaluation is None and train is not None:
         return _hold_out(train, data, train_val_split, seed)
     return train, evaluation
