@@ -29,7 +29,6 @@ ELSEWHERE = {
     "finetuning/arguments.py": "test_finetune.py, for refused settings; training/test_parser.py",
     "finetuning/classification/task.py": "test_finetune.py, which trains with it",
     "finetuning/classification/trainer.py": "test_finetune.py, which trains with it",
-    "finetuning/detection/boxes.py": "finetuning/detection/test_coco.py, for boxes that masks and images contradict",
     "finetuning/detection/trainer.py": "finetuning/detection/test_task.py, which trains with it",
     "finetuning/task.py": "test_finetune.py and finetuning/*/test_task.py, whose tasks derive from it",
     "finetuning/trainer.py": "test_finetune.py and finetuning/*/test_task.py, whose trainers derive from it",

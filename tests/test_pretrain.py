@@ -223,3 +223,14 @@ def test_gray_cmyk_and_tiny_images_are_trained_on(tmp_path):
         flags(tmp_path / "images", tmp_path / "out", "--train_val_split", "0.25", "--per_device_train_batch_size", "3")
     )
     assert np.isfinite(logged(tmp_path / "out")).all()
+
+
+def test_a_probe_of_one_class_ends_in_a_sentence(tmp_path, capsys):
+    for i, pixels in enumerate(photos(8)):
+        (tmp_path / "one/cat").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"one/cat/{i}.png")
+    probe = ["--diagnostics_steps", "1", "--label_column_name", "label", "--probe_samples", "4"]
+    with pytest.raises(SystemExit) as stop:
+        main(flags(tmp_path / "one", tmp_path / "out", *probe))
+    assert stop.value.code == 2 and "column 'label' has one class, 'cat'" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))

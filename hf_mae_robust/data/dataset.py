@@ -132,7 +132,15 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
             try:
                 draws.restart()
-                images = _decoded(self.transform, self.source.rows[row], self.num_channels, row, len(nothing), draws)
+                images = _decoded(
+                    self.transform,
+                    self.source.rows[row],
+                    self.num_channels,
+                    row,
+                    len(nothing),
+                    self.source.min_side,
+                    draws,
+                )
                 label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
                 return images, label, skipped
             except ImageDecodingError as error:
@@ -145,7 +153,13 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
 
 
 def _decoded(
-    transform: Transform, value: Any, num_channels: int, row: int, num_views: int, draws: ViewDraws | None = None
+    transform: Transform,
+    value: Any,
+    num_channels: int,
+    row: int,
+    num_views: int,
+    min_side: int,
+    draws: ViewDraws | None = None,
 ) -> list[torch.Tensor]:
     """The parts of the image that the views of a transform ask for. draws: None: the views draw one after the other."""
 
@@ -157,7 +171,7 @@ def _decoded(
             places.append(transform.region(height, width))
         return places
 
-    return decode_regions(value, num_channels, regions, row)
+    return decode_regions(value, num_channels, regions, row, min_side)
 
 
 def _finished(transform: Transform, labels: Labels | None, pixels: torch.Tensor, label: Any) -> dict[str, Any]:
@@ -241,7 +255,7 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
         self.description, self.rank, self.world_size = source.description, rank, world_size
         self.transform, self.num_channels, self.endless = in_two_steps(transform), num_channels, endless
-        self.labels = source.labels
+        self.labels, self.min_side = source.labels, source.min_side
         self.noise_length, self.num_views = noise_length, num_views
 
     def _numbers(self) -> Iterator[int]:
@@ -257,7 +271,9 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
             for row in self.rows:
                 is_empty, number = False, next(numbers)
                 try:
-                    images = _decoded(self.transform, row["image"], self.num_channels, number, self.num_views)
+                    images = _decoded(
+                        self.transform, row["image"], self.num_channels, number, self.num_views, self.min_side
+                    )
                     label = None if self.labels is None else self.labels.decode(row["label"], images[0], number)
                 except ImageDecodingError as error:
                     skipped.append(SkippedImage(self.description, number, error.kind, error.detail))

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import ImageDecodingError, UserError
-from .arrays import as_picture
+from .arrays import MIN_SIDE, as_picture
 from .jpeg import decode_rows, read_header
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -76,16 +76,21 @@ def _contents(value: Any) -> Any:
     return value
 
 
-def _open(contents: Any) -> Image.Image:
-    """Reads no more than the header of encoded bytes."""
+def _open(contents: Any, min_side: int = MIN_SIDE) -> Image.Image:
+    """Reads no more than the header of encoded bytes. min_side: of arrays."""
     if isinstance(contents, (np.ndarray, list)):
-        return Image.fromarray(as_picture(contents))
+        return Image.fromarray(as_picture(contents, min_side))
     if isinstance(contents, Image.Image):
         image = contents
     elif contents is None or contents == b"":
         raise ImageDecodingError("no image" if contents is None else "no bytes", "empty")
     elif isinstance(contents, bytes):
         image = Image.open(io.BytesIO(contents))
+    elif isinstance(contents, str):
+        shown = contents if len(contents) <= 40 else f"{contents[:40]}..."
+        raise ImageDecodingError(
+            f"the text '{shown}', and no image: of paths make a .csv list, or cast the column to Image", "unsupported"
+        )
     else:
         raise ImageDecodingError(f"a value of type {type(contents).__name__}", "unsupported")
     width, height = image.size
@@ -139,11 +144,11 @@ def _kind_and_reason(error: Exception) -> tuple[str, str]:
     return "corrupt", reason
 
 
-def _decode(contents: Any, convert: Callable[[Image.Image], Image.Image]) -> torch.Tensor:
+def _decode(contents: Any, convert: Callable[[Image.Image], Image.Image], min_side: int = MIN_SIDE) -> torch.Tensor:
     """Raises ImageDecodingError whatever goes wrong."""
     try:
         with _pillow():
-            image = _open(contents)
+            image = _open(contents, min_side)
             image.load()
             pixels = convert(image)
             transposition = TRANSPOSITIONS.get(_orientation(image))
@@ -154,7 +159,7 @@ def _decode(contents: Any, convert: Callable[[Image.Image], Image.Image]) -> tor
         raise ImageDecodingError(reason, kind) from error
 
 
-def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> torch.Tensor:
+def decode_image(value: Any, num_channels: int = 3, row: int | None = None, min_side: int = MIN_SIDE) -> torch.Tensor:
     """Decode one image.
 
     The pixels, in this order: of an animation the first frame counts; 16-bit images keep their upper 8 bits; 32-bit
@@ -170,6 +175,7 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
             an array of integers from 0 to 255: `(H, W)`, `(H, W, C)` or `(C, H, W)` (see arrays.py).
         num_channels: 1 (grayscale), 3 (RGB) or 4 (RGBA).
         row: row number in the data set, for the error message.
+        min_side: smallest height and width of an array; files may be smaller.
 
     Returns:
         uint8 tensor `(num_channels, H, W)`.
@@ -182,7 +188,7 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None) -> t
     if num_channels not in PIL_MODES:
         raise UserError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
     mode = PIL_MODES[num_channels]
-    return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row)
+    return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row, min_side)
 
 
 def decode_regions(
@@ -190,11 +196,12 @@ def decode_regions(
     num_channels: int,
     choose: Callable[[int, int], Sequence[tuple[int, int, int, int]]],
     row: int | None = None,
+    min_side: int = MIN_SIDE,
 ) -> list[torch.Tensor]:
     """Decode parts of an image: the same pixels as `decode_image`, and of JPEG files only the rows that are needed.
 
     Args:
-        value, num_channels, row: as of `decode_image`.
+        value, num_channels, row, min_side: as of `decode_image`.
         choose: gets height and width, says top, left, height and width of each part. Called once, for an image that can
             be opened.
 
@@ -211,7 +218,7 @@ def decode_regions(
     if header is None or header.height * header.width > MAX_PIXELS or header.components > num_channels:
         if isinstance(value, dict) and contents is not None:
             value = {**value, "bytes": contents}  # a file is read once
-        image = decode_image(value, num_channels, row)
+        image = decode_image(value, num_channels, row, min_side)
         parts = choose(*image.shape[-2:])
     else:
         parts = choose(header.height, header.width)
@@ -221,6 +228,33 @@ def decode_regions(
         except ValueError:
             image = decode_image(value, num_channels, row)  # Pillow may do it, and knows why if not
     return [image[:, top : top + height, left : left + width] for top, left, height, width in parts]
+
+
+def stored_and_read(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[str, np.ndarray, np.ndarray]:
+    """What is stored of an image, and what `decode_image` makes of it: Pillow's mode, the numbers, and these in 8 bits
+    before channels are made equal. Raises ImageDecodingError, also for more than `max_pixels`."""
+    try:
+        with _pillow():
+            image = _open(_contents(value))
+            if image.width * image.height > max_pixels:
+                raise ImageDecodingError(f"{image.width} x {image.height} pixels", "bomb")
+            image.load()
+            return image.mode, np.asarray(image), np.asarray(_to_8_bit(image))
+    except Exception as error:  # of many kinds, as in `_decode`
+        kind, reason = _kind_and_reason(error)
+        raise ImageDecodingError(reason, kind) from error
+
+
+def size_of(value: Any) -> tuple[int, int]:
+    """Height and width of an image as `decode_image` gives it, from its header. Raises ImageDecodingError."""
+    try:
+        with _pillow():
+            image = _open(_contents(value))
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception as error:  # of many kinds, as in `_decode`
+        kind, reason = _kind_and_reason(error)
+        raise ImageDecodingError(reason, kind) from error
 
 
 def decode_map(value: Any, row: int | None = None) -> torch.Tensor:
@@ -235,9 +269,11 @@ def _as_numbers(image: Image.Image) -> Image.Image:
     return image.convert("L").point(bool) if image.mode == "1" else image
 
 
-def _decode_value(value: Any, convert: Callable[[Image.Image], Image.Image], row: int | None) -> torch.Tensor:
+def _decode_value(
+    value: Any, convert: Callable[[Image.Image], Image.Image], row: int | None, min_side: int = MIN_SIDE
+) -> torch.Tensor:
     try:
-        return _decode(_contents(value), convert)
+        return _decode(_contents(value), convert, min_side)
     except ImageDecodingError as error:
         path = value.get("path") if isinstance(value, dict) else None
         # The end of a path tells more than its beginning.

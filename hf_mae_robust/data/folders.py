@@ -17,6 +17,7 @@ from PIL import Image
 from ..errors import DataError
 from .formats import PLUGINS
 from .layouts import MAP_WORDS, Pairs, Split, classes_of, find_splits, pair_maps, words_of
+from .listed import VocLists, find_lists
 from .notes import note
 from .tree import Tree, read_tree
 
@@ -38,6 +39,7 @@ class ImageFolder:
     Attributes:
         name: as the user gave it. splits: by name. own_splits: those that only their folder's name makes a split.
         class_names: of all splits together, sorted; None where no folder tells a class.
+        loose: split -> number of images beside its class folders. lists: Pascal VOC's, which say the splits.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ImageFolder:
     own_splits: set[str]
     class_names: tuple[str, ...] | None
     loose: dict[str, int] = field(default_factory=dict)
+    lists: VocLists | None = None
 
     def tables(self, streams: bool) -> dict[str, Callable[[], Dataset | IterableDataset]]:
         """Split name -> function that gives its table: `image`, the path of a file, and where there are any `label`
@@ -76,8 +79,17 @@ class ImageFolder:
         lines = [f"{self.name}: {len(pairs.images):,} image files read: {sizes}"]
         if self.class_names is not None:
             lines[0] += f"; {len(self.class_names):,} class{'es' * (len(self.class_names) != 1)} by folder"
+        for name, missing in self._classes_without_training().items():
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            lines.append(
+                f"{self.name}: Warning: {len(missing):,} of {len(self.class_names or ()):,} classes are in {name}, but "
+                f"have no image in train: {shown}"
+            )
         for name, number in self.loose.items():
-            lines.append(f"{self.name}: no classes in {name}: {number:,} images lie beside the folders")
+            images = f"{number:,} images lie" if number > 1 else "1 image lies"
+            lines.append(f"{self.name}: no classes in {name}: {images} beside the folders")
+        if self.lists is not None:
+            lines.append(f"{self.name}: the splits are those of {self.lists.folder}")
         if pairs.maps:
             example = next(iter(pairs.maps.values()))
             lines.append(
@@ -87,10 +99,11 @@ class ImageFolder:
         left = [
             (pairs.others, "further drawings of images (instances, colours, parts)"),
             (pairs.unpaired, "lie in a folder of maps by its name, but belong to no image"),
+            (self.lists.unlisted if self.lists is not None else [], "in none of the lists"),
             (tree.broken_links, "links to files that are not there"),
             (tree.loops, "links to a folder that holds them"),
             (tree.denied, "folders that may not be read"),
-            (tree.outputs, "folders that a training run wrote"),
+            ([path for path in tree.outputs if path != "."], "folders that a training run wrote"),
         ]
         for ending in sorted({Path(path).suffix.lower() for path in tree.unreadable}):
             paths = [path for path in tree.unreadable if path.lower().endswith(ending)]
@@ -107,6 +120,15 @@ class ImageFolder:
             lines.append(f"{self.name}: not images, so not read: {kinds}{annotations_note(tree)}")
         return lines
 
+    def _classes_without_training(self) -> dict[str, list[str]]:
+        """Split -> its classes that "train" does not have, where there are any; of maps the folders are no classes."""
+        classes = {name: set(classes_of(split)[0] or ()) for name, split in self.splits.items()}
+        trained = classes.get("train")
+        if not trained or self.pairs.maps:
+            return {}
+        missing = {name: sorted(found - trained) for name, found in classes.items()}
+        return {name: names for name, names in missing.items() if names}
+
     def check(self, chosen: Sequence[str], allows_unused: bool) -> None:
         """Raises DataError where what the splits leave out cannot be meant. chosen: splits that the run uses."""
         if allows_unused:
@@ -122,6 +144,17 @@ class ImageFolder:
             raise DataError(
                 f"{self.name}: {_some(tree.denied)} may not be read (permission denied). Make it readable, or give "
                 f"{OVERRIDE}."
+            )
+        if lost := [path for path in tree.broken_links if not Path(path).suffix]:
+            raise DataError(
+                f"{self.name}: {_some(lost)} is a link to a folder or file that is not there, maybe a class. Make it "
+                f"again, or remove it; {OVERRIDE} trains without it."
+            )
+        if self.lists is not None and len(self.lists.unlisted) > MAX_UNUSED * len(pairs.images):
+            raise DataError(
+                f"{self.name}: {len(self.lists.unlisted):,} of {len(pairs.images):,} image files would be left out, "
+                f"first {self.lists.unlisted[0]}: {self.lists.folder} names them in no list. {OVERRIDE} trains without "
+                "them; for all of them give the folder of the images alone."
             )
         unused = {name: self.splits[name].images for name in self.own_splits - set(chosen) if name in self.splits}
         reasons = [(images, f"lie in {name}, which is none of the splits") for name, images in unused.items()]
@@ -147,10 +180,17 @@ def read_folder(name: str) -> ImageFolder | None:
     if any((root / marker).exists() for marker in ("dataset_dict.json", "state.json")) or _has_configurations(root):
         return None
     tree = read_tree(root)
-    if not tree.images and not tree.unreadable:
+    if not tree.images:
+        if (tree.unreadable or tree.broken_links) and not _is_of_tables(tree):
+            raise DataError(_nothing_to_read(name, tree))
         return None
     if _is_of_tables(tree) or _describes_itself(tree):
         return None
+    if "." in tree.outputs:
+        raise DataError(
+            f"{name} holds images, and beside them what a training run wrote (its --output_dir), so that its pictures "
+            "would be trained on. Move the images into a folder of their own."
+        )
     pairs = pair_maps(tree.images)
     _pair_by_content(pairs, root)
     if any(set(words_of(part)) & MAP_WORDS for part in root.resolve().parts[-2:]) and _are_maps(root, tree.images):
@@ -159,10 +199,13 @@ def read_folder(name: str) -> ImageFolder | None:
             "images/ and maps together, or that of the images."
         )
     splits, own_splits = find_splits(pairs.images)
+    lists = find_lists(tree, pairs)
+    if lists is not None:
+        splits, own_splits = lists.splits, set()
     found = {split: classes_of(part) for split, part in splits.items()}
     names = sorted({name for classes, _ in found.values() for name in classes or ()})
     loose = {split: number for split, (_, number) in found.items() if number}
-    return ImageFolder(name, tree, pairs, splits, own_splits, tuple(names) or None, loose)
+    return ImageFolder(name, tree, pairs, splits, own_splits, tuple(names) or None, loose, lists)
 
 
 def open_folder(
@@ -181,7 +224,8 @@ def _table(features: Features, columns: dict[str, list[Any]]) -> Dataset:
     table = Dataset.from_dict(columns, features=stored)
     # The cast of the Arrow table: `Dataset.cast` would write it in batches, with a progress bar.
     return Dataset(
-        InMemoryTable(table_cast(table.data.table, features.arrow_schema)), info=datasets.DatasetInfo(features=features)
+        InMemoryTable(table_cast(table.data.table, features.arrow_schema)),
+        info=datasets.DatasetInfo(features=features, builder_name=FOLDER),
     )
 
 
@@ -194,6 +238,20 @@ def _stream(features: Features, columns: dict[str, list[Any]]) -> IterableDatase
 def _rows(**columns: Sequence[Any]) -> Iterator[dict[str, Any]]:
     for values in zip(*columns.values()):
         yield dict(zip(columns, values))
+
+
+def _nothing_to_read(name: str, tree: Tree) -> str:
+    """The sentence on a folder whose image files cannot be opened."""
+    if tree.unreadable:
+        plugin = PLUGINS[Path(tree.unreadable[0]).suffix.lower()]
+        return (
+            f"{name}: none of its {len(tree.unreadable):,} image files can be read here, first {tree.unreadable[0]}: "
+            f"{plugin}."
+        )
+    return (
+        f"{name} holds no image file, but {len(tree.broken_links):,} links to files or folders that are not there, "
+        f"first {tree.broken_links[0]}. Make them again."
+    )
 
 
 def _some(paths: Sequence[str]) -> str:

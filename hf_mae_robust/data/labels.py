@@ -46,7 +46,14 @@ class Labels:
             classes = [-1 if value is None else self.numbers.get(value, -1) for value in values]
         else:
             classes = [-1 if value is None else value for value in values] if None in values else values
-        array = np.asarray(classes, dtype=np.int64)
+        try:
+            array = np.asarray(classes, dtype=np.int64)
+        except (TypeError, ValueError) as error:  # a shard that holds names where others hold numbers
+            value = next(value for value in values if not isinstance(value, (int, np.integer)) and value is not None)
+            raise DataError(
+                f"{self.description}: column '{self.column}' holds {value!r} where the number of a class is wanted. "
+                "Write all files with the same type of labels (Dataset.cast_column)."
+            ) from error
         wrong = np.flatnonzero((array < 0) | (array >= len(self.class_names)))
         if len(wrong):
             value = values[int(wrong[0])]

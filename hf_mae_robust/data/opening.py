@@ -12,6 +12,7 @@ NUM_SLOTS files.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
+from .brightness import describe_brightness
 from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
 from .labels import LabelFinder, Labels, find_labels
 from .loading import load_embedded_digits, load_splits
@@ -56,7 +59,7 @@ def open_splits(
         buffer_size: rows that a streamed source may hold in memory (`--shuffle_buffer_size`).
         find_labels: as that of labels.py. find_splits: recognises a local folder that `load_dataset` does not
             understand, and gives functions that load its splits; None for others.
-        tells: print what a local folder's files were taken for.
+        tells: print what a local folder's files were taken for, and warn of pictures that come out black or white.
 
     Raises:
         MissingFileError: there is no such folder.
@@ -77,7 +80,10 @@ def open_splits(
             sources.append(None)
             continue
         if split not in tables:
-            raise DataError(f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}.")
+            flag = "--train_split_name" if split == train_split else "--eval_split_name"
+            raise DataError(
+                f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}. Choose one with {flag}."
+            )
         data, description = tables[split], f"{name} ({split})"
         if callable(data):
             data = data()
@@ -86,7 +92,9 @@ def open_splits(
         if labels is not None and labels.is_joint and isinstance(data, Dataset):
             data = _annotated(data, labels.column, description, location.allow_unused_files)
         source = source_of(data, column, location, description, buffer_size, labels)
-        if examine := getattr(labels, "examined", None):
+        # A stream from the Hub would be asked for twice.
+        is_reachable = source.row_groups is not None or Path(name).exists()
+        if is_reachable and (examine := getattr(labels, "examined", None)):
             examined = examine(source)
             if examined is not labels:
                 labels = examined
@@ -95,6 +103,12 @@ def open_splits(
             raise DataError(f"Split '{split}' of {name} is empty.")
         sources.append(replace(source, revision=revision, split=split))
     train, evaluation = sources
+    # Of others on the Hub, the first row group would have to be fetched for it.
+    is_told = tells and PartialState().is_main_process
+    if train is not None and is_told and (train.seekable_at_no_cost or Path(name).exists()):
+        warning = describe_brightness(train)
+        if warning is not None:
+            note(warning)
     if train_val_split and evaluation is None and train is not None:
         return _hold_out(train, data, train_val_split, seed)
     return train, evaluation
@@ -108,7 +122,11 @@ def _find_tables(
     if location.dataset_name is None:
         return load_embedded_digits(), None, None
     path = Path(location.dataset_name)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir() and list(os.scandir(path)) is not None
+    except PermissionError as error:
+        raise DataError(f"--dataset_name {path} may not be read (permission denied). Make it readable.") from error
+    if is_folder:
         if find_splits is not None and (tables := find_splits(path)) is not None:
             return tables, None, None
         if location.dataset_config_name is None and (folder := read_folder(location.dataset_name)) is not None:

@@ -47,7 +47,7 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--dataset_name {path} cannot be read as a list of image files: {error}.") from error
-    names, rows = _parse(text, LISTS[path.suffix.lower()], path.parent)
+    names, rows = _parse(text, LISTS[path.suffix.lower()], path)
     if not rows:
         raise DataError(f"--dataset_name {path} lists no image.")
     endings = readable_endings()
@@ -63,15 +63,22 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
             f"--dataset_name {path}: no column holds paths of image files (first row: {', '.join(rows[0])}). Name it "
             "with --image_column_name."
         )
+    if any(remote := [row[column] for row in rows if "://" in row[column]]):
+        raise DataError(
+            f"--dataset_name {path} lists addresses, first {remote[0]}. Download the files, and list their paths."
+        )
     files = [path.parent / row[column] for row in rows]
+    if not any(file.is_file() for file in files):  # as Windows writes paths
+        files = [path.parent / row[column].replace("\\", "/") for row in rows]
     if missing := [file for file in files if not file.is_file()]:
         if len(missing) > MAX_MISSING * len(files) and not allows_missing:
             raise DataError(
                 f"--dataset_name {path}: {len(missing):,} of {len(files):,} files are not there, first {missing[0]}. "
                 "Paths count from the list's folder; --allow_unused_files trains without them."
             )
-        rows = [row for row, file in zip(rows, files) if file.is_file()]
-        files = [file for file in files if file.is_file()]
+        there = [file.is_file() for file in files]
+        rows = [row for row, is_there in zip(rows, there) if is_there]
+        files = [file for file, is_there in zip(files, there) if is_there]
     if not files:
         raise DataError(f"--dataset_name {path}: none of the files that it lists is there.")
     columns: dict[str, list[Any]] = {}
@@ -85,10 +92,13 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
     return Dataset.from_dict(columns, features=Features(features))
 
 
-def _parse(text: str, delimiter: str, folder: Path) -> tuple[list[str], list[list[str]]]:
+def _parse(text: str, delimiter: str, path: Path) -> tuple[list[str], list[list[str]]]:
     """Names of the columns, and rows of as many values."""
+    folder = path.parent
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     endings = readable_endings()
+    if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
+        delimiter = ";"  # as spreadsheets write them where the comma is in numbers
     if delimiter == " ":  # a path may have spaces in it
         rows = [[line.strip()] for line in lines]
         if lines and not (folder / lines[0].strip()).is_file():
@@ -104,5 +114,8 @@ def _parse(text: str, delimiter: str, folder: Path) -> tuple[list[str], list[lis
     rows = rows[1:] if has_header else rows
     wrong = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
     if wrong is not None:
-        raise DataError(f"a list of image files: row {wrong + 1} has {len(rows[wrong])} values, not {len(names)}.")
+        raise DataError(
+            f"--dataset_name {path}: row {wrong + 1} has {len(rows[wrong])} value(s), not {len(names)} "
+            f"({', '.join(names)}). Put values that hold a '{delimiter}' into quotes."
+        )
     return names, rows

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..hub.network import RETRY_SECONDS
+from .arrays import MIN_SIDE
 from .labels import Labels
 
 # Of a sample, where a command has no --seed.
@@ -59,6 +60,7 @@ class ImageSource:
             ones, and where a copy in the cache does not tell.
         labels: what `rows.label(i)` is, with the names of its classes; None where no labels were asked for.
         split: name of the split, such as "train"; of images that were held out of it, too.
+        min_side: smallest height and width of images that are stored as arrays (arrays.py).
     """
 
     rows: Any
@@ -69,6 +71,7 @@ class ImageSource:
     revision: str | None = None
     labels: Labels | None = None
     split: str = ""
+    min_side: int = MIN_SIDE
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

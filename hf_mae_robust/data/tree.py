@@ -33,9 +33,11 @@ class Tree:
         images: files that can be decoded here. unreadable: image files that need a plugin, which is not installed.
         others: ending (lower case, "" for none) -> number of files that are no images; names: of these, those that tell
             a layout, such as `_annotations.coco.json`.
-        broken_links: to image files that are not there. denied: folders that may not be read.
+        broken_links: to image files, or without an ending as links to folders are, that are not there.
+        denied: folders that may not be read.
         loops: links to a folder that holds them. hidden: number of image files whose path has a part that begins with
-            "." or "__". outputs: folders that a training run wrote.
+            "." or "__".
+        outputs: folders that a training run wrote, which are not looked into, but for the folder itself.
     """
 
     root: Path
@@ -50,14 +52,22 @@ class Tree:
     hidden: int = 0
 
 
+def _is_there(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads anywhere: not to itself, and not into a folder that may not be read."""
+    try:
+        return entry.stat() is not None
+    except OSError:
+        return False
+
+
 def read_tree(root: str | Path) -> Tree:
     """Walk through a folder, links to folders and files included."""
     tree, readable = Tree(Path(root)), readable_endings()
 
     def add_file(entry: os.DirEntry[str], path: str) -> None:
         ending = Path(entry.name).suffix.lower()
-        if entry.is_symlink() and not Path(entry.path).exists():
-            if ending in readable or ending in PLUGINS:
+        if entry.is_symlink() and not _is_there(entry):
+            if not ending or ending in readable or ending in PLUGINS:
                 tree.broken_links.append(path)
         elif ending in readable:
             tree.images.append(path)
@@ -78,13 +88,14 @@ def read_tree(root: str | Path) -> Tree:
         names = {entry.name for entry in entries}
         if names & _TRACES_OF_A_RUN or any(_CHECKPOINT.fullmatch(name) for name in names):
             tree.outputs.append(prefix.rstrip("/") or ".")
-            return
+            if prefix:
+                return
         for entry in entries:
             path = prefix + entry.name
             if entry.name.startswith((".", "__")):
                 if Path(entry.name).suffix.lower() in readable and not entry.name.startswith("._"):
                     tree.hidden += 1
-            elif entry.is_dir():
+            elif _is_there(entry) and entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real in above:
                     tree.loops.append(path)

@@ -161,11 +161,12 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         try:
             flags_on_line, settings = self.given_flags(on_line), parse_config_overrides(given.config_overrides)
             for flag in flags_on_line.intersection(settings, self.settings_of_model):
-                if settings[flag] != (value := getattr(given, flag)):
-                    self.notes.append(f"--{flag} {value} wins over --config_overrides {flag}={settings[flag]}.")
+                if (said := settings.pop(flag)) != (value := getattr(given, flag)):
+                    self.notes.append(f"--{flag} {value} wins over --config_overrides {flag}={said}.")
+                given.config_overrides = write_config_overrides(settings)
             words = [*self.recipe_words(recipe, given, flags_on_line), *argv] if recipe else argv
-            if recipe and given.config_overrides:
-                words.append(f"--config_overrides={given.config_overrides}")
+            if given.config_overrides is not None:
+                words = [*words, f"--config_overrides={given.config_overrides}"]
             flags, unknown = self.parse_known_args(words)
             if not unknown:
                 check_not_empty(vars(flags))

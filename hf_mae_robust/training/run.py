@@ -15,7 +15,7 @@ from typing import Any, Generic, NoReturn, cast
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ..data.bad_images import describe
 from ..data.loaders import end_workers
@@ -33,7 +33,7 @@ from ..errors import (
     sentence_of,
 )
 from ..hub.model_card import EXAMPLES
-from ..hub.run_record import PACKAGES, RECORD, about_run
+from ..hub.run_record import PACKAGES, RECORD, about_run, write_record
 from ..version import __version__
 from .arguments import ImageTrainingArguments
 from .checkpoints import check_config, checkpoints_in
@@ -119,6 +119,15 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
+def with_patches_of(model: PreTrainedModel, source: ImageSource | None) -> ImageSource | None:
+    """The same images; arrays below the size of a patch are no pictures."""
+    config = getattr(model.config, "backbone_config", None) or model.config
+    patch = getattr(config, "patch_size", None)
+    if source is None or patch is None:
+        return source
+    return replace(source, min_side=patch if isinstance(patch, int) else min(patch))
+
+
 def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[AnyTrainer, str | None]:
     """Everything up to the first step, the run's line of description included: the Trainer, and the checkpoint to
     resume from.
@@ -133,9 +142,10 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     class_names = labelled.class_names or ()
     model, pixels = task.build_model(arguments, class_names)
     stop_if_asked()
+    source, eval_source = (with_patches_of(model, part) for part in (source, opened.eval_source))
     common: dict[str, Any] = {
         "args": training,
-        "eval_source": opened.eval_source,
+        "eval_source": eval_source,
         "max_bad_images": data.max_bad_images,
     }
     if source is None:
@@ -228,6 +238,8 @@ def output_folder(training: ImageTrainingArguments) -> Iterator[None]:
 
 def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     """Train, save the model and the metrics of the training."""
+    if trainer.is_world_process_zero():
+        mark_output(trainer)
     if trainer.args.profile:
         trainer.add_callback(StepProfile(trainer, trainer.args.profile))
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -236,6 +248,15 @@ def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     result.metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
+
+
+def mark_output(trainer: ImageTrainer) -> None:
+    """Write the record of the run before there are weights, where there is none yet. By it the output folder is known
+    where it lies within the data, though the run ends before its first checkpoint (data/tree.py)."""
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RECORD).exists():
+        write_record(folder, {**trainer.record, "about": trainer.about})
 
 
 def evaluate_and_save(trainer: ImageTrainer) -> None:

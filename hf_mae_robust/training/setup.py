@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, get_scheduler, set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..data.loaders import images_in_batch
 from ..data.opening import open_splits
@@ -110,7 +110,19 @@ def set_schedule(
     if not training.warmup_steps:
         warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * (epochs or 1)
         training.warmup_steps = warmup_steps(warmup, epochs or 1, total_steps)
+        if is_polynomial(training):
+            training.warmup_steps = min(training.warmup_steps, max(total_steps - 1, 0))
+    elif is_polynomial(training) and training.get_warmup_steps(total_steps) == total_steps:
+        raise UserError(
+            f"--warmup_steps {training.warmup_steps:g} is as long as the run ({total_steps:,} steps), which leaves "
+            f"none for the decay of --lr_scheduler_type polynomial. Give --warmup_steps {round(0.05 * total_steps)}."
+        )
     warn_of_warmup(recipe, training, total_steps)
+
+
+def is_polynomial(training: ImageTrainingArguments) -> bool:
+    """Whether the rate decays as a polynomial, which divides by the number of steps after the warm-up."""
+    return SchedulerType(training.lr_scheduler_type) == SchedulerType.POLYNOMIAL
 
 
 def warn_of_warmup(recipe: RecipeArguments, training: ImageTrainingArguments, total_steps: int) -> None:

@@ -39,7 +39,7 @@ def test_one_channel_with_or_without_its_axis(value):
         (PIXELS[..., :2], r"shape \(8, 12, 2\).*1, 3 or 4 channels"),
         (PIXELS[None], r"shape \(1, 8, 12, 3\)"),
         ([[1, 2, 3], [4, 5]], "different lengths"),
-        (PIXELS / 255, "no numbers from 0 to 255"),
+        (PIXELS / 255, r"float64 from 0 to 1, where whole numbers from 0 to 255 are wanted"),
     ],
 )
 def test_other_lists_are_refused_with_the_reason(value, message):

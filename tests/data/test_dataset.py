@@ -1,6 +1,9 @@
+import io
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import IterableDataset
@@ -149,3 +152,21 @@ def test_a_batch_reads_its_rows_in_the_order_in_which_they_are_stored(parquet_se
     alone = ImageDataset(train, training_transform(16), 3, **options)
     for key, item in zip(keys, items[::2], strict=True):
         assert all(torch.equal(item[name], alone[key][name]) for name in ("pixel_values", "noise"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_arrays_below_the_patch_size_are_no_pictures(tmp_path, streaming):
+    """Of lists of pixels nobody says that they are pictures; files of any size are (here 3 pixels wide)."""
+    rows = [[[0] * 20] * 8, [[0] * 20] * 16]
+    table = pa.table({"image": rows})
+    pq.write_table(table, tmp_path / "train.parquet")
+    location = DataLocation(str(tmp_path), dataset_streaming=streaming, image_column_name="image")
+    source = replace(open_splits(location)[0], min_side=16)
+    loader = sequential_loader(source, training_transform(16), 3, batch_size=2, rank=0, world_size=1)
+    (batch,) = loader
+    assert batch["row"].tolist() == [-1, 1]
+    assert "shape (8, 20), which would be a picture with a side below 16 pixels" in batch["skipped"][0].detail
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(file, "PNG")
+    small = replace(source, rows=[{"bytes": file.getvalue(), "path": None}], row_groups=(1,))
+    assert "skipped" not in ImageDataset(small, training_transform(16), 3)[0, 0]

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from hf_mae_robust.data import decoding
-from hf_mae_robust.data.decoding import KINDS, MAX_PIXELS, decode_image
+from hf_mae_robust.data.decoding import KINDS, MAX_PIXELS, decode_image, size_of
 from hf_mae_robust.errors import ImageDecodingError
 from tests.helpers import photos
 
@@ -335,3 +335,17 @@ def test_an_unreachable_url_is_no_bad_image(monkeypatch):
 def test_number_of_channels_is_checked():
     with pytest.raises(ValueError, match="num_channels=2"):
         decode_image(encode(Image.fromarray(GRADIENT), "PNG"), 2)
+
+
+def test_text_is_no_image_and_says_what_to_do():
+    with pytest.raises(ImageDecodingError, match=r"the text 'photos/a.jpg', and no image.*\.csv list"):
+        decode_image("photos/a.jpg")
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_sizes_are_those_of_decoded_images(orientation):
+    file, exif = io.BytesIO(), Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (12, 8)).save(file, "JPEG", exif=exif)
+    assert size_of(file.getvalue()) == tuple(decode_image(file.getvalue()).shape[1:])

@@ -1,6 +1,7 @@
 """Local folders of image files: what is taken for what, what is said, and what is refused."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,7 @@ from hf_mae_robust.data.layouts import split_of
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
+from hf_mae_robust.finetuning.segmentation.maps import find_maps
 from tests.helpers import photos
 
 PICTURES = photos(4)
@@ -231,3 +233,65 @@ def test_rows_and_fingerprints_are_those_of_datasets(tmp_path, splits, streaming
 )  # fmt: skip
 def test_names_of_splits(name, split):
     assert split_of(name) == split
+
+
+def test_links_to_classes_that_are_gone_stop_the_run(tmp_path):
+    root = write(tmp_path / "set", *each("train/cat train/dog", " ".join(f"{i}.jpg" for i in range(60))))
+    (root / "train/fox").symlink_to(tmp_path / "gone")
+    (root / "train/cat/self").symlink_to(root / "train/cat/self")
+    with pytest.raises(DataError, match=r"train/cat/self.*link to a folder or file that is not there, maybe a class"):
+        opened(root)
+    assert opened(root, allow_unused_files=True)[0].num_rows == 120
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(["a.HEIC", "b.heic"], "none of its 2 image files.*first a.HEIC: pip install pillow-heif"), ([], "gone.jpg")],
+)
+def test_folders_without_an_image_that_can_be_read(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    if not files:
+        (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    write(tmp_path, "a.jpg")
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match="may not be read"):
+        opened(tmp_path)
+
+
+def test_images_without_a_map_need_to_be_meant(tmp_path, capsys):
+    root = write(tmp_path, *each("images"), "masks/0.png", "masks/1.png")
+    find = partial(find_maps, id2label="3")
+    options = {"find_labels": lambda features, wanted, description, _: find(features, wanted, description)}
+    with pytest.raises(DataError, match="1 of 3 images have no map.*--allow_unused_files"):
+        open_splits(DataLocation(str(root), label_column_name="auto"), **options)
+    location = DataLocation(str(root), label_column_name="auto", allow_unused_files=True)
+    assert open_splits(location, **options)[0].num_rows == 2
+    assert "left out: 1 images without a map" in capsys.readouterr().out
+
+
+def test_what_a_run_wrote_beside_the_images_themselves_stops_the_next(tmp_path):
+    root = write(tmp_path, "0.jpg", "loss.jpg")
+    (root / "run.json").write_text("{}")
+    with pytest.raises(DataError, match="beside them what a training run wrote"):
+        opened(root)
+
+
+def test_classes_that_only_validation_has_are_said(tmp_path, capsys):
+    write(tmp_path, *each("train/cat train/dog val/dog val/Cat"))
+    assert opened(tmp_path, label_column_name="auto")[0].class_names == ("Cat", "cat", "dog")
+    assert "1 of 3 classes are in validation, but have no image in train: Cat" in capsys.readouterr().out
+
+
+def test_a_split_that_is_not_there_is_named_with_the_flag(tmp_path):
+    with pytest.raises(DataError, match="no split 'train'. It has: test. Choose one with --train_split_name"):
+        opened(write(tmp_path, *each("test")))

@@ -336,3 +336,10 @@ def test_labels_and_pictures_of_a_real_set_agree(tmp_path):
         item = dataset[0, row]
         assert item["labels"] == row % 2
         assert np.array_equal(item["pixel_values"].permute(1, 2, 0).numpy(), expected[row])
+
+
+def test_names_in_one_shard_and_numbers_in_another_are_a_sentence():
+    """Where shards are read one by one; `datasets` turns names into the numbers of the ClassLabel."""
+    labels = find_labels(Features({"image": Image(), "label": ClassLabel(names=NAMES)}), "label", "photos", None)
+    with pytest.raises(DataError, match="column 'label' holds 'cat' where the number of a class is wanted"):
+        labels.check(["cat", "dog"], 4)

@@ -85,3 +85,22 @@ def test_an_archive_within_a_folder_shows_the_cause(folder):
     shutil.make_archive(str(folder / "zipped" / "train"), "zip", folder / "photos")
     with pytest.raises(DataError, match=r"train.zip cannot be read.*label.*Unpack it"):
         opened(folder / "zipped")
+
+
+@pytest.mark.parametrize("text", ["image,label\nphotos\\a\\0.jpg,x\n", "image;label\nphotos/a/0.jpg;x\n"])
+def test_lists_as_windows_and_spreadsheets_write_them(folder, text):
+    (folder / "list.csv").write_text(text)
+    assert opened(folder / "list.csv").rows[0]["path"].endswith("photos/a/0.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label\nhttps://some.where/a.jpg,x\n", "lists addresses, first https://some.where/a.jpg"),
+        ("image,label\nphotos/a/0.jpg\n", r"list.csv: row 1 has 1 value\(s\), not 2 \(image, label\)"),
+    ],
+)
+def test_lists_that_cannot_be_read_say_why(folder, text, message):
+    (folder / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        opened(folder / "list.csv")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
+from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import main, make_parser, prepare, pretrain
 from tests.helpers import write_parquet_set
 from tests.runs import run, tiny_run
@@ -129,3 +130,12 @@ def test_a_warm_up_longer_than_the_run_is_said(photos_dir, tmp_path, capsys):
     assert "Warning: the warm-up (1,500 steps)" in output and "Give --warmup_steps 1, 5% of the run" in output
     prepare(make_parser().parse([*words, "--warmup_steps", "19"]))
     assert "Warning" not in capsys.readouterr().out
+
+
+def test_a_warm_up_that_leaves_no_step_for_a_polynomial_decay(photos_dir, tmp_path):
+    """The schedule would divide by 0, at the end."""
+    words = [*tiny_run(photos_dir, "--output_dir", str(tmp_path)), "--lr_scheduler_type", "polynomial"]
+    with pytest.raises(UserError, match="--warmup_steps 3 is as long as the run .*--lr_scheduler_type polynomial"):
+        prepare(make_parser().parse([*words, "--max_steps", "3", "--warmup_steps", "3"]))
+    trainer, _ = prepare(make_parser().parse([*words, "--max_steps", "1"]))
+    assert trainer.args.warmup_steps == 0

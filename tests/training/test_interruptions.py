@@ -241,3 +241,16 @@ def test_a_loss_that_is_not_finite_on_one_of_two_processes_ends_both(photos_dir,
     assert ended.codes == [3, 3], ended.output
     report = json.loads((tmp_path / "nonfinite-step-4-rank-1.json").read_text())
     assert report["losses"] == ["nan"] and len(report["rows"][0]) == 4
+
+
+def test_pictures_of_a_run_killed_before_its_first_checkpoint_are_not_read_by_the_next(tmp_path, capsys):
+    for i, pixels in enumerate(photos(16)):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    words = [*tiny_run(tmp_path), "--max_steps", "4"]
+    killed = run(words, tmp_path / "out", fault=send(signal.SIGKILL, 0))
+    assert killed.codes == [-signal.SIGKILL] and not (tmp_path / "out" / "model.safetensors").exists()
+    (tmp_path / "out" / "diagnostics" / "step-0").mkdir(parents=True)
+    Image.fromarray(photos(1)[0]).save(tmp_path / "out" / "diagnostics" / "step-0" / "reconstructions.png")
+    trainer, _ = prepare(make_parser().parse([*words, "--output_dir", str(tmp_path / "second")]))
+    assert trainer.train_source.num_rows == 16
+    assert "left out: 1 (out): folders that a training run wrote" in capsys.readouterr().out

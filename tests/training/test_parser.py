@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from hf_mae_robust import finetune
+from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import make_parser
 from hf_mae_robust.pretraining.arguments import PretrainArguments
 from hf_mae_robust.recipes import recipe_path
@@ -221,8 +222,12 @@ def test_two_image_sizes(capsys):
     words = ["--task", "segmentation", "--from_scratch", "--config_overrides", "image_size=224"]
     assert parser.parse(words).model.image_size == 224
     assert "--config_overrides image_size=224 wins over the recipe's --image_size 512." in parser.notes
-    error = refused(capsys, *words, "--image_size", 512, parser=parser)
-    assert "--config_overrides image_size=224 contradicts --image_size 512" in error
+    for more in ([], ["--config", "upernet_small"]):  # the recipe of --task, and one that is named
+        model = parser.parse([*words, "--image_size", "512", *more]).model
+        assert model.image_size == 512 and "image_size" not in parse_config_overrides(model.config_overrides)
+        assert "--image_size 512 wins over --config_overrides image_size=224." in parser.notes
+    with pytest.raises(UserError, match="image_size=224 contradicts --image_size 512"):  # in Python, where nobody notes
+        finetune.FinetuneModelArguments(config_overrides="image_size=224", image_size=512)
 
 
 @pytest.mark.parametrize(

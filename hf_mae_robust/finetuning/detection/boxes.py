@@ -1,50 +1,158 @@
-"""COCO's boxes against its masks and the sizes of its images, before anything is trained."""
+"""Boxes against masks and the sizes of images, before anything is trained: of COCO's JSON and of tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
 
+from ...data.decoding import size_of
 from ...data.notes import note
-from ...errors import DataError
-from .objects import MAX_OUTSIDE
+from ...data.source import ImageSource
+from ...errors import DataError, ImageDecodingError
 
 # Boxes agree with masks within so many pixels, or this overlap (IoU): annotators round, and some draw boxes around what
 # is hidden.
 MAX_DISTANCE, MIN_OVERLAP = 2.0, 0.8
 # A larger share of the boxes that contradict is no accident.
 MAX_WRONG, MAX_OUTSIDE_SHARE = 0.1, 0.01
+# So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
+# for one of another image.
+MAX_OUTSIDE = 0.05
+# Rows of a table whose objects are looked at, and those of which the header of the image is read too, for its size;
+# from the beginning where rows are read one after the other.
+NUM_ROWS, NUM_SIZES, NUM_ROWS_OF_STREAM = 5000, 64, 64
+# What a table from COCO's JSON says of its origin: its boxes are all looked at when it is read.
+COCO = "coco_json"
+RULES = "Boxes are [x, y, width, height] in pixels"
 
 
 def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]], file: Path) -> None:
-    """Boxes are [x, y, width, height] in pixels. Boxes without area, which are left out, are counted and printed.
-
-    Raises DataError, naming the first annotation: a negative width or height; boxes in shares of the image; corners
-    given as sizes; more than 10% of the boxes that differ from their masks; more than 1% far outside of their images.
-    """
+    """COCO's, as `check`. Raises DataError, naming the first annotation."""
     if not annotations:
         return
     boxes = np.array([[float(number) for number in annotation["bbox"]] for annotation in annotations])
     if boxes.shape[1:] != (4,):
         raise ValueError(f"boxes of {boxes.shape[-1]} numbers, not 4")
-    ids = [annotation.get("id") for annotation in annotations]
     by_id = {image["id"]: (image.get("width"), image.get("height")) for image in images}
     told = [by_id[annotation["image_id"]] for annotation in annotations]
     sizes = np.array([(width or np.inf, height or np.inf) for width, height in told], dtype=np.float64)
-    rules = "COCO's boxes are [x, y, width, height] in pixels"
+
+    def name(number: int) -> str:
+        return f"the annotation {annotations[number].get('id')} has the box {annotations[number]['bbox']}"
+
+    check(boxes, np.array([_bounds(annotation) for annotation in annotations]), sizes, name, str(file))
+
+
+def check_sizes(images: Sequence[dict[str, Any]], files: Sequence[Path], annotation_file: Path) -> None:
+    """Raises DataError where more than 1% of the images that are looked at have another size than COCO's JSON says."""
+    wrong, num_seen = [], 0
+    for number in np.unique(np.linspace(0, len(images) - 1, num=NUM_SIZES, dtype=int)):
+        image = images[number]
+        if not image.get("width") or not image.get("height"):
+            continue
+        try:
+            height, width = size_of({"bytes": None, "path": str(files[number])})
+        except ImageDecodingError:
+            continue  # counted and named when it is trained on
+        num_seen += 1
+        if (width, height) != (image["width"], image["height"]):
+            wrong.append(
+                f"{image['file_name']} has {width} x {height} pixels, and {image['width']} x {image['height']} there"
+            )
+    if len(wrong) > MAX_OUTSIDE_SHARE * num_seen:
+        raise DataError(
+            f"{annotation_file} belongs to images of other sizes: {wrong[0]}, and so have {len(wrong):,} of "
+            f"{num_seen:,} looked at (EXIF orientation is applied). Give the images that were annotated."
+        )
+
+
+def check_rows(source: ImageSource, objects_of: Callable[[Any], Sequence[dict[str, Any]]]) -> None:
+    """As `check`, of the objects in rows of a table: all up to NUM_ROWS, otherwise so many from all over it, and the
+    first ones of what is read row by row. Raises DataError, naming the row."""
+    found: list[tuple[int, int, dict[str, Any]]] = []
+    sizes: list[tuple[float, float]] = []
+    num_rows = 0
+    for row, value, size in _rows(source):
+        num_rows += 1
+        try:
+            objects = objects_of(value)
+        except (TypeError, ValueError):
+            continue  # said with its row when it is read
+        for number, each in enumerate(objects):
+            if len(each.get("bbox") or ()) == 4 and None not in each["bbox"]:
+                found.append((row, number, each))
+                sizes.append(size)
+    if not num_rows:
+        return
+    if not found:
+        rows = "no row" if num_rows == source.num_rows else f"none of the {num_rows:,} rows looked at"
+        note(f"Warning: {source.description}: {rows} has an object with a box")
+        return
+
+    def name(number: int) -> str:
+        row, which, each = found[number]
+        return f"object {which} of row {row:,} has the box {list(each['bbox'])}"
+
+    boxes = np.array([each["bbox"] for *_, each in found], dtype=np.float64)
+    bounds = np.array([_bounds(each) for *_, each in found])
+    # Images with boxes far outside are left out one by one, and --max_bad_images limits how many.
+    check(boxes, bounds, np.array(sizes, dtype=np.float64), name, source.description, max_outside_share=0.5)
+
+
+def _rows(source: ImageSource) -> Iterator[tuple[int, Any, tuple[float, float]]]:
+    """Row, its objects, and width and height of its image, infinite where they are not looked at."""
+    unknown = (np.inf, np.inf)
+    if source.row_groups is None:
+        for row, content in enumerate(islice(source.rows, NUM_ROWS_OF_STREAM)):
+            yield row, content["label"], _size(content["image"])
+        return
+    num_rows = source.num_rows or 0
+    if source.seekable_at_no_cost:
+        rows = np.unique(np.linspace(0, num_rows - 1, num=min(NUM_ROWS, num_rows), dtype=int)).tolist()
+    else:
+        rows = list(range(min(NUM_ROWS_OF_STREAM, *source.row_groups[:1], num_rows)))
+    step = max(1, len(rows) // NUM_SIZES)
+    for place, row in enumerate(rows):
+        yield row, source.rows.label(row), _size(source.rows[row]) if place % step == 0 else unknown
+
+
+def _size(image: Any) -> tuple[float, float]:
+    try:
+        height, width = size_of(image)
+    except ImageDecodingError:
+        return np.inf, np.inf  # counted and named when it is trained on
+    return width, height
+
+
+def check(
+    boxes: np.ndarray,
+    bounds: np.ndarray,
+    sizes: np.ndarray,
+    name: Callable[[int], str],
+    description: str,
+    max_outside_share: float = MAX_OUTSIDE_SHARE,
+) -> None:
+    """Boxes are [x, y, width, height] in pixels. Boxes without area, which are left out, are counted and printed.
+
+    Args:
+        boxes: `(n, 4)`. bounds: `(n, 4)`, x0, y0, x1, y1 of the masks, NaN without one. sizes: `(n, 2)`, width and
+            height of the images, infinite where unknown. name: of a box, for errors. description: of the data.
+
+    Raises DataError, naming the first box: a negative width or height; boxes in shares of the image; corners given as
+    sizes; more than 10% of the boxes that differ from their masks; more than a share of them far outside of their
+    images.
+    """
 
     def refuse(number: int, what: str) -> DataError:
-        return DataError(
-            f"{file}: the annotation {ids[number]} has the box {annotations[number]['bbox']}: {what}. {rules}."
-        )
+        return DataError(f"{description}: {name(int(number))}: {what}. {RULES}.")
 
     if (negative := np.flatnonzero((boxes[:, 2:] < 0).any(axis=1))).size:
         raise refuse(negative[0], f"a negative size, as {negative.size:,} of {len(boxes):,} boxes have")
     if boxes.max() <= 1 and np.nanmin(sizes) > 2 and boxes.max() > 0:
-        raise refuse(0, "no box of the file reaches beyond 1, so they seem to be shares of the image")
-    bounds = np.array([_bounds(annotation) for annotation in annotations])
+        raise refuse(0, "no box reaches beyond 1, so they seem to be shares of the image")
     has_mask = np.isfinite(bounds).all(axis=1)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     wrong = has_mask & ~_agrees(corners, bounds)
@@ -57,7 +165,7 @@ def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str
         raise refuse(first, what)
     margin = 2 + MAX_OUTSIDE * np.where(np.isfinite(sizes), sizes, 0)
     outside = ((corners[:, :2] < -margin) | (corners[:, 2:] > sizes + margin)).any(axis=1)
-    if outside.sum() > MAX_OUTSIDE_SHARE * len(boxes):
+    if outside.sum() > max_outside_share * len(boxes):
         first = int(np.flatnonzero(outside)[0])
         size = "{:g} x {:g}".format(*sizes[first])
         raise refuse(first, f"outside of its image of {size} pixels, as {outside.sum():,} of {len(boxes):,} boxes are")
@@ -68,20 +176,25 @@ def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str
         (int(outside.sum()), "lie outside of their images, which are left out"),
     ):
         if count:
-            note(f"{file}: {count:,} of {len(boxes):,} boxes {what}")
+            note(f"{description}: {count:,} of {len(boxes):,} boxes {what}")
 
 
 def _bounds(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of a mask; NaN where there is none, or of a crowd region."""
     mask = annotation.get("segmentation")
     nothing = (np.nan,) * 4
+    if not mask and (annotation.get("rle") or {}).get("size"):  # in tables
+        mask = annotation["rle"]
     if annotation.get("iscrowd") or not mask:
         return nothing
     if isinstance(mask, dict):
         try:
             size = mask["size"]
             counts = mask["counts"]
-            encoded = rle.frPyObjects(mask, *size) if isinstance(counts, list) else {**mask, "counts": counts.encode()}
+            if isinstance(counts, list):
+                encoded = rle.frPyObjects(mask, *size)
+            else:
+                encoded = {**mask, "counts": counts.encode() if isinstance(counts, str) else counts}
             x, y, width, height = (float(number) for number in np.ravel(rle.toBbox(encoded)))
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError):
             return nothing  # said with its row when it is read

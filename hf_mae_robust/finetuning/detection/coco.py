@@ -12,8 +12,9 @@ import datasets
 from datasets import ClassLabel, Features, Value
 from faster_coco_eval import mask_api_new_cpp
 
+from ...data.notes import note
 from ...errors import DataError
-from .boxes import check_boxes
+from .boxes import COCO, check_boxes, check_sizes
 
 PREFIX = "instances_"
 
@@ -26,9 +27,10 @@ def coco_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | Non
     images in `SPLIT/` or `images/SPLIT/`; None for other folders. The year is left out of a name where that is
     unambiguous, so that train2017 is "train" and val2017 "val"."""
     found = {}
-    for file in sorted((folder / "annotations").glob(f"{PREFIX}*.json")):
+    for file in sorted(inside(folder, "annotations").glob(f"{PREFIX}*.json")):
         split = file.stem.removeprefix(PREFIX)
-        images = next((path for path in (folder / split, folder / "images" / split) if path.is_dir()), None)
+        places = (inside(folder, split), inside(folder, "images", split))
+        images = next((path for path in places if path.is_dir()), None)
         if images is not None:
             found[split] = partial(load_coco, file, images)
     short = defaultdict(list)
@@ -36,6 +38,16 @@ def coco_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | Non
         short[split.rstrip("0123456789") or split].append(split)
     names = {split: name for name, splits in short.items() for split in splits if len(splits) == 1}
     return {names.get(split, split): load for split, load in found.items()} or None
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """A file or folder within others, in any case where it is not there as it is written."""
+    for name in names:
+        exact = folder / name
+        if not exact.exists() and folder.is_dir():
+            exact = next((path for path in sorted(folder.iterdir()) if path.name.lower() == name.lower()), exact)
+        folder = exact
+    return folder
 
 
 def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets.Dataset:
@@ -88,11 +100,15 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     for image in images:
         if "file_name" not in image and "coco_url" in image:  # LVIS
             image["file_name"] = _file_of(image["coco_url"], image_folder)
-    missing = [image["file_name"] for image in images if not (image_folder / image["file_name"]).is_file()]
+    files = [_path_of(image["file_name"], image_folder) for image in images]
+    missing = [image["file_name"] for image, file in zip(images, files) if not file.is_file()]
     if missing:
         raise DataError(
             f"{annotation_file} lists {len(missing):,} images that are not in {image_folder}, first {missing[0]}."
         )
+    if not annotations:
+        note(f"Warning: {annotation_file} lists no object, so that there is nothing to learn or to find")
+    check_sizes(images, files, annotation_file)
     features = Features(
         {
             "image": datasets.Image(),
@@ -113,9 +129,9 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     )
 
     def rows() -> Iterator[dict[str, Any]]:
-        for image in images:
+        for image, file in zip(images, files):
             yield {
-                "image": str(image_folder / image["file_name"]),
+                "image": str(file),
                 "image_id": image["id"],
                 "width": image.get("width"),
                 "height": image.get("height"),
@@ -125,7 +141,16 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     chunks, left = [], rows()
     while chunk := list(islice(left, CHUNK)):
         chunks.append(datasets.Dataset.from_list(chunk, features=features))
-    return datasets.concatenate_datasets(chunks)
+    table = datasets.concatenate_datasets(chunks)
+    table.info.builder_name = COCO
+    return table
+
+
+def _path_of(name: str, folder: Path) -> Path:
+    """Some write paths from the data set's folder, `train/0.jpg`, or as Windows does."""
+    plain = name.replace("\\", "/")
+    places = (folder / name, folder.parent / plain, folder.parent.parent / plain, folder / plain)
+    return next((place for place in places if place.is_file()), folder / name)
 
 
 def _file_of(url: str, folder: Path) -> str:

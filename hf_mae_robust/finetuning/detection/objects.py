@@ -12,11 +12,9 @@ from datasets import ClassLabel, Features
 from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as rle
 
+from ...data.source import ImageSource
 from ...errors import DataError, ImageDecodingError
-
-# So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
-# for one of another image.
-MAX_OUTSIDE = 0.05
+from .boxes import COCO, MAX_OUTSIDE, RULES, check_rows
 
 
 def run_lengths(mask: dict[str, Any]) -> np.ndarray:
@@ -84,6 +82,14 @@ class ObjectLabels:
             raise DataError(f"{description} has no column '{self.column}', the objects of {self.description}.")
         return replace(self, description=description)
 
+    def examined(self, source: ImageSource) -> "ObjectLabels":
+        """Itself. Raises DataError where boxes contradict masks or images; those of COCO's JSON were looked at when it
+        was read."""
+        table = getattr(source.rows, "annotations", None)
+        if table is None or table.info.builder_name != COCO:
+            check_rows(source, _as_list)
+        return self
+
     def filler(self) -> Objects:
         return Objects.none((16, 16))
 
@@ -141,6 +147,8 @@ def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int
         raise DataError(f"{where} has the box {box!r}; a box is [x, y, width, height] in pixels.") from error
     if not np.isfinite([x, y, width, height]).all():
         raise DataError(f"{where} has the box {box!r}, which is not finite.")
+    if width < 0 or height < 0:
+        raise DataError(f"{where} has the box {box!r}, of a negative size. {RULES}.")
     for low, high, limit in ((x, x + width, size[1]), (y, y + height, size[0])):
         margin = 2 + MAX_OUTSIDE * limit
         if width > 0 and height > 0 and (low < -margin or high > limit + margin):

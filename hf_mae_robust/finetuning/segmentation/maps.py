@@ -1,16 +1,17 @@
 """Semantic maps of a data set: which column, which values are which class, and that map and image fit together."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets import Features
 
-from ...data.decoding import decode_map
+from ...data.decoding import decode_map, size_of
 from ...data.labels import MAX_VALUE, read_id2label
 from ...data.notes import note
 from ...data.source import ImageSource
@@ -18,8 +19,10 @@ from ...errors import DataError, ImageDecodingError, UserError
 
 # What maps hold where there is no class, unless it has a name; the default of --ignore_index.
 UNNAMED = 255
-# So many maps are looked at before the training: all over a table, from the beginning of what is read row by row.
+# So many maps are looked at before the training, or as many as have so many pixels together: all over a table, and from
+# the beginning of what is read row by row.
 NUM_LOOKED_AT, NUM_LOOKED_AT_OF_STREAM = 64, 8
+PIXELS_LOOKED_AT = 2**25
 MAX_IGNORED = 0.5
 # In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
 IGNORED = -1
@@ -82,18 +85,24 @@ class SemanticMaps:
         """What the maps of some rows show. Two classes without names, and maps of 0 and 255 alone: these are the two.
         Prints which classes have no pixel in them, and a large share of ignored pixels.
 
-        Raises DataError where every pixel is ignored.
+        Raises DataError where every pixel is ignored, or none of the maps can be read.
         """
         counts: Counter[int] = Counter()
-        num_maps = 0
-        for row in _rows_to_look_at(source):
+        num_maps, errors = 0, []
+        for row, value in _maps_to_look_at(source):
             try:
-                numbers = decode_map(source.rows.label(row), row)
-            except ImageDecodingError:
-                continue  # counted and named when it is trained on
-            values, sizes = numbers.unique(return_counts=True)
+                numbers = decode_map(value, row)
+            except ImageDecodingError as error:
+                errors.append(error)  # counted and named when it is trained on
+                continue
+            values, sizes = np.unique(numbers.numpy(), return_counts=True)
             counts.update(dict(zip(values.tolist(), sizes.tolist())))
             num_maps += 1
+        if errors and not num_maps:
+            raise DataError(
+                f"{self.description}: none of the {len(errors):,} maps looked at in column '{self.column}' can be "
+                f"read. {errors[0]} A map is an image of one channel, or of a palette, whose numbers are classes."
+            )
         if not counts:
             return self
         if self.is_count and set(counts) == {0, UNNAMED} and self.values == (0, 1):
@@ -104,7 +113,7 @@ class SemanticMaps:
             return replace(self, values=(0, UNNAMED), ignored_values=()).examined(source)
         total = sum(counts.values())
         ignored = sum(counts[value] for value in self.ignored_values)
-        looked_at = f"{self.description}: in {num_maps:,} maps looked at"
+        looked_at = f"{self.description}: in {_described(num_maps, source)}"
         if ignored == total:
             raise DataError(
                 f"{looked_at} every pixel is ignored (values {', '.join(map(str, sorted(counts)))}), so that there is "
@@ -151,13 +160,33 @@ class SemanticMaps:
         return torch.full((16, 16), IGNORED, dtype=torch.int32)
 
 
-def _rows_to_look_at(source: ImageSource) -> list[int]:
-    if source.num_rows is None:
-        return []
-    if not source.seekable_at_no_cost:
-        return list(range(min(NUM_LOOKED_AT_OF_STREAM, source.row_groups[0]))) if source.row_groups else []
-    step = max(1, source.num_rows // NUM_LOOKED_AT)
-    return list(range(0, source.num_rows, step))[:NUM_LOOKED_AT]
+def _maps_to_look_at(source: ImageSource) -> Iterator[tuple[int, Any]]:
+    """Rows and their maps, encoded: of a table all where they have few pixels, otherwise some from all over it; of what
+    is read row by row the first ones."""
+    if source.row_groups is None:
+        for row, content in enumerate(source.rows.take(NUM_LOOKED_AT_OF_STREAM)):
+            yield row, content["label"]
+        return
+    num_rows = source.num_rows or 0
+    rows: Sequence[int] = range(min(NUM_LOOKED_AT_OF_STREAM, *source.row_groups[:1], num_rows))
+    if source.seekable_at_no_cost and num_rows:
+        try:
+            height, width = size_of(source.rows.label(0))
+        except ImageDecodingError:
+            height, width = 1024, 1024
+        number = min(num_rows, max(NUM_LOOKED_AT, PIXELS_LOOKED_AT // (height * width)))
+        rows = np.linspace(0, num_rows - 1, num=number, dtype=int).tolist()
+    for row in rows:
+        yield row, source.rows.label(row)
+
+
+def _described(num_maps: int, source: ImageSource) -> str:
+    """Which maps were looked at."""
+    if num_maps == source.num_rows:
+        return "all maps" if num_maps > 1 else "the only map"
+    if source.seekable_at_no_cost:
+        return f"the {num_maps:,} maps looked at, from all over {source.num_rows:,},"
+    return f"the first {num_maps:,} maps, and no others were looked at,"
 
 
 def name_classes(

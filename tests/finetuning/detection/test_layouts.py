@@ -36,6 +36,9 @@ def write(root, annotation, images, new=None):
         ("annotations/train.json", "train", "train"),
         ("annotations/val.json", "images/val", "val"),
         ("annotations/instances_train2017.json", "train2017", "train"),
+        ("Annotations/instances_train.json", "Images/Train", "train"),
+        ("_annotations.coco.json", ".", "train"),
+        ("labels.json", "data", "train"),
     ],
 )
 def test_layouts_that_are_read(tmp_path, annotation, images, split):
@@ -90,3 +93,29 @@ def test_boxes_outside_of_their_images_and_without_area(tmp_path, capsys):
     write(tmp_path, "a.json", "images", new)
     assert len(load_coco(tmp_path / "a.json", tmp_path / "images")) == 2
     assert "1 of 2 boxes have no area" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train/{}", "images/train/{}", "images\\train\\{}"])
+def test_names_with_folders_are_found(tmp_path, name):
+    new = content()
+    for image in new["images"]:
+        image["file_name"] = name.format(image["file_name"])
+    folder = "images/train" if "images" in name else "train"
+    found = object_splits(write(tmp_path, "annotations/instances_train.json", folder, new))
+    assert len(found["train"]()) == 2
+
+
+@pytest.mark.parametrize("size", [(32, 24), (640, 480)])
+def test_images_of_another_size_than_the_json_says(tmp_path, size):
+    new = content()
+    new["images"][1].update(width=size[0], height=size[1])
+    write(tmp_path, "a.json", "images", new)
+    message = f"1.jpg has 32 x 32 pixels, and {size[0]} x {size[1]} there, and so have 1 of 2 looked at"
+    with pytest.raises(DataError, match=message):
+        load_coco(tmp_path / "a.json", tmp_path / "images")
+
+
+def test_a_file_without_objects_is_said(tmp_path, capsys):
+    write(tmp_path, "a.json", "images", {**content(), "annotations": []})
+    assert len(load_coco(tmp_path / "a.json", tmp_path / "images")) == 2
+    assert "Warning" in (said := capsys.readouterr().out) and "lists no object" in said

@@ -159,3 +159,8 @@ def test_choosing_keeps_what_belongs_together():
     second = objects.choose(np.array([False, True]))
     assert second.boxes.tolist() == [[10, 4, 18, 12]] and second.masks == objects.masks[1:]
     assert len(Objects.none((4, 4)).choose(np.zeros(0, dtype=bool))) == 0
+
+
+def test_a_box_of_a_negative_size_is_named():
+    with pytest.raises(DataError, match="object 1 of row 3 has the box .*of a negative size"):
+        labels_of().decode(value(bbox=[[2.0, 3, 5, 5], [18.0, 12, -8, -8]]), IMAGE, 3)

@@ -259,3 +259,35 @@ def test_data_without_objects_are_refused(words, photos_dir, capsys):
     with pytest.raises(SystemExit):
         main(words("--dataset_name", photos_dir))
     assert "0 columns of objects with a 'bbox'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        pytest.param("train/_annotations.coco.json", "train", id="Roboflow"),
+        pytest.param("annotations/instances_default.json", "images", id="CVAT", marks=pytest.mark.slow),
+        pytest.param("annotations/lvis_v1_train.json", "train2017", id="LVIS", marks=pytest.mark.slow),
+    ],
+)
+def test_what_other_programs_export_is_trained_on(words, tmp_path, file, folder):
+    images, annotations = [], []
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        row = scene(rng, 2)
+        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+        row["image"].save(tmp_path / "set" / folder / f"{number}.png")
+        place = {"file_name": f"{number}.png"}
+        if "lvis" in file:
+            place = {"coco_url": f"http://images.cocodataset.org/train2017/{number}.png"}
+        images.append({"id": number, "width": SIZE[1], "height": SIZE[0], **place})
+        for box, category, polygons in zip(*(row["objects"][name] for name in ("bbox", "category", "segmentation"))):
+            found = {"bbox": box, "category_id": category, "segmentation": polygons}
+            found = json.loads(json.dumps(found, default=int))
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, "area": 100, **found})
+    categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "blue"}]
+    (tmp_path / "set" / file).parent.mkdir(exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "set" / file).write_text(json.dumps(content))
+    more = ["--dataset_name", tmp_path / "set", "--eval_split_name", "none", "--max_steps", 1]
+    trainer = finetune(*make_parser().parse(words(*more)))
+    assert trainer.class_names == ("red", "blue") and np.isfinite(losses(trainer)).all()

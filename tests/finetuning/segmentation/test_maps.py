@@ -295,3 +295,29 @@ def test_classes_without_a_pixel_and_ignored_pixels_are_said(capsys):
     assert "75% of the pixels are ignored" in said and "2 of 3 classes have no pixel: class_1, class_2" in said
     with pytest.raises(DataError, match="every pixel is ignored"):
         maps(3).examined(source_of_maps(np.full((2, 2), 255, np.uint8)))
+
+
+def test_which_maps_were_looked_at_is_said(capsys):
+    maps(3).examined(source_of_maps(*[BINARY // 255] * 5))
+    assert "in all maps 1 of 3 classes have no pixel: class_2" in capsys.readouterr().out
+    large = np.zeros((1024, 1024), np.uint8)
+    large[0, 0] = 1
+    rows = [png(large)] * 100
+    source = source_of_maps()
+    source.num_rows, source.row_groups, source.rows = 100, (100,), SimpleNamespace(label=lambda row: rows[row])
+    maps(3).examined(source)
+    assert "in the 64 maps looked at, from all over 100, 1 of 3 classes" in capsys.readouterr().out
+    source.seekable_at_no_cost = False
+    maps(3).examined(source)
+    assert "in the first 8 maps, and no others were looked at, 1 of 3 classes" in capsys.readouterr().out
+
+
+def test_maps_at_the_end_of_a_table_are_looked_at_too(capsys):
+    last = np.array([[0, 2]], dtype=np.uint8)
+    maps(3).examined(source_of_maps(*[BINARY // 255] * 99, last))
+    assert "have no pixel" not in capsys.readouterr().out
+
+
+def test_maps_of_colours_are_refused_before_the_training():
+    with pytest.raises(DataError, match="none of the 2 maps looked at.*its mode is RGB.*one channel"):
+        maps(2).examined(source_of_maps(*[np.zeros((2, 2, 3), np.uint8)] * 2))

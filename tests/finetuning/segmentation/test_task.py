@@ -342,3 +342,17 @@ def test_crops_without_a_class_do_no_harm(arguments, tmp_path):
     trainer = finetune(*arguments("--dataset_name", folder))
     assert np.isfinite(losses(trainer)).all()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_maps_of_0_and_255_with_a_number_of_classes(words, tmp_path, streaming):
+    """`--id2label 2`: the foreground, 255, is class 1 in training and evaluation."""
+    rng = np.random.default_rng(0)
+    pairs = [scene(rng, 36, 48) for _ in range(8)]
+    pairs = [(image, ((values == 1) * 255).astype(np.uint8)) for image, values in pairs]
+    folder = write_set(tmp_path / "set", {"train": pairs, "validation": pairs})
+    more = ["--dataset_name", folder, "--id2label", 2, "--max_steps", 2, "--dataset_streaming", streaming]
+    trainer = finetune(*make_parser().parse(words(*more)))
+    assert trainer.class_names == ("class_0", "class_1")
+    foreground = sum((values == 255).sum() for _, values in pairs)
+    assert trainer.confusion.sum(axis=1).tolist() == [8 * 36 * 48 - foreground, foreground]
