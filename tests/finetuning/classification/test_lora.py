@@ -83,7 +83,8 @@ def test_what_is_written_loads_in_peft_and_in_transformers(arguments, encoder_di
     torch.testing.assert_close(update, product * 6 / 3, rtol=1e-4, atol=1e-6)
 
 
-def test_the_pipeline_runs_the_adapter_and_eval_only_the_merged_model(arguments, tmp_path):
+def test_the_pipeline_runs_the_adapter_and_eval_only_the_merged_model(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     finetune(*arguments())
     out = tmp_path / "out"
     results = json.loads((out / "all_results.json").read_text())
