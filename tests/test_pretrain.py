@@ -160,7 +160,7 @@ def statistics_of_patch_2(tmp_path):
         (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),
         (["--crop_scale", "0.9", "0.5"], "crop_scale"),
         (["--crop_scale", "0.9"], "--crop_scale takes two numbers"),
-        (["--crop_pct", "2"], "--crop_pct 2: must be above 0 and at most 1"),
+        (["--crop_pct", "2"], "--crop_pct 2: must be at least 0.1 and at most 1"),
         (["--attn_implementation", "flash_attention_2"], "flash-attn"),
         (["--max_train_samples", "0"], "--max_train_samples 0: must be at least 1"),
     ],
