@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from torchvision.utils import save_image
+
 from ..data.loaders import sequential_loader
 from ..data.source import load_head_of_stream
-from ..training.pictures import save_reconstructions
+from ..training.pictures import reconstruction_grid
 from .trainer import MAETrainer
 
 RECONSTRUCTIONS = "reconstructions.png"
@@ -12,7 +14,10 @@ NUM_PICTURES = 8
 
 
 def save_pictures(trainer: MAETrainer) -> None:
-    """`reconstructions.png` of the first images held out (or trained on, where none are), in the output folder."""
+    """`reconstructions.png` of the first images held out (or trained on, where none are), in the output folder.
+    By all processes: they run a model together that is sharded; of another one the first process is enough."""
+    if not (trainer.is_sharded or trainer.is_world_process_zero()):
+        return
     args, config = trainer.args, trainer.model.config
     source = trainer.eval_dataset or trainer.train_source
     if source.row_groups is None:
@@ -32,4 +37,6 @@ def save_pictures(trainer: MAETrainer) -> None:
     noise = batch["noise"][is_image].to(args.device)
     model = trainer.accelerator.unwrap_model(trainer.model)
     with trainer.compute_loss_context_manager():  # flash attention works under autocast only
-        save_reconstructions(model, images, noise, Path(args.output_dir) / RECONSTRUCTIONS)
+        grid = reconstruction_grid(model, images, noise)
+    if trainer.is_world_process_zero():
+        save_image(grid, Path(args.output_dir) / RECONSTRUCTIONS)

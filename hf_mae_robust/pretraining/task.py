@@ -113,8 +113,10 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
                 "statistics; give --target_statistics auto."
             )
 
-    def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
+    def draw(self, trainer: MAETrainer) -> None:
         save_pictures(trainer)
+
+    def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
         return "", [RECONSTRUCTIONS]
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import multiprocessing
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,20 @@ class ImageTrainingArguments(TrainingArguments):
         metadata={"help": "Where to log: tensorboard, wandb, trackio, ... (several too), or none.", "nargs": "+"},
     )
 
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether this process, or `accelerate launch`, was asked for DeepSpeed."""
+        return bool(self.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+    def choose_cpu(self) -> None:
+        """Without this, torchrun on a machine without an accelerator starts processes that do not know of each other, and
+        each trains the whole model."""
+        if self.uses_deepspeed:  # accelerate drops DeepSpeed with `use_cpu`
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+            self.ddp_backend = self.ddp_backend or "gloo"
+        else:
+            self.use_cpu = True
+
     def to_json_string(self) -> str:
         """For training_args.json and TensorBoard, which are pushed: without absolute paths."""
         from ..hub.run_record import portable  # takes seconds, and --help needs to answer at once
@@ -166,13 +181,19 @@ class ImageTrainingArguments(TrainingArguments):
         return json.dumps(portable(self.to_dict()), indent=2)
 
     def __post_init__(self) -> None:
-        # Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
-        # and each trains the whole model.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.choose_cpu()
+        # `accelerate launch` and its file may ask for a precision; the Trainer obeys, and does not say so here.
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        if not (self.bf16 or self.fp16):
+            self.bf16, self.fp16 = asked == "bf16", asked == "fp16"
         check_ranges(vars(self))
         check_reports(self.report_to)
-        for flag, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
-            if getattr(self, flag):
+        for flag, package, is_asked in (
+            ("deepspeed", "deepspeed", self.uses_deepspeed),
+            ("use_liger_kernel", "liger_kernel", self.use_liger_kernel),
+        ):
+            if is_asked:
                 check_package(f"--{flag}", package)
         with (
             refused_by_library("These settings of transformers.TrainingArguments cannot be used"),
@@ -190,6 +211,11 @@ class ImageTrainingArguments(TrainingArguments):
             )
         if self.enable_jit_checkpoint:
             raise UserError("--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save and stop.")
+        if self.save_on_each_node:
+            raise UserError(
+                "--save_on_each_node: transformers writes models in the first process of all only, so that the other "
+                "machines would have none. Leave it out; all machines have to share --output_dir."
+            )
         if self.ignore_data_skip:
             raise UserError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
 

@@ -90,12 +90,13 @@ def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = 
 
 
 def check_all_have_written(checkpoint: Path, num_processes: int) -> None:
-    """Raises OSError where one of the `num_processes` that share the folder has not written its part."""
+    """Raises OSError where one of the processes, which share the folder, has not written its part of a checkpoint that
+    can be resumed from."""
     present = len(list(checkpoint.glob("rng_state*.pth")))
-    if (checkpoint / "optimizer.pt").exists() and present < num_processes:
+    if present < num_processes:
         raise OSError(
             f"the random-number states of {num_processes - present} of {num_processes} processes did not arrive: all "
-            "machines must share --output_dir, or each must keep its own (--save_on_each_node)"
+            "machines must share --output_dir"
         )
 
 

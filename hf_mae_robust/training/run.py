@@ -208,6 +208,7 @@ def run(task: Task[Any, Any, Any], trainer: ImageTrainer, checkpoint: str | None
         train_and_save(trainer, checkpoint)
     if trainer.eval_dataset is not None:
         evaluate_and_save(trainer)
+    task.draw(trainer)
     if trainer.is_world_process_zero():
         result, files = task.report(trainer)
         report_skipped_images(trainer)

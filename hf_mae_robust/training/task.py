@@ -111,6 +111,10 @@ class Task(ABC, Generic[Arguments, Model, AnyTrainer]):
     def start(self, trainer: AnyTrainer, arguments: Arguments) -> None:
         """Give the model what the training images alone can tell. Not called for a run that resumes."""
 
+    def draw(self, trainer: AnyTrainer) -> None:
+        """After training and evaluation, in every process: pictures for which the model has to run. Where it is sharded
+        (`trainer.is_sharded`), it runs in all processes or in none; the first one writes."""
+
     @abstractmethod
     def report(self, trainer: AnyTrainer) -> tuple[str, list[str]]:
         """After training and evaluation, on the first process: write what belongs to the task into the output folder.

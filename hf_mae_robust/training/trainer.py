@@ -14,13 +14,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..errors import CheckpointError, StopRequested
+from ..errors import CheckpointError, StopRequested, UserError
 from .checkpoints import newest_checkpoint
 from .data_feeding import DataFeeding
 from .guards import NonFiniteGuard
 from .progress import ImageProgressCallback, Throughput
 from .publishing import Publishing
 from .resuming import Resuming
+from .sharding import Sharding
 from .signals import SIGNALS
 from .stopping import StopOnSignal, stop_if_asked
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _PLAIN_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-class ImageTrainer(DataFeeding, Publishing, Resuming):
+class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
     """`Trainer` that feeds `ImageSource`s.
 
     Args (beside those of `DataFeeding`, `Checkpointing`, `Resuming` and the Trainer):
@@ -48,6 +49,11 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
 
     def __init__(self, *, skip_nonfinite_steps: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
+        if skip_nonfinite_steps and self.is_deepspeed_enabled:
+            raise UserError(
+                f"--skip_nonfinite_steps {skip_nonfinite_steps}: DeepSpeed changes the weights before anything can be "
+                "known of the gradients. Leave it out; such a step ends the run, and nothing is saved after it."
+            )
         description = self.train_dataset.description if self.train_dataset is not None else ""
         self.guard = NonFiniteGuard(
             self.args.output_dir, self.args.process_index, description, allowed_steps=skip_nonfinite_steps
@@ -95,10 +101,10 @@ class ImageTrainer(DataFeeding, Publishing, Resuming):
             return grad_norm
         if grad_norm is None and (self.accelerator.distributed_type in _PLAIN_GRADIENTS or self.accelerator.is_fsdp2):
             grad_norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if hasattr(grad_norm, "full_tensor"):  # FSDP2: each process holds a part of each gradient
-                grad_norm = grad_norm.full_tensor()
         else:
             grad_norm = super()._get_grad_norm(model, grad_norm)
+        if hasattr(grad_norm, "full_tensor"):  # FSDP2: each process holds a part of each gradient
+            grad_norm = grad_norm.full_tensor()
         known = grad_norm is not None  # DeepSpeed does not always tell
         self.guard.close_step(step, torch.as_tensor(grad_norm, device=self.args.device) if known else None)
         if self.guard.allowed_steps and (reason := self.guard.skip()):
