@@ -61,6 +61,8 @@ def become(order: dict, settings: dict[str, str]) -> int:
         enter_network_namespace(settings["NETWORK_NAMESPACE"])
     sys.argv = order["words"]
     try:
+        if "IMPORT" in settings:
+            importlib.import_module(settings["IMPORT"])
         if "FAULT" in settings:
             importlib.import_module("tests.faults").install_fault()
         if sys.argv[0] == "-m":

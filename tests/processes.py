@@ -96,7 +96,7 @@ class Parent:
     ) -> Started:
         """words: a script and its arguments, or -m, a module and its arguments. logs: the folder for what is printed.
         processes: how many, or what tells each of them who it is. settings: environment variables beside the parent's;
-        FAULT: see tests/faults.py."""
+        FAULT: see tests/faults.py; IMPORT: a module to import first."""
         logs.mkdir(parents=True, exist_ok=True)
         started = Started(self, [], logs / "stdout.txt", logs / "stderr.txt")
         for path in (started.stdout, started.stderr):

@@ -40,6 +40,15 @@ class FinetuningTrainer(ImageTrainer):
         self.model_accepts_loss_kwargs = False
         self.class_names, self.layer_decay = tuple(class_names), layer_decay
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """With DeepSpeed, under which nothing casts, images in the type of the weights: stock models take no other."""
+        inputs = super()._prepare_inputs(inputs)
+        if self.is_deepspeed_enabled and (images := inputs.get("pixel_values")) is not None:
+            dtype = self.accelerator.state.deepspeed_plugin.hf_ds_config.dtype()
+            is_batch = isinstance(images, torch.Tensor)
+            inputs["pixel_values"] = images.to(dtype) if is_batch else [image.to(dtype) for image in images]
+        return inputs
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             trained = self.model if model is None else model

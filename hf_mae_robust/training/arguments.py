@@ -166,13 +166,27 @@ class ImageTrainingArguments(TrainingArguments):
         return bool(self.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
     def choose_cpu(self) -> None:
-        """Without this, torchrun on a machine without an accelerator starts processes that do not know of each other, and
-        each trains the whole model."""
+        """Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
+        and each trains the whole model. Raises UserError."""
+        if self.deepspeed and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(
+                f"--deepspeed {self.deepspeed}: on a machine without an accelerator its processes would not know of "
+                "each other. Use: accelerate launch --use_deepspeed --deepspeed_config_file FILE ..."
+            )
         if self.uses_deepspeed:  # accelerate drops DeepSpeed with `use_cpu`
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
             self.ddp_backend = self.ddp_backend or "gloo"
         else:
             self.use_cpu = True
+
+    def _validate_args(self) -> None:
+        """As the parent's, which allows bf16 on a CPU with `use_cpu` only, and DeepSpeed cannot have that."""
+        given = self.use_cpu
+        self.use_cpu = given or not torch.accelerator.is_available()
+        try:
+            super()._validate_args()
+        finally:
+            self.use_cpu = given
 
     def to_json_string(self) -> str:
         """For training_args.json and TensorBoard, which are pushed: without absolute paths."""

@@ -117,6 +117,11 @@ class DataFeeding(TypedTrainer):
         batch."""
         return len(dataloader) * self._train_batch_size * self.args.world_size
 
+    def _prepare_input(self, data: Any) -> Any:
+        """On the device, in the type that it has. With DeepSpeed the Trainer casts floats to that of the weights: masks
+        would come from rounded noise."""
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """uint8 images -> normalised float ones, on the device: a quarter of the bytes to hand over and copy. Row
         numbers stay on the CPU."""

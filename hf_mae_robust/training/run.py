@@ -61,6 +61,7 @@ from .setup import (
     start_anew_if_asked,
     warn_of_stream,
 )
+from .shared_folder import check_shared
 from .signals import SIGNALS
 from .stopping import stop_if_asked
 from .task import AnyTrainer, Arguments, Task
@@ -184,6 +185,7 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     task.add_callbacks(trainer, arguments)
     say(task.describe(trainer, given))
     warn_of_stream(source, data)
+    check_shared(training.output_dir)
     if checkpoint is None:
         task.start(trainer, arguments)
     stop_if_asked()

@@ -3,6 +3,7 @@ what cannot be had with them and is refused before the first step."""
 
 import logging
 import os
+import re
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -64,7 +65,9 @@ class Sharding(TypedTrainer):
 
 def layers_of(model: nn.Module) -> list[str]:
     """Names of the classes of a model's Transformer blocks, each of which is gathered by itself."""
-    return sorted({type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)})
+    return sorted(
+        {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    )
 
 
 def check_fsdp(plugin: Any, model: nn.Module) -> None:
@@ -102,8 +105,9 @@ def check_deepspeed(config: Any) -> None:
             "--lr_scheduler_type decide, and biases are not decayed."
         )
     if config.mismatches:
+        # "- ds bf16.enabled=True vs hf bf16|bf16_full_eval=False"
+        pairs = (line.removeprefix("- ds ").split(" vs hf ") for line in config.mismatches)
+        differences = "; ".join(f"{there} there, {re.sub('[|+].*=', '=', here)} here" for there, here in pairs)
         raise UserError(
-            "The file of DeepSpeed and the command differ: "
-            + "; ".join(line.removeprefix("- ds ").replace(" vs hf ", ", but --") for line in config.mismatches)
-            + '. Set those to "auto" in the file.'
+            f'The file of DeepSpeed and the command differ ({differences}). Set those to "auto" in the file.'
         )

@@ -91,7 +91,7 @@ def test_weights_alone_cannot_be_resumed_from(tmp_path):
 
 def test_a_state_that_another_process_did_not_write_is_noticed_when_saving(tmp_path):
     checkpoint = write_checkpoint(tmp_path, 10)
-    with pytest.raises(OSError, match="1 of 2 processes did not arrive.*--save_on_each_node"):
+    with pytest.raises(OSError, match="1 of 2 processes did not arrive.*all machines must share --output_dir"):
         check_all_have_written(checkpoint, num_processes=2)
 
 

@@ -87,7 +87,8 @@ MODEL, DETECTION = "model/modeling_vit_mae_robust.py", "model/modeling_vit_mae_r
 
 TABLE = [
     # ---- transformers: the Trainer ----
-    *_trainers("_prepare_inputs", "(self, inputs)", "training/data_feeding.py"),
+    *_trainers("_prepare_input", "(self, data)", "training/data_feeding.py"),
+    *_trainers("_prepare_inputs", "(self, inputs)", "training/data_feeding.py", "finetuning/trainer.py"),
     *_trainers("_prepare_inputs", "(self, inputs)", "training/profiling.py", verb="times"),
     *_trainers(
         "_maybe_log_save_evaluate",
@@ -120,6 +121,7 @@ TABLE = [
         Private("transformers", Trainer, "_train_batch_size", None, file, "reads", _train_batch_size)
         for file in ("training/data_feeding.py", "finetuning/classification/linear_probe.py")
     ),
+    Private("transformers", TrainingArguments, "_validate_args", "(self)", "training/arguments.py"),
     Private("transformers", TrainingArguments, "_n_gpu", None, "training/launch.py", "sets", _n_gpu),
     # ---- transformers: models and their settings ----
     *_models(
