@@ -65,9 +65,8 @@ class Sharding(TypedTrainer):
 
 def layers_of(model: nn.Module) -> list[str]:
     """Names of the classes of a model's Transformer blocks, each of which is gathered by itself."""
-    return sorted(
-        {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
-    )
+    blocks = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    return sorted({type(block).__name__ for block in blocks})
 
 
 def check_fsdp(plugin: Any, model: nn.Module) -> None:
