@@ -13,8 +13,12 @@ def environment_of(name: str, *words: str) -> dict[str, str]:
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     given = ["--config_file", str(LAUNCH_CONFIGS / name), "--num_processes", "2", "--main_process_port", "0", *words]
-    parsed, *_ = _validate_launch_command(launch_command_parser().parse_args([*given, "script.py"]))
-    environment = prepare_deepspeed_cmd_env(parsed)[1] if parsed.use_deepspeed else prepare_multi_gpu_env(parsed)
+    parsed, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*given, "script.py"]))
+    if parsed.use_deepspeed:
+        parsed.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)  # as `launch_command` does
+        environment = prepare_deepspeed_cmd_env(parsed)[1]
+    else:
+        environment = prepare_multi_gpu_env(parsed)
     found = {key: value for key, value in environment.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
     if parsed.use_fsdp:
         found["IMPORT"] = "tests.fsdp_on_cpu.sitecustomize"

@@ -70,6 +70,8 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
                 f"{training.learning_rate:g} (--base_learning_rate x effective batch / 256)."
             )
         training.lr_scheduler_kwargs = {"min_lr": recipe.min_learning_rate}
+        if training.uses_deepspeed and training.learning_rate:  # whose optimizer does not tell the peak
+            training.lr_scheduler_kwargs = {"min_lr_rate": recipe.min_learning_rate / training.learning_rate}
 
     def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
         recipe = arguments.recipe

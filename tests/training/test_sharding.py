@@ -50,6 +50,8 @@ def assert_same_model(folder, other):
     here, there = (load_file(each / "model.safetensors") for each in (folder, other))
     assert here.keys() == there.keys()
     for name, tensor in here.items():
+        if name.endswith(("key.bias", "k_proj.bias")):
+            continue  # softmax does not feel it: its gradient is rounding, which AdamW makes as large as others
         torch.testing.assert_close(tensor, there[name], rtol=1e-4, atol=1e-6)
 
 
@@ -231,16 +233,52 @@ needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="dee
 
 
 @needs_deepspeed
-def test_zero2_equals_ddp_and_resumes(words, tmp_path):
-    words = [*words, "--max_steps", "6", "--max_grad_norm", "0.5"]
-    environment = environment_of("deepspeed_zero2_8gpu.yaml", *FLOAT32)
+def test_zero2_equals_ddp(words, tmp_path):
+    words = [*words, "--max_steps", "5", "--max_grad_norm", "0.5"]
     ddp = run(words, tmp_path / "ddp", 2)
-    stopped = run(words, tmp_path / "zero", 2, send(signal.SIGTERM, 3, rank=1), **environment)
-    assert stopped.codes == [EXIT_STOPPED] * 2, stopped.output
-    zero = run(words, tmp_path / "zero", 2, **environment)
-    assert zero.codes == [0, 0] and "Resuming from" in zero.output, zero.output
+    zero = run(words, tmp_path / "zero", 2, **environment_of("deepspeed_zero2_8gpu.yaml", *FLOAT32))
+    assert zero.codes == [0, 0], zero.output
     assert largest_difference(zero, ddp) < 1e-6
     assert_same_model(zero.folder, ddp.folder)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_zero_stopped_and_resumed_equals_the_uninterrupted_run(words, tmp_path, stage):
+    words = [*words, "--max_steps", "6"]
+    environment = environment_of("deepspeed_zero2_8gpu.yaml", *FLOAT32, "--zero_stage", stage)
+    whole = run(words, tmp_path / "whole", 2, **environment)
+    stopped = run(words, tmp_path / "cut", 2, send(signal.SIGTERM, 3, rank=1), **environment)
+    assert stopped.codes == [EXIT_STOPPED] * 2, stopped.output
+    resumed = run(words, tmp_path / "cut", 2, **environment)
+    assert resumed.codes == [0, 0] and "Resuming from" in resumed.output, resumed.output
+    assert resumed.losses() == whole.losses() and resumed.weights() == whole.weights()
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_a_run_with_deepspeed(words, tmp_path):
+    nan = "lambda m, a, o: o.__setitem__('loss', o.loss * float('nan')) or o"
+    fault = f"rank == 1 and trainer.state.global_step == 2 and trainer.model.register_forward_hook({nan})"
+    ended = run(words, tmp_path / "out", 2, fault, **environment_of("deepspeed_zero2_8gpu.yaml", *FLOAT32))
+    assert ended.codes == [3, 3], ended.output
+    assert list(tmp_path.glob("out/nonfinite-step-3-rank-*.json")) and not list(tmp_path.glob("out/checkpoint-*"))
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [FLOAT32, ()], ids=["float32", "bf16"])
+def test_a_classifier_trains_with_zero2(photos_dir, encoder_dir, tmp_path, precision):
+    words = as_flags(
+        finetuning_settings(photos_dir, encoder_dir, tmp_path / "of the settings"), "--drop_path_rate", "0"
+    )
+    words += ["--per_device_train_batch_size", "4", "--mixup", "0", "--cutmix", "0"]
+    ddp = run(words, tmp_path / "ddp", 2, script="finetune")
+    environment = environment_of("deepspeed_zero2_8gpu.yaml", *precision)
+    zero = run(words, tmp_path / "zero", 2, script="finetune", **environment)
+    assert zero.codes == [0, 0], zero.output
+    assert largest_difference(zero, ddp) < (1e-6 if precision else 5e-2)
 
 
 @needs_deepspeed
