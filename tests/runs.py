@@ -40,6 +40,13 @@ def run(
     return Run(ended.codes, ended.stdout, ended.stderr, folder)
 
 
+def largest_difference(run: Run, other: Run) -> float:
+    """Of a logged loss, between two runs that have logged the same steps."""
+    pairs = list(zip(run.losses(), other.losses(), strict=True))
+    assert pairs and all(step == of_other for (step, _), (of_other, _) in pairs)
+    return max(abs(loss - of_other) for (_, loss), (_, of_other) in pairs)
+
+
 def tiny_run(dataset: Path, *words: str) -> list[str]:
     """Flags of a run of a tiny model that logs every step."""
     settings = {

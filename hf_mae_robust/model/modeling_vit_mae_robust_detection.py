@@ -337,6 +337,10 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             part.float()
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's; accelerate asks for them where it shards a model."""
+        return self.backbone.get_input_embeddings()
+
     def _heads(self) -> list[nn.Module]:
         return [self.rescaling, self.pyramid, self.rpn, self.roi_heads]
 

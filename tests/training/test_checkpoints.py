@@ -89,8 +89,11 @@ def test_weights_alone_cannot_be_resumed_from(tmp_path):
     assert "--save_only_model" in fault_of(checkpoint)
 
 
-def test_a_state_that_another_process_did_not_write_is_noticed_when_saving(tmp_path):
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_state_that_another_process_did_not_write_is_noticed_when_saving(tmp_path, is_sharded):
     checkpoint = write_checkpoint(tmp_path, 10)
+    if is_sharded:  # FSDP2 and DeepSpeed keep the optimizer elsewhere
+        (checkpoint / "optimizer.pt").unlink()
     with pytest.raises(OSError, match="1 of 2 processes did not arrive.*all machines must share --output_dir"):
         check_all_have_written(checkpoint, num_processes=2)
 

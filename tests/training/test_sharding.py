@@ -28,7 +28,7 @@ from tests.helpers import as_flags, finetuning_settings
 from tests.launch_files import LAUNCH_CONFIGS, environment_of
 from tests.model.test_instance_segmentation import TINY_DETECTOR
 from tests.model_helpers import build
-from tests.runs import run, tiny_run
+from tests.runs import largest_difference, run, tiny_run
 
 FLOAT32 = ("--mixed_precision", "no")
 INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
@@ -38,12 +38,6 @@ INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", 
 def words(photos_dir):
     """Of 15 steps of two processes. A process draws the dropout of its own images, so this equals FSDP2 only."""
     return tiny_run(photos_dir, *INGREDIENTS, "--per_device_train_batch_size", "4", "--base_learning_rate", "0.01")
-
-
-def largest_difference(run, other) -> float:
-    pairs = list(zip(run.losses(), other.losses(), strict=True))
-    assert pairs and all(step == of_other for (step, _), (of_other, _) in pairs)
-    return max(abs(loss - of_other) for (_, loss), (_, of_other) in pairs)
 
 
 def assert_same_model(folder, other):

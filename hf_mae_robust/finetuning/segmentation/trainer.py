@@ -100,6 +100,10 @@ class SegmentationTrainer(FinetuningTrainer):
             # UperNet also looks at the whole crop as one place: one value a channel.
             raise UserError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
+        if self.is_sharded:
+            # Evaluation runs the model as often as an image has windows, and not equally often in all processes, which
+            # would wait for one another; and accelerate asks UperNet for its embeddings, which it does not tell.
+            raise UserError("--task segmentation does not work with FSDP and ZeRO-3. Use DDP, or DeepSpeed's ZeRO-2.")
         self.crop_size, self.stride, self.num_pictures = crop_size, stride, num_pictures
         self.confusion: np.ndarray | None = None
         self.pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

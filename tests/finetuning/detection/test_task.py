@@ -12,8 +12,9 @@ from transformers import pipeline
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustForPreTraining
 from tests.helpers import TINY, as_flags, losses
+from tests.launch_files import environment_of
 from tests.portable import folders_named_in
-from tests.runs import run
+from tests.runs import largest_difference, run
 
 SIZE = (48, 64)
 HEADS = "fpn_channels=16,box_fc_dim=32,box_num_convs=1,mask_num_convs=1,rpn_num_convs=1,box_batch_size_per_image=32"
@@ -291,3 +292,21 @@ def test_what_other_programs_export_is_trained_on(words, tmp_path, file, folder)
     more = ["--dataset_name", tmp_path / "set", "--eval_split_name", "none", "--max_steps", 1]
     trainer = finetune(*make_parser().parse(words(*more)))
     assert trainer.class_names == ("red", "blue") and np.isfinite(losses(trainer)).all()
+
+
+@pytest.mark.slow
+def test_a_sharded_model_trains_and_evaluates_as_the_others_do(words, tmp_path):
+    given, ended = ["--per_device_train_batch_size", 2, "--drop_path_rate", 0], {}
+    for name, environment in {
+        "ddp": {},
+        "fsdp": environment_of("fsdp2_8gpu.yaml", "--mixed_precision", "no"),
+    }.items():
+        flags = words("--output_dir", tmp_path / name, *given)
+        ended[name] = run(flags, tmp_path / name, 2, script="finetune", **environment)
+        assert ended[name].codes == [0, 0], ended[name].output
+    assert largest_difference(ended["fsdp"], ended["ddp"]) < 1e-6
+    results = [json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ended]
+    assert results[0]["eval_box_ap"] == pytest.approx(results[1]["eval_box_ap"], abs=1e-6)
+    assert {path.name for path in (tmp_path / "fsdp").glob("*.py")} == {
+        path.name for path in (tmp_path / "ddp").glob("*.py")
+    }

@@ -21,6 +21,7 @@ from hf_mae_robust.finetuning.segmentation.trainer import (
     sum_over_pixels,
 )
 from tests.helpers import TINY, as_flags, losses, photos
+from tests.launch_files import environment_of
 from tests.portable import folders_named_in
 from tests.runs import run
 
@@ -356,3 +357,10 @@ def test_maps_of_0_and_255_with_a_number_of_classes(words, tmp_path, streaming):
     assert trainer.class_names == ("class_0", "class_1")
     foreground = sum((values == 255).sum() for _, values in pairs)
     assert trainer.confusion.sum(axis=1).tolist() == [8 * 36 * 48 - foreground, foreground]
+
+
+def test_a_sharded_model_is_refused(flags, tmp_path):
+    """The processes would wait for one another for ever: the images have different numbers of windows."""
+    environment = environment_of("fsdp2_8gpu.yaml", "--mixed_precision", "no")
+    refused = run(flags("--per_device_train_batch_size", "4"), tmp_path / "out", 2, script="finetune", **environment)
+    assert refused.codes == [2, 2] and "Use DDP, or DeepSpeed's ZeRO-2" in refused.stderr, refused.output
