@@ -232,7 +232,8 @@ def main() -> None:
             if row["ok"] is False:
                 print(f"--- {case.name}: {row['result']}", file=sys.stderr)
             rows.append({**row, "like": case.like if row["difference"] is not None else None})
-            print(f"{len(rows)}: {case.name}: {row['result']}", file=sys.stderr, flush=True)
+            known = "" if row["difference"] is None else f", {row['difference']:.1e}"
+            print(f"{len(rows)}: {case.name}: {row['result']}{known}", file=sys.stderr, flush=True)
     print(f"{json.dumps(machine())}\n")
     print("| launch | result | largest difference of a logged loss | to | as expected |\n|---|---|---|---|---|")
     for row in rows:
