@@ -200,7 +200,6 @@ def test_the_precision_of_the_launcher_is_that_of_the_run(words, tmp_path, monke
         main(words)
     assert end.value.code == 2 and "bf16: False there, True here" in capsys.readouterr().err
     assert make_parser().parse(words).training.bf16 is True
-    assert make_parser().parse([*words, "--fp16"]).training.bf16 is False
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert make_parser().parse([*words, "--bf16"]).training.bf16 is True
 
