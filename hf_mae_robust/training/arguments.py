@@ -197,10 +197,6 @@ class ImageTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.choose_cpu()
-        # `accelerate launch` and its file may ask for a precision; the Trainer obeys, and does not say so here.
-        asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
-        if not (self.bf16 or self.fp16):
-            self.bf16, self.fp16 = asked == "bf16", asked == "fp16"
         check_ranges(vars(self))
         check_reports(self.report_to)
         for flag, package, is_asked in (
@@ -215,6 +211,8 @@ class ImageTrainingArguments(TrainingArguments):
         ):
             super().__post_init__()
         check_precision(self)
+        # `accelerate launch` and its file may ask for a precision, and the Trainer obeys.
+        self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
             if not isinstance(getattr(self, name), dict | None):
                 raise UserError(f"--{name} {getattr(self, name)}: write it as JSON, such as '{{\"a\": 1}}'.")
