@@ -100,7 +100,7 @@ class SegmentationTrainer(FinetuningTrainer):
             # UperNet also looks at the whole crop as one place: one value a channel.
             raise UserError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
-        if self.is_sharded:
+        if self.is_sharded and self.train_dataset is not None:
             # Evaluation runs the model as often as an image has windows, and not equally often in all processes, which
             # would wait for one another; and accelerate asks UperNet for its embeddings, which it does not tell.
             raise UserError("--task segmentation does not work with FSDP and ZeRO-3. Use DDP, or DeepSpeed's ZeRO-2.")
