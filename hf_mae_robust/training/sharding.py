@@ -56,7 +56,7 @@ class Sharding(TypedTrainer):
         accelerate sets FSDP2's own mixed precision instead, which casts all inputs of the model, so that masks come
         from the ranks of rounded noise (2 to 7% of the images get another visible set) and targets from rounded pixels;
         which keeps the sums of the residual stream in bf16, and rounds the loss to it; and which hands bf16 weights to
-        LayerNorm, whose kernel for CPUs adds their gradient up in bf16, too: a third of it is lost.
+        LayerNorm, whose kernel for CPUs adds their gradient up in bf16, too, and loses up to two thirds of it.
         """
         if self.accelerator.is_fsdp2:
             return self.accelerator.autocast()
