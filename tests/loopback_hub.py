@@ -26,7 +26,8 @@ class Fault:
     kind: a status (401, 403, 404, 429, 500, 503), or "reset" (the connection breaks before the answer), "stall" (it
         takes `seconds`), "truncated" (the body ends before its Content-Length), "short" (a well-formed 206 of fewer
         bytes than asked for), "no_range" (200 with the whole file), "lost" (it is done, and the connection breaks
-        before the answer).
+        before the answer), "half" (half of the body, and the rest after `seconds`), "garbled" (one byte of the body is
+        another one).
     times: how many requests it hits; None: all. after: requests that match and go well before.
     """
 
@@ -224,7 +225,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault and self.fault.kind == "truncated":
             body = body[: len(body) // 2]
             self.close_connection = True
-        self.wfile.write(body)
+        if self.fault and self.fault.kind == "garbled":
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if self.fault and self.fault.kind == "half":
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            time.sleep(self.fault.seconds)
+            self.wfile.write(body[len(body) // 2 :])
+        else:
+            self.wfile.write(body)
         self.request_seen.sent = len(body)
 
 

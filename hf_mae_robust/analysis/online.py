@@ -20,6 +20,7 @@ from ..errors import DataError, UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..training.arguments import DataArguments
 from ..training.pictures import save_reconstructions
+from ..training.processes import first_process
 from ..training.trainer import ImageTrainer
 from .evaluators import EVALUATORS
 from .knn import knn_accuracy
@@ -157,7 +158,7 @@ def add_online_diagnostics(
         location = replace(DataLocation.of(data, token), label_column_name=label_column_name)
         eval_split = None if data.eval_split_name == "none" else data.eval_split_name
         splits = (data.train_split_name, eval_split, data.train_val_split, training.seed)
-        opened = open_splits(location, *splits, tells=False)
+        opened = open_splits(location, *splits, tells=False, share=first_process)
         if opened[1] is None:
             raise UserError(
                 f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "

@@ -1,15 +1,111 @@
-"""What the footers of a data set's Parquet files say of their columns. `datasets` gives every file the features of the
-first one, so that a class number of another file may stand for another name."""
+"""What the footers of a data set's Parquet files say: how many rows their row groups have, and of their columns.
+`datasets` gives every file the features of the first one, so that a class number of another file may stand for another
+name."""
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
+from fsspec.core import url_to_fs
+from fsspec.utils import get_protocol
+from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..hub.faults import public
+from .parquet_files import DIRECT, ParquetAccess, parquet_errors, read_footer
+
+logger = logging.getLogger(__name__)
+
+# Beside the files of a data set, the footers of all of them: pyarrow, Dask and Spark write it.
+SUMMARY = "_metadata"
+# Footers that are read where there is a summary, to see whether it is true.
+NUM_CHECKED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Footer:
+    """Of a Parquet file. num_rows, num_bytes: `(row groups,)` int64. schema: of its columns."""
+
+    url: str
+    num_rows: np.ndarray
+    num_bytes: np.ndarray
+    schema: pa.Schema
+
+    @classmethod
+    def of(cls, url: str, groups: Sequence[Any], schema: pa.Schema) -> "Footer":
+        """groups: the row groups, as pyarrow describes them."""
+        counts = np.array([(group.num_rows, group.total_byte_size) for group in groups], dtype=np.int64).reshape(-1, 2)
+        return cls(url, counts[:, 0], counts[:, 1], schema)
+
+    def equals(self, other: "Footer") -> bool:
+        """Whether the counts and the types of the columns are the same."""
+        counts = ((self.num_rows, other.num_rows), (self.num_bytes, other.num_bytes))
+        return all(np.array_equal(*pair) for pair in counts) and self.schema.equals(other.schema)
+
+
+def read_footers(urls: Sequence[str], access: ParquetAccess = DIRECT) -> list[Footer]:
+    """Of all of these files, in their order. Where a summary (`_metadata`) lies beside them that names them all, the
+    footers of NUM_CHECKED are read, and what it says of the others is believed if it is right about these. A summary
+    that is wrong all the same is found out when a row group with another number of rows is read (parquet.py).
+
+    The numbers of images in a data set's card are of no use here: they do not tell where the row groups are.
+
+    Raises DataError where a file cannot be read as Parquet.
+    """
+    if len(urls) <= NUM_CHECKED or (summary := _read_summary(urls, access)) is None:
+        return _read_each(urls, access)
+    checked = {urls[i] for i in np.linspace(0, len(urls) - 1, NUM_CHECKED, dtype=int)}
+    read = {footer.url: footer for footer in _read_each(sorted(checked), access)}
+    wrong = next((url for url, footer in read.items() if not footer.equals(summary[url])), None)
+    if wrong is not None:
+        logger.warning("%s does not fit the %s beside it: reading all footers.", public(wrong), SUMMARY)
+        return _read_each(urls, access)
+    return [read.get(url, summary[url]) for url in urls]
+
+
+def _read_each(urls: Sequence[str], access: ParquetAccess) -> list[Footer]:
+    def footer(url: str) -> Footer:
+        found = read_footer(url, access)
+        with parquet_errors(url):
+            return Footer.of(url, _row_groups(found), found.schema.to_arrow_schema())
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        footers = pool.map(footer, urls)
+        is_short = len(urls) < 16
+        return list(tqdm(footers, total=len(urls), desc="Reading Parquet footers", leave=False, disable=is_short))
+
+
+def _row_groups(footer: pq.FileMetaData) -> list[Any]:
+    return [footer.row_group(i) for i in range(footer.num_row_groups)]
+
+
+def _read_summary(urls: Sequence[str], access: ParquetAccess) -> dict[str, Footer] | None:
+    """URL -> footer by the summary beside the files; None where there is none, or where it lacks one of them."""
+    folders = {url.rpartition("/")[0] for url in urls}
+    if len(folders) > 1:
+        return None
+    (folder,) = folders
+    options = {"token": access.token} if access.token and get_protocol(folder) == "hf" else {}
+    fs, path = url_to_fs(f"{folder}/{SUMMARY}", **options)
+    if not fs.exists(path):
+        return None
+    summary = read_footer(f"{folder}/{SUMMARY}", access)
+    of_file = defaultdict(list)
+    with parquet_errors(f"{folder}/{SUMMARY}"):
+        for group in _row_groups(summary):
+            of_file[f"{folder}/{group.column(0).file_path}"].append(group)
+        schema = summary.schema.to_arrow_schema()
+    if not set(urls) <= of_file.keys():
+        return None
+    return {url: Footer.of(url, of_file[url], schema) for url in urls}
 
 
 def class_names_in(feature: Any, place: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -1,7 +1,9 @@
 """From a name to the splits of a data set, by `datasets`, at one commit of the Hub."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -19,7 +21,7 @@ from ..hub.network import retry
 from ..hub.paths import check_path, may_be_path
 from .parquet import check_splits, parquet_splits
 from .single_files import LISTS, builder_of, read_list
-from .source import DataLocation
+from .source import DataLocation, Share, Value, alone
 
 
 def load_embedded_digits() -> DatasetDict:
@@ -36,49 +38,66 @@ def load_embedded_digits() -> DatasetDict:
     return DatasetDict(train=table(slice(0, 1500)), test=table(slice(1500, None)))
 
 
-def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
+def load_splits(location: DataLocation, share: Share = alone) -> tuple[dict[str, Any], str | None]:
     """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub.
+
+    Args:
+        share: how several processes open one data set. What is streamed from the Hub is looked up by one of them. What
+            is downloaded each of them loads, because machines have caches of their own, but at the same commit.
 
     Raises DataError: there is no such data set, or it cannot be read, or the Hub refuses or cannot be reached for
     `dataset_retry_seconds`.
     """
     name = cast(str, location.dataset_name)  # without one nobody calls this
-    try:
+    with _sentences(name):
         check_path(name, "--dataset_name")
-        # Where the Hub cannot be reached, a misspelt folder must not take minutes.
-        retry_seconds = 0.0 if may_be_path(name) else location.dataset_retry_seconds
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
-        is_local, kind = Path(name).exists(), name
-        options: dict[str, Any] = {"name": location.dataset_config_name, "token": location.token}
-        if Path(name).is_file():
-            if Path(name).suffix.lower() in LISTS:
-                table = read_list(Path(name), location.image_column_name, location.allow_unused_files)
-                return {"train": table.to_iterable_dataset() if location.dataset_streaming else table}, None
-            kind, options["data_files"] = builder_of(Path(name)), {"train": str(Path(name).resolve())}
-        if not is_local:
-            options["revision"] = location.dataset_revision
+        if Path(name).is_file() and Path(name).suffix.lower() in LISTS:
+            table = read_list(Path(name), location.image_column_name, location.allow_unused_files)
+            return {"train": table.to_iterable_dataset() if location.dataset_streaming else table}, None
+        if Path(name).exists():
+            builder = _builder(location)
+            share(lambda: check_splits(builder, location))
+            return _tables(builder, location), None
 
-        def persist(attempt: Callable[..., Any], **retry_options: Any) -> Any:
-            dataset = None if is_local else name.removeprefix("hf://datasets/")
-            return retry(f"--dataset_name {name}", attempt, retry_seconds, dataset, **retry_options)
+        def look_up() -> tuple[DatasetBuilder, str | None]:
+            with _sentences(name):
+                builder = _builder(location)
+                revision = _commit(builder, location)
+                check_splits(builder, location)
+                return builder, revision
 
-        with TemporaryDirectory() as nothing:
-            # Where the Hub does not answer, `datasets` turns to its cache, if there is anything in it. For a stream
-            # that would be another order of the images, and not what was asked for while the Hub can still be tried.
-            if location.dataset_streaming and not HF_HUB_OFFLINE:
-                options["cache_dir"] = nothing
-            builder = persist(lambda: load_dataset_builder(kind, **options))
-        revision = None if is_local else _commit(builder, location)
-        check_splits(builder, location)
-        if not location.dataset_streaming:
-            persist(builder.download_and_prepare, counts_attempts=False)
-            return builder.as_dataset(), revision
-        return parquet_splits(builder, location) or persist(builder.as_streaming_dataset), revision
+        def look_up_and_open() -> tuple[dict[str, Any], str | None]:
+            builder, revision = look_up()
+            with _sentences(name):
+                return _tables(builder, location), revision
+
+        if location.dataset_streaming:
+            return share(look_up_and_open)
+        found: list[DatasetBuilder] = []  # by the process that looks it up
+
+        def commit() -> str | None:
+            builder, revision = look_up()
+            found.append(builder)
+            return revision
+
+        revision = share(commit)
+        if not found:
+            found.append(_builder(replace(location, dataset_revision=revision or location.dataset_revision)))
+        return _tables(found[0], location), revision
+
+
+@contextmanager
+def _sentences(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong, of whatever kind (loaders of many formats and the network stand behind it), into
+    DataError."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # of whatever kind: loaders of many formats and the network stand behind it
+    except Exception as error:
         while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
             error = error.__cause__  # it says only that something went wrong
         archive = next(Path(name).glob("**/*.zip"), None) if Path(name).is_dir() else None
@@ -91,6 +110,40 @@ def load_splits(location: DataLocation) -> tuple[dict[str, Any], str | None]:
             f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
             "with images, Parquet files or a data set written by save_to_disk."
         ) from error
+
+
+def _persist(location: DataLocation, attempt: Callable[[], Value], **options: Any) -> Value:
+    """`attempt()`, tried again where it asks the network."""
+    name = cast(str, location.dataset_name)
+    is_local = Path(name).exists()
+    # Where the Hub cannot be reached, a misspelt folder must not take minutes.
+    seconds = 0.0 if may_be_path(name) else location.dataset_retry_seconds
+    dataset = None if is_local else name.removeprefix("hf://datasets/")
+    return retry(f"--dataset_name {name}", attempt, seconds, dataset, **options)
+
+
+def _builder(location: DataLocation) -> DatasetBuilder:
+    """What knows the files of a data set, and how to read them."""
+    name = kind = cast(str, location.dataset_name)
+    options: dict[str, Any] = {"name": location.dataset_config_name, "token": location.token}
+    if Path(name).is_file():
+        kind, options["data_files"] = builder_of(Path(name)), {"train": str(Path(name).resolve())}
+    if not Path(name).exists():
+        options["revision"] = location.dataset_revision
+    with TemporaryDirectory() as nothing:
+        # Where the Hub does not answer, `datasets` turns to its cache, if there is anything in it. For a stream
+        # that would be another order of the images, and not what was asked for while the Hub can still be tried.
+        if location.dataset_streaming and not HF_HUB_OFFLINE:
+            options["cache_dir"] = nothing
+        return _persist(location, lambda: load_dataset_builder(kind, **options))
+
+
+def _tables(builder: DatasetBuilder, location: DataLocation) -> dict[str, Any]:
+    """Its splits."""
+    if not location.dataset_streaming:
+        _persist(location, builder.download_and_prepare, counts_attempts=False)
+        return builder.as_dataset()
+    return parquet_splits(builder, location) or _persist(location, builder.as_streaming_dataset)
 
 
 def _commit(builder: DatasetBuilder, location: DataLocation) -> str | None:

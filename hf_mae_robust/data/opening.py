@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from .labels import LabelFinder, Labels, find_labels
 from .loading import load_embedded_digits, load_splits
 from .notes import note
 from .parquet import ParquetSplit, parquet_source
-from .source import DataLocation, ImageSource, TableRows, digest, encoded, fingerprint_parts
+from .row_groups import RowGroups
+from .source import DataLocation, ImageSource, Share, TableRows, alone, digest, encoded, fingerprint_parts
 
 EMBEDDED = "digits"
 EVAL_SPLITS = ("validation", "valid", "val", "test")
@@ -48,6 +50,7 @@ def open_splits(
     find_labels: LabelFinder = find_labels,
     find_splits: SplitFinder | None = None,
     tells: bool = True,
+    share: Share = alone,
 ) -> tuple[ImageSource | None, ImageSource | None]:
     """Open the training split and the one to evaluate on.
 
@@ -60,6 +63,8 @@ def open_splits(
         find_labels: as that of labels.py. find_splits: recognises a local folder that `load_dataset` does not
             understand, and gives functions that load its splits; None for others.
         tells: print what a local folder's files were taken for, and warn of pictures that come out black or white.
+        share: how one process finds out for all, where several open the same data set: the commit of a branch, and what
+            is streamed from the Hub or counted in Parquet files. All of them must call this function.
 
     Raises:
         MissingFileError: there is no such folder.
@@ -68,7 +73,7 @@ def open_splits(
             `dataset_retry_seconds`.
     """
     name = location.dataset_name or EMBEDDED
-    tables, revision, check = _find_tables(location, find_splits, tells)
+    tables, revision, check = _find_tables(location, find_splits, tells, share)
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in tables and split != train_split), None)
     if check is not None:
@@ -91,14 +96,15 @@ def open_splits(
         labels = _choose_labels(data, description, location, find_labels, labels)
         if labels is not None and labels.is_joint and isinstance(data, Dataset):
             data = _annotated(data, labels.column, description, location.allow_unused_files)
-        source = source_of(data, column, location, description, buffer_size, labels)
+        source = source_of(data, column, location, description, buffer_size, labels, share)
         # A stream from the Hub would be asked for twice.
         is_reachable = source.row_groups is not None or Path(name).exists()
         if is_reachable and (examine := getattr(labels, "examined", None)):
-            examined = examine(source)
-            if examined is not labels:
+            # What is streamed may be far away.
+            examined = (share if location.dataset_streaming else alone)(partial(examine, source))
+            if examined != labels:
                 labels = examined
-                source = source_of(data, column, location, description, buffer_size, labels)
+                source = source_of(data, column, location, description, buffer_size, labels, share)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
         sources.append(replace(source, revision=revision, split=split))
@@ -115,7 +121,7 @@ def open_splits(
 
 
 def _find_tables(
-    location: DataLocation, find_splits: SplitFinder | None, tells: bool
+    location: DataLocation, find_splits: SplitFinder | None, tells: bool, share: Share
 ) -> tuple[Mapping[str, Any], str | None, Callable[[Sequence[str]], None] | None]:
     """Which splits there are: name -> data set, `ParquetSplit` or function that loads one; the commit of a data set on
     the Hub; and of a folder of image files a check of what the splits that were chosen leave out."""
@@ -132,7 +138,7 @@ def _find_tables(
         if location.dataset_config_name is None and (folder := read_folder(location.dataset_name)) is not None:
             tables, check = open_folder(folder, location.dataset_streaming, location.allow_unused_files, tells)
             return tables, None, check
-    return *load_splits(location), None
+    return *load_splits(location, share), None
 
 
 def _choose_column(data: Any, wanted: str | None, name: str) -> str:
@@ -212,10 +218,11 @@ def source_of(
     description: str,
     buffer_size: int,
     labels: Labels | None = None,
+    share: Share = alone,
 ) -> ImageSource:
     """One split as `load_splits` gives it -> its images. column: of the images."""
     if isinstance(data, ParquetSplit):
-        return parquet_source(data, column, location, buffer_size, description, labels)
+        return parquet_source(data, column, location, buffer_size, description, labels, share)
     if isinstance(data, IterableDataset):
         return stream_source(data, column, description, labels)
     return table_source(data, column, description, labels)
@@ -240,7 +247,7 @@ def table_source(table: Dataset, column: str, description: str, labels: Labels |
     if labels is not None:
         content = hashlib.sha256(rows.classes.tobytes()).hexdigest() if rows.classes is not None else ""
         fingerprint = digest(fingerprint, *fingerprint_parts(labels), content)
-    return ImageSource(rows, (len(table),), True, description, fingerprint, labels=labels)
+    return ImageSource(rows, RowGroups([len(table)]), True, description, fingerprint, labels=labels)
 
 
 def _fingerprint(rows: TableRows, num_rows: int) -> str:

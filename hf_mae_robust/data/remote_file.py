@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from ..errors import DataError
@@ -18,6 +19,11 @@ def _dataset_of(url: str) -> str | None:
     """Its id, of a file on the Hub."""
     match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", url)
     return match and match[1]
+
+
+def local_path(url: str) -> str | None:
+    """The path of a local file, given as one or as file://...; None for remote ones."""
+    return LocalFileSystem._strip_protocol(url) if get_protocol(url) in ("file", "local") else None
 
 
 class UnexpectedLengthError(OSError):

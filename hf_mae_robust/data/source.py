@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -14,9 +13,25 @@ from ..errors import DataError
 from ..hub.network import RETRY_SECONDS
 from .arrays import MIN_SIDE
 from .labels import Labels
+from .row_groups import RowGroups
+from .stream_cache import parse_size
+
+Value = TypeVar("Value")
 
 # Of a sample, where a command has no --seed.
 SEED = 42
+
+
+class Share(Protocol):
+    """How one of several processes finds something out for all: all of them call it with the same function, one runs
+    that, and all get its value, or its error."""
+
+    def __call__(self, function: Callable[[], Value], /) -> Value: ...
+
+
+def alone(function: Callable[[], Value]) -> Value:
+    """The `Share` of a process that finds out everything by itself."""
+    return function()
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,7 @@ class DataLocation:
 
     label_column_name: column of labels to read as well, or "auto" for the only one there is; None: no labels.
     allow_unused_files: whether image files of a local folder may be left out.
+    stream_cache, stream_cache_size: folder and size of a `StreamCache` for streamed Parquet files.
     dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
     """
 
@@ -37,6 +53,8 @@ class DataLocation:
     dataset_retry_seconds: float = RETRY_SECONDS
     label_column_name: str | None = None
     allow_unused_files: bool = False
+    stream_cache: str | None = None
+    stream_cache_size: str | None = None
 
     @classmethod
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
@@ -44,6 +62,10 @@ class DataLocation:
         flags = [setting for setting in fields(cls) if setting.name != "token"]
         values: dict[str, Any] = {flag.name: getattr(arguments, flag.name, flag.default) for flag in flags}
         return cls(**values, token=token)
+
+    @property
+    def stream_cache_bytes(self) -> int | None:
+        return None if self.stream_cache_size is None else parse_size(self.stream_cache_size)
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,8 @@ class ImageSource:
     Attributes:
         rows: encoded images: something with `rows[i]`, or an iterable data set of `{"image": ...}` where `row_groups`
             is None. With labels also `rows.label(i)`, or a key "label".
-        row_groups: numbers of rows that are read at once, in order; None for a stream that cannot seek.
+        row_groups: numbers of rows that are read at once, in order (any sequence of integers becomes `RowGroups`);
+            None for a stream that cannot seek.
         seekable_at_no_cost: whether any row is as quick to reach as the next one (a memory-mapped table).
         description: for people. fingerprint: changes when the data does, but not with where it lies.
         revision: commit (40 hexadecimal digits) of a data set on the Hub, at which everything is read; None for local
@@ -64,7 +87,7 @@ class ImageSource:
     """
 
     rows: Any
-    row_groups: tuple[int, ...] | None
+    row_groups: RowGroups | None
     seekable_at_no_cost: bool
     description: str
     fingerprint: str
@@ -73,13 +96,18 @@ class ImageSource:
     split: str = ""
     min_side: int = MIN_SIDE
 
+    def __post_init__(self) -> None:
+        if self.row_groups is not None:
+            object.__setattr__(self, "row_groups", RowGroups.of(self.row_groups))
+
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return None if self.labels is None else self.labels.class_names
 
-    @cached_property  # asked for with every image, of what may be a million row groups
+    @property
     def num_rows(self) -> int | None:
-        return None if self.row_groups is None else sum(self.row_groups)
+        """In constant time: it is asked for with every image, of what may be millions of row groups."""
+        return None if self.row_groups is None else self.row_groups.num_rows
 
     def __len__(self) -> int:
         """The Trainer asks for it."""
@@ -112,8 +140,8 @@ class ImageSource:
             )
             return replace(self, rows=rows, **described)
         index = np.sort(np.random.default_rng(seed).choice(self.num_rows or 0, num_rows, replace=False))
-        ends = np.searchsorted(index, np.cumsum(self.row_groups))
-        row_groups = tuple(int(count) for count in np.diff(ends, prepend=0) if count)
+        counts = np.diff(np.searchsorted(index, self.row_groups.ends), prepend=0)
+        row_groups = RowGroups(counts[counts > 0])
         return replace(self, rows=ChosenRows(self.rows, index), row_groups=row_groups, **described)
 
     def head(self, num_rows: int | None) -> "ImageSource":
@@ -124,8 +152,9 @@ class ImageSource:
             raise DataError(f"At least one image has to be left, got a limit of {num_rows}.")
         if self.row_groups is None:
             return replace(self, rows=self.rows.take(num_rows), fingerprint=f"{self.fingerprint}[:{num_rows}]")
-        starts = np.cumsum((0, *self.row_groups[:-1]))
-        row_groups = tuple(int(min(n, num_rows - s)) for n, s in zip(self.row_groups, starts) if s < num_rows)
+        ends = self.row_groups.ends
+        ends = np.minimum(ends[: np.searchsorted(ends, num_rows) + 1], num_rows)
+        row_groups = RowGroups(np.diff(ends, prepend=0))
         return replace(
             self,
             row_groups=row_groups,
@@ -208,7 +237,7 @@ def load_head_of_stream(source: ImageSource, num_rows: int) -> ImageSource:
     return replace(
         source,
         rows=HeldRows([row["image"] for row in rows], [row.get("label") for row in rows]),
-        row_groups=(len(rows),),
+        row_groups=RowGroups([len(rows)]),
         seekable_at_no_cost=True,
         description=f"first {len(rows):,} of {source.description}",
     )

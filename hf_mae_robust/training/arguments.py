@@ -55,6 +55,18 @@ class DataArguments:
     dataset_retry_seconds: float = option(
         300.0, "When data on the network cannot be read: keep trying for so long, then stop."
     )
+    stream_cache: str | None = option(
+        None,
+        "With --dataset_streaming: folder on this machine that keeps the Parquet files of the Hub that were read, for "
+        "all processes and runs. Files are fetched whole, when they are first needed.",
+        metavar="DIR",
+    )
+    stream_cache_size: str | None = option(
+        None,
+        "At most so much in --stream_cache, such as 200GB or 1.5TiB; files of other data sets make room, the least "
+        "recently used first; what does not fit is streamed. Default: as much as the disk holds.",
+        metavar="SIZE",
+    )
     allow_unused_files: bool = option(
         False, "Train although the splits leave out more than 1%% of the image files of a local folder."
     )
@@ -79,6 +91,17 @@ class DataArguments:
             raise UserError(f"--crop_scale takes two numbers, LO and HI, not {self.crop_scale}.")
         if self.crop_scale[0] > self.crop_scale[1]:
             raise UserError(f"--crop_scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: LO is above HI.")
+        if self.stream_cache is not None and not self.dataset_streaming:
+            raise UserError("--stream_cache keeps what is streamed: give --dataset_streaming, too.")
+        if self.stream_cache_size is not None:
+            if self.stream_cache is None:
+                raise UserError("--stream_cache_size needs a folder: give --stream_cache DIR, too.")
+            from ..data.stream_cache import parse_size  # as for `portable` below
+
+            try:
+                parse_size(self.stream_cache_size)
+            except ValueError as error:
+                raise UserError(f"--stream_cache_size: {error}") from error
 
 
 @dataclass

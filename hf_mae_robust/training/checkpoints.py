@@ -19,8 +19,11 @@ logger = logging.getLogger(__name__)
 
 # The Trainer's upload to the Hub leaves out "_*".
 STAGING = "_staging"
+# In the record of a run on streamed Parquet: the first epoch in the order of data/order.py. Version 0.1.0 did not write
+# it, and had the order of data/former_order.py.
+NEW_ORDER_FROM = "new_order_from_epoch"
 # What a run record says that a resumed run may have otherwise.
-NO_CONDITION = ("dataset_name", "about")
+NO_CONDITION = ("dataset_name", "about", NEW_ORDER_FROM)
 
 
 def checkpoint_of_step(output_dir: str | Path, step: int) -> Path:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from ..data.bad_images import SkippedImages
 from ..data.loaders import sequential_loader, training_loader
+from ..data.order import EpochBatchSampler
 from ..data.preprocessing import EvaluationTransform, Normalization
 from ..data.source import ImageSource
 from .bad_images import BadImages
@@ -51,6 +52,7 @@ class DataFeeding(TypedTrainer):
         self.bad_images = BadImages(self, max_bad_images)
         # Of the checkpoint that the training resumes from; the loader is made before the Trainer knows it.
         self.resumed_step = 0
+        self.train_sampler: EpochBatchSampler | None = None  # of the newest loader, where the source can seek
         if train_source is not None and train_source.row_groups is None:
             # Otherwise a resume would read and decode everything up to its place, in an order that is not exact anyway.
             self.args.ignore_data_skip = True
@@ -83,7 +85,7 @@ class DataFeeding(TypedTrainer):
         if self.train_source.row_groups is None:
             # A stream starts over after a resume; at least not with the same images.
             seed += self.resumed_step
-        return training_loader(
+        loader = training_loader(
             self.train_source,
             self.train_transform,
             self.num_channels,
@@ -96,6 +98,8 @@ class DataFeeding(TypedTrainer):
             num_views=self.repeated_augmentation,
             **self.loader_options(),
         )
+        self.train_sampler = loader.batch_sampler if isinstance(loader.batch_sampler, EpochBatchSampler) else None
+        return loader
 
     # Data sets are `ImageSource`s here.
     def get_eval_dataloader(  # type: ignore[override]

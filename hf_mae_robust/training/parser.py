@@ -25,6 +25,7 @@ PATHS = (
     "id2label",
     "output_dir",
     "resume_from_checkpoint",
+    "stream_cache",
     "accelerator_config",
     "fsdp_config",
     "deepspeed",

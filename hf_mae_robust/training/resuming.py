@@ -12,6 +12,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from ..errors import CheckpointError, refused_by_library
+from ..hub.run_record import read_record
+from .checkpoints import NEW_ORDER_FROM
 from .typed_trainer import TypedTrainer
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,19 @@ class Resuming(TypedTrainer):
         if self.state.global_step >= max_steps:
             # Nothing is left to do; the Trainer would do one more step.
             return num_train_epochs, 0
+        self._seek(Path(resume_from_checkpoint), *position)
         return position
+
+    def _seek(self, checkpoint: Path, epoch: int, num_batches: int) -> None:
+        """Tell the sampler where the first epoch begins, and which epochs are in which order."""
+        if self.train_sampler is None:
+            return
+        self.train_sampler.skip_next(num_batches)
+        if NEW_ORDER_FROM in self.record:
+            # An epoch that version 0.1.0 has begun ends as it would have.
+            begun = epoch + 1 if num_batches else epoch
+            self.record[NEW_ORDER_FROM] = read_record(checkpoint).get(NEW_ORDER_FROM, begun)
+            self.train_sampler.new_order_from = self.record[NEW_ORDER_FROM]
 
     def _find_best(self, checkpoint: Path) -> None:
         """The state names the best checkpoint, which lies beside the one to resume from. The Trainer needs its path."""

@@ -20,6 +20,7 @@ from ..hub.models import local_model
 from ..hub.run_record import read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .checkpoints import (
+    NEW_ORDER_FROM,
     differences_from_record,
     explain_differences,
     fault_of,
@@ -55,6 +56,7 @@ def open_sources(
         data.train_val_split,
         seed,
         data.shuffle_buffer_size,
+        share=first_process,
         **options,
     )
     train = train.sample(data.max_train_samples, seed, data.shuffle_buffer_size) if train is not None else None
@@ -221,6 +223,7 @@ def record_of(
         "shuffle_buffer_size": data.shuffle_buffer_size if data.dataset_streaming else None,
         "crop_scale": list(data.crop_scale),
         "horizontal_flip": data.horizontal_flip,
+        **({NEW_ORDER_FROM: 0} if source.row_groups is not None and not source.seekable_at_no_cost else {}),
         **more,
     }
 

@@ -1,8 +1,11 @@
 """`Trainer` with the types that its attributes have in this package."""
 
+from typing import Any
+
 from transformers import PreTrainedModel, Trainer
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.order import EpochBatchSampler
 from ..data.source import ImageSource
 from .arguments import ImageTrainingArguments
 
@@ -18,6 +21,8 @@ class TypedTrainer(Trainer):
     processing_class: BaseImageProcessor
     hub_model_id: str | None  # type: ignore[assignment]  # transformers declares None alone
     repeated_augmentation: int  # of `DataFeeding`
+    train_sampler: EpochBatchSampler | None  # of `DataFeeding`
+    record: dict[str, Any]  # of `Checkpointing`
 
     @property
     def train_source(self) -> ImageSource:

@@ -1,12 +1,15 @@
 """Class names and columns of the Parquet files of one data set."""
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from hf_mae_robust.data import footers
+from hf_mae_robust.data.footers import read_footers
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
-from tests.helpers import photos
+from tests.helpers import image_table, photos, write_parquet_set
 
 
 def write(path, names, labels=(0, 1), column="label"):
@@ -52,3 +55,58 @@ def test_classes_within_lists_of_objects_count_too(tmp_path):
         Dataset.from_dict(table, features=features).to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(DataError, match="in column 'objects.category'"):
         opened(tmp_path, True, "objects")
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Twelve files of 5 rows, with a summary."""
+    folder = write_parquet_set(tmp_path / "set", {"train": 60}, files=12, row_group=2) / "data"
+    urls = [str(path) for path in sorted(folder.iterdir())]
+    summarise(folder, urls)
+    return folder, urls
+
+
+def summarise(folder, urls):
+    footers = [pq.read_metadata(url) for url in urls]
+    for footer, url in zip(footers, urls):
+        footer.set_file_path(url.rsplit("/", 1)[-1])
+    pq.write_metadata(footers[0].schema.to_arrow_schema(), folder / "_metadata", footers)
+
+
+def names_read(monkeypatch, urls):
+    """What `read_footers` gives, and the names of the files whose footers it reads."""
+    names = []
+
+    def read(url, _):
+        names.append(url.rsplit("/", 1)[-1])
+        return pq.read_metadata(url)
+
+    monkeypatch.setattr(footers, "read_footer", read)
+    return read_footers(urls), names
+
+
+def test_a_summary_stands_for_the_footers_after_a_look_at_some(many, monkeypatch):
+    _, urls = many
+    expected = [pq.read_metadata(url) for url in urls]
+    found, names = names_read(monkeypatch, urls)
+    assert names[0] == "_metadata" and len(names) == 1 + 8
+    for footer, of_file, url in zip(found, expected, urls, strict=True):
+        groups = [of_file.row_group(i) for i in range(of_file.num_row_groups)]
+        assert footer.url == url and footer.num_rows.tolist() == [group.num_rows for group in groups] == [2, 2, 1]
+        assert footer.num_bytes.tolist() == [group.total_byte_size for group in groups]
+
+
+def test_a_summary_that_is_wrong_or_lacks_a_file_is_not_believed(many, monkeypatch, caplog):
+    folder, urls = many
+    image_table(9).to_parquet(urls[0], batch_size=3)
+    found, names = names_read(monkeypatch, urls)
+    assert found[0].num_rows.tolist() == [3, 3, 3] and len(set(names)) == 1 + len(urls)
+    assert "does not fit the _metadata beside it" in caplog.text
+    summarise(folder, urls[1:])
+    found, _ = names_read(monkeypatch, urls)
+    assert sum(footer.num_rows.sum() for footer in found) == 64
+
+
+def test_few_files_are_read_themselves(many, monkeypatch):
+    _, urls = many
+    assert names_read(monkeypatch, urls[:8])[1].count("_metadata") == 0

@@ -1,7 +1,20 @@
+import time
+
 import numpy as np
 import pytest
+from accelerate.data_loader import SkipBatchSampler
+from scipy.stats import chisquare
 
-from hf_mae_robust.data.order import EpochBatchSampler, epoch_batches, sequential_batches
+from hf_mae_robust.data.former_order import former_batches
+from hf_mae_robust.data.order import (
+    EpochBatchSampler,
+    SequentialBatchSampler,
+    StreamedOrder,
+    epoch_batches,
+    sequential_batches,
+)
+from hf_mae_robust.data.permutation import LARGEST_DRAWN
+from hf_mae_robust.data.row_groups import RowGroups
 
 GROUPS = [7, 10, 10, 3, 25, 1, 10] * 12  # 792 rows
 
@@ -90,3 +103,85 @@ def test_sampler_carries_the_epoch_and_knows_its_length():
     keys = list(sampler)
     assert len(keys) == len(sampler) == 792 // 16
     assert keys[0] == [(5, row) for row in plan(epoch=5, rank=1, world_size=2, buffer_size=None)[0].tolist()]
+
+
+def test_a_batch_can_be_computed_without_those_before_it():
+    groups = np.random.default_rng(0).integers(0, 40, size=30_000)  # more than a block; some groups are empty
+    settings = {"epoch": 3, "rank": 1, "world_size": 2, "batch_size": 16, "seed": 5, "buffer_size": 1024}
+    order, whole = StreamedOrder(groups, **settings), epoch_batches(groups, **settings)
+    assert len(order) == len(whole) == groups.sum() // 32
+    for number in np.random.default_rng(1).integers(len(whole), size=200).tolist():
+        assert np.array_equal(order[number], whole[number])
+    with pytest.raises(IndexError):
+        order[len(whole)]
+
+
+def test_more_row_groups_than_are_drawn_at_once_come_once_each_over_all_ranks():
+    groups = np.random.default_rng(0).integers(0, 12, size=LARGEST_DRAWN + 5_000)
+    ranks = [
+        epoch_batches(groups, epoch=1, rank=rank, world_size=3, batch_size=64, seed=0, buffer_size=512)
+        for rank in range(3)
+    ]
+    rows = np.sort(np.concatenate([batches.ravel() for batches in ranks]))
+    assert (
+        len(rows) == groups.sum() // 192 * 192 and (np.diff(rows) > 0).all() and 0 <= rows[0] <= rows[-1] < groups.sum()
+    )
+
+
+def test_rows_of_a_stretch_are_mixed_as_chance_mixes_them():
+    """In rows of one size, so that a row's place in its stretch is known."""
+    orders = [
+        epoch_batches([32] * 640, epoch=epoch, rank=0, world_size=1, batch_size=32, seed=0, buffer_size=512)
+        for epoch in range(8)
+    ]
+    places = np.zeros((32, 32))
+    for batches in orders:  # each batch is a stretch of 32 rows, and mostly one row group
+        for batch in batches:
+            if (batch // 32 == batch[0] // 32).all():
+                places[np.arange(32), batch % 32] += 1
+    assert places.sum() > 4_000 * 32 and chisquare(places.ravel()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("buffer_size", [None, 64])
+def test_what_is_skipped_costs_nothing_and_the_rest_stays_as_it_is(buffer_size):
+    sampler = EpochBatchSampler(GROUPS, rank=0, world_size=1, batch_size=8, seed=3, buffer_size=buffer_size)
+    whole = list(sampler)
+    sampler.skip_next(30)
+    assert list(sampler) == [[]] * 30 + whole[30:]
+    assert list(sampler) == whole  # once
+
+
+def test_a_billion_rows_can_be_sought():
+    """benchmarks/epoch_order.py measures time and memory; here it must just not be hopeless."""
+    sampler = EpochBatchSampler(
+        RowGroups(np.full(1_000_000, 1000, dtype=np.int32)),
+        rank=3,
+        world_size=512,
+        batch_size=64,
+        seed=0,
+        buffer_size=8192,
+    )
+    assert len(sampler) == 10**9 // (512 * 64)
+    sampler.skip_next(30_000)
+    started = time.process_time()
+    skipped = SkipBatchSampler(sampler, skip_batches=30_000)
+    first = next(iter(skipped))
+    assert len(first) == 64 and all(0 <= row < 10**9 for _, row in first)
+    assert time.process_time() - started < 5
+
+
+def test_epochs_before_the_new_order_come_in_the_former_one():
+    settings = {"rank": 0, "world_size": 1, "batch_size": 8, "seed": 3, "buffer_size": 64}
+    sampler = EpochBatchSampler(GROUPS, **settings)
+    sampler.new_order_from = 2
+    for epoch, batches_of in enumerate((former_batches, former_batches, epoch_batches)):
+        sampler.set_epoch(epoch)
+        expected = batches_of(GROUPS, epoch=epoch, **settings)
+        assert np.array_equal([[row for _, row in batch] for batch in sampler], expected)
+
+
+def test_a_sequential_pass_over_a_billion_rows_is_not_held():
+    sampler = SequentialBatchSampler(10**9 + 1, rank=1, world_size=2, batch_size=64)
+    assert len(sampler) == 7_812_501
+    batches = iter(sampler)
+    assert next(batches)[0] == (0, 500_000_001) and next(batches)[0] == (0, 500_000_001 + 488_282 * 64)

@@ -1,10 +1,11 @@
-"""Parquet files at any address, and how often they are read."""
+"""Rows of Parquet files: which file they are in, and how often they are read."""
 
+import pickle
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
-import fsspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,10 +13,9 @@ from hf_mae_robust.data import parquet
 from hf_mae_robust.data.loaders import training_loader
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.order import NUM_SLOTS, epoch_batches
-from hf_mae_robust.data.parquet import ParquetRows, open_parquet, parquet_errors
-from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.data.parquet import Counted, ParquetRowGroups, ParquetRows
+from hf_mae_robust.data.source import DataLocation, digest
 from hf_mae_robust.errors import DataError
-from tests.flaky_files import everything, half
 from tests.helpers import write_parquet_set
 
 
@@ -26,47 +26,6 @@ def identity(image):
 @pytest.fixture(scope="module")
 def parquet_set(tmp_path_factory):
     return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 60, "validation": 14})
-
-
-@pytest.fixture
-def table():
-    return pa.table({"image": [np.random.default_rng(i).bytes(500) for i in range(40)], "label": list(range(40))})
-
-
-@pytest.mark.parametrize("where", ["path", "file://", "memory://", "flaky://"])
-def test_parquet_at_any_address(flaky, table, tmp_path, where):
-    url = f"{where}{tmp_path / 'x.parquet'}" if where == "file://" else f"{where}x.parquet"
-    url = str(tmp_path / "x.parquet") if where == "path" else url
-    with fsspec.open(url, "wb") as file:
-        pq.write_table(table, file, row_group_size=10)
-    flaky.faults[:] = [half, TimeoutError(), everything] if where == "flaky://" else []
-    file = open_parquet(url, retry_seconds=60)
-    flaky.faults += [half, ConnectionResetError()] if where == "flaky://" else []
-    rows = [file.read_row_group(i, columns=["image"]).column("image").to_pylist() for i in range(4)]
-    assert sum(rows, []) == table.column("image").to_pylist() and not flaky.faults
-    assert len(flaky.opened) in (0, 5)  # a whole file for a whole file is right
-
-
-def test_parquet_of_a_file_system_that_fails_ends_in_a_sentence(flaky, table):
-    """Through pyarrow's threads."""
-    with fsspec.open("flaky://x.parquet", "wb") as file:
-        pq.write_table(table, file, row_group_size=10)
-    file = open_parquet("flaky://x.parquet", retry_seconds=0.1)
-    flaky.faults[:] = [half] * 10**5
-    with pytest.raises(DataError, match="bytes were asked for"), parquet_errors("Row group 1 of x"):
-        file.read_row_group(1)
-    flaky.faults.clear()
-    assert file.read_row_group(1).num_rows == 10
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>", bytes(5000), b"PAR1" + bytes(500) + b"PAR1"])
-@pytest.mark.parametrize("where", ["flaky://", "path"])
-def test_what_is_no_parquet_is_named(flaky, tmp_path, content, where):
-    url = str(tmp_path / "x.parquet") if where == "path" else "flaky://x.parquet"
-    with fsspec.open(url, "wb") as file:
-        file.write(content)
-    with pytest.raises(DataError, match=r"x\.parquet cannot be read as Parquet \((Arrow|OSError)"):
-        open_parquet(url)
 
 
 def test_streamed_rows_read_each_row_group_few_times(parquet_set, monkeypatch):
@@ -103,11 +62,11 @@ def count_reads(monkeypatch, groups: list[int], num_workers: int, buffer_size: i
     monkeypatch.setattr(parquet, "get_worker_info", lambda: worker)
     reads, most_held = [], 0
     for first in range(max(num_workers, 1)):  # a loader hands out batches in turn
-        rows = ParquetRows([("file", i, n) for i, n in enumerate(groups)], "image", None, buffer_size)
+        rows = ParquetRows(ParquetRowGroups(["file"], [len(groups)], groups), "image", buffer_size)
 
         def read(group, rows=rows):
             reads.append(group)
-            start = int(rows.ends[group]) - groups[group]
+            start = int(rows.groups.ends[group]) - groups[group]
             return range(start, start + groups[group]), None
 
         rows._read, held = read, 0
@@ -133,9 +92,67 @@ def test_a_number_of_workers_that_does_not_divide_the_slots_keeps_what_each_of_t
     assert reads <= 4 * len(CIFAR)  # three workers read each slot
 
 
+def test_reading_an_image_takes_no_longer_with_millions_of_row_groups():
+    groups = ParquetRowGroups(["file"], [2_000_000], np.full(2_000_000, 3, dtype=np.int32))
+    rows = ParquetRows(groups, "image", 16)
+    rows._read = lambda group: (range(3 * group, 3 * group + 3), None)
+    places = np.random.default_rng(0).integers(groups.num_rows, size=2000).tolist()
+    started = time.process_time()
+    assert [rows[row] for row in places] == places
+    assert time.process_time() - started < 2  # going through all of them takes 1 ms or more each time
+
+
 def test_workers_start_with_nothing_held():
-    rows = ParquetRows([("file", 0, 3)], "image", None, 16)
+    rows = ParquetRows(ParquetRowGroups(["file"], [1], [3]), "image", 16)
     rows._read = lambda group: (list("abc"), None)
     assert (rows[1], rows.num_held) == ("b", 3)
     state = rows.__getstate__()
     assert not state["rows"] and state["num_held"] == 0
+
+
+def test_a_row_group_is_found_in_its_file():
+    groups = ParquetRowGroups(["a", "b", "c"], [2, 0, 3], [5, 1, 3, 4, 4])
+    assert [groups.place_of(group) for group in range(5)] == [("a", 0), ("a", 1), ("c", 0), ("c", 1), ("c", 2)]
+    assert groups.num_rows == 17 and pickle.loads(pickle.dumps(groups)).place_of(4) == ("c", 2)
+    some_are_empty = ParquetRowGroups(["a", "b", "c"], [2, 1, 3], [0, 5, 0, 1, 0, 4])
+    assert list(some_are_empty) == [5, 1, 4]
+    assert [some_are_empty.place_of(group) for group in range(3)] == [("a", 1), ("c", 0), ("c", 2)]
+
+
+def test_the_fingerprint_is_that_of_all_counts_at_once(parquet_set):
+    """It is in the checkpoints of version 0.1.0."""
+    location = DataLocation(str(parquet_set), dataset_streaming=True, label_column_name="label")
+    train, _ = open_splits(location)
+    sizes = []
+    for path in sorted((parquet_set / "data").glob("train*")):
+        footer = pq.read_metadata(path)
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        sizes.append((path.name, [(group.num_rows, group.total_byte_size) for group in groups]))
+    assert train.fingerprint == digest("image", sizes, "label", ("a", "b"))
+    assert open_splits(replace(location, label_column_name=None))[0].fingerprint == digest("image", sizes)
+
+
+def test_a_row_group_that_has_changed_since_is_refused(parquet_set, tmp_path):
+    folder = write_parquet_set(tmp_path / "set", {"train": 20}, files=1, row_group=5)
+    train, _ = open_splits(DataLocation(str(folder), dataset_streaming=True))
+    (path,) = (folder / "data").iterdir()
+    pq.write_table(pq.read_table(path), path, row_group_size=4)
+    with pytest.raises(DataError, match="Row group 1 of .*parquet has 4 rows, and had 5 when the data set was opened"):
+        train.rows[5]
+
+
+def test_processes_that_see_other_files_are_told(parquet_set, tmp_path):
+    told = []
+
+    def first(function):
+        told.append(function())
+        return told[-1]
+
+    location = DataLocation(str(parquet_set), dataset_streaming=True)
+    source, _ = open_splits(location, eval_split=None, share=first)
+    assert isinstance(told[-1], Counted) and len(pickle.dumps(told[-1])) < 2000
+    other = write_parquet_set(tmp_path / "set", {"train": 60}, files=3)
+    with pytest.raises(DataError, match="another process sees other files"):
+        open_splits(replace(location, dataset_name=str(other)), eval_split=None, share=lambda function: told[-1])
+    again, _ = open_splits(location, eval_split=None, share=lambda function: told[-1])
+    assert again.fingerprint == source.fingerprint and list(again.row_groups) == list(source.row_groups)

@@ -380,6 +380,25 @@ def test_a_resumed_run_stays_at_the_commit_it_began_with(hub, ask, tmp_path):
     assert read and not any(SECOND in request for request in read)
 
 
+def test_a_run_resumes_with_and_without_files_that_are_kept(hub, ask, tmp_path):
+    def train(name, *more):
+        words = [*flags(tmp_path / name, workers=0), "--save_strategy", "steps", "--save_steps", "1", *more]
+        hub.requests.clear()
+        ask("train", words=words)
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        return losses, (tmp_path / name / "model.safetensors").read_bytes()
+
+    cache = ["--stream_cache", str(tmp_path / "files"), "--stream_cache_size", "1GB"]
+    whole = train("streamed")
+    assert train("kept", *cache) == whole
+    assert len(list((tmp_path / "files").rglob("blobs/*"))) >= 2
+    for name, more in (("kept", []), ("streamed", cache)):
+        shutil.rmtree(tmp_path / name / "checkpoint-2")
+        assert train(name, *more) == whole
+    assert not [request for request in hub.requests if ".parquet" in request.path]
+
+
 def test_the_command_line_ends_in_a_sentence_where_access_ends(hub, parent, tmp_path):
     """In a worker process, while another one waits for work."""
     hub.faults = [Fault(403, "/data/train", after=4)]

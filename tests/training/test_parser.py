@@ -124,6 +124,20 @@ def refused(capsys, *words, parser=None) -> str:
 
 
 @pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--stream_cache", "kept"], "--stream_cache keeps what is streamed: give --dataset_streaming"),
+        (
+            ["--stream_cache_size", "1GB", "--dataset_streaming"],
+            "--stream_cache_size needs a folder: give --stream_cache",
+        ),
+    ],
+)
+def test_a_stream_cache_without_its_settings_is_refused(capsys, words, reason):
+    assert reason in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
     ("words", "range_"),
     [
         (["--learning_rate", "-1"], "--learning_rate -1: must be above 0"),
@@ -141,6 +155,10 @@ def refused(capsys, *words, parser=None) -> str:
         (["--max_steps", "0"], "--max_steps 0: must be at least 1, or -1 for --num_train_epochs"),
         (["--save_total_limit", "-1"], "--save_total_limit -1: must be at least 0"),
         (["--crop_scale", "0.5", "1.5"], "--crop_scale 1.5: must be above 0 and at most 1"),
+        (
+            ["--dataset_streaming", "--stream_cache", "kept", "--stream_cache_size", "200"],
+            "--stream_cache_size: '200' is not a size: write a number above 0 and a unit, such as 200GB",
+        ),
         (["--seed", "-1"], "--seed -1: must be at least 0 and at most 4294967295"),
         (["--report_to", "wand"], "--report_to wand: one of none, all, "),
         (["--log_level", "loud"], "invalid choice: 'loud'"),

@@ -166,7 +166,7 @@ TABLE = [
     ),
     Private("torch", distributed_c10d, "_get_default_store", "()", "training/peers.py", "calls"),
     # ---- others ----
-    Private("fsspec", LocalFileSystem, "_strip_protocol", "(path)", "data/parquet.py", "calls"),
+    Private("fsspec", LocalFileSystem, "_strip_protocol", "(path)", "data/remote_file.py", "calls"),
     Private("evaluate", evaluate.Metric, "_info", "(self)", "finetuning/classification/metrics.py"),
     Private(
         "evaluate",

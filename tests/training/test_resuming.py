@@ -1,10 +1,16 @@
 """Resuming with other settings: what was left of the epoch, at the learning rate of the new settings."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 
+from hf_mae_robust.data.former_order import former_batches
+from hf_mae_robust.data.order import EpochBatchSampler, epoch_batches
+from hf_mae_robust.files import seal
 from hf_mae_robust.pretrain import main, make_parser, prepare
+from hf_mae_robust.training.data_feeding import DataFeeding
 from tests.helpers import write_parquet_set
 from tests.runs import tiny_run
 
@@ -33,3 +39,52 @@ def test_an_elastic_resume_takes_the_schedule_of_the_new_settings(tmp_path):
     assert {step: rates(resumed)[step] for step in range(7, 25)} == pytest.approx(
         {step: rates(whole)[step] for step in range(7, 25)}, rel=1e-12
     )
+
+
+def test_a_streamed_epoch_that_version_0_1_0_began_ends_in_its_order(tmp_path, monkeypatch):
+    dataset, folder, trained_on = write_parquet_set(tmp_path / "set", {"train": 48}, row_group=7), tmp_path / "run", []
+    prepare_inputs, words = DataFeeding._prepare_inputs, ["--output_dir", str(folder), "--dataset_streaming"]
+    words = tiny_run(dataset, *words, "--num_train_epochs", "3", "--save_strategy", "steps", "--save_steps", "1")
+
+    def spy(trainer, inputs):
+        if trainer.model.training:
+            trained_on.append(inputs["row"].tolist())
+        return prepare_inputs(trainer, inputs)
+
+    def run_from(step):
+        """Of 6 steps an epoch."""
+        trained_on.clear()
+        for checkpoint in folder.glob("checkpoint-*"):
+            if checkpoint.name != f"checkpoint-{step}":
+                shutil.rmtree(checkpoint)
+        trainer, _ = prepare(make_parser().parse(words))
+        trainer.train(str(folder / f"checkpoint-{step}") if step else None)
+        return trainer
+
+    monkeypatch.setattr(DataFeeding, "_prepare_inputs", spy)
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochBatchSampler, "__init__", former_sampler)
+        words += ["--save_total_limit", "99"]
+        run_from(None)
+    checkpoint = folder / "checkpoint-8"
+    record = json.loads((checkpoint / "run.json").read_text())
+    assert record.pop("new_order_from_epoch") == 0  # which version 0.1.0 did not write
+    (checkpoint / "run.json").write_text(json.dumps(record))
+    seal(checkpoint)
+
+    trainer = run_from(8)
+    plan = {"rank": 0, "world_size": 1, "batch_size": 8, "seed": 42, "buffer_size": 8192}
+    former = former_batches(trainer.train_source.row_groups, epoch=1, **plan)
+    new = epoch_batches(trainer.train_source.row_groups, epoch=2, **plan)
+    assert trained_on == np.concatenate([former[2:], new]).tolist()
+    run_from(10)  # a checkpoint of that run, still within the epoch
+    assert trained_on == np.concatenate([former[4:], new]).tolist()
+    run_from(12)  # and one at its end
+    assert trained_on == new.tolist()
+    assert json.loads((folder / "checkpoint-14" / "run.json").read_text())["new_order_from_epoch"] == 2
+
+
+def former_sampler(self, row_groups, **plan):
+    """As version 0.1.0 made them."""
+    self.row_groups, self.plan, self.epoch, self._num_skipped = row_groups, plan, 0, 0
+    self.new_order_from = 99
