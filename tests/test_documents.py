@@ -1,5 +1,7 @@
-"""README, recipes and CI say what is so."""
+"""README, manual, recipes and CI say what is so."""
 
+import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -10,10 +12,11 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from hf_mae_robust import ViTMAERobustForPreTraining, __version__
+import hf_mae_robust
+from hf_mae_robust import ViTMAERobustForPreTraining, __version__, errors
 from hf_mae_robust.__main__ import make_parser as make_command_parser
 from hf_mae_robust.data.preprocessing import training_transform
-from hf_mae_robust.errors import EXIT_STOPPED
+from hf_mae_robust.errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
 from hf_mae_robust.pretrain import make_parser
@@ -22,17 +25,34 @@ from hf_mae_robust.recipes import recipe_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+MANUAL = {"README.md": README, **PAGES}
 ALL_RECIPES = sorted((ROOT / "hf_mae_robust" / "recipes").glob("*.yaml"))
 FINETUNE_RECIPES = [path for path in ALL_RECIPES if "\ntask: " in path.read_text()]
 RECIPES = [path for path in ALL_RECIPES if path not in FINETUNE_RECIPES]
 
 
 def commands(text):
-    """Command lines of the fenced shell blocks, continued lines joined."""
+    """Command lines of the fenced shell blocks, continued lines joined, and those in the cells of tables."""
     for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip() and not line.startswith("#"):
                 yield shlex.split(line, comments=True)
+    for line in re.findall(r"`((?:python|accelerate launch|torchrun) [^`]*)`", text):
+        yield shlex.split(line)
+
+
+def commands_with(word):
+    """(page, words) of all commands of the manual with that word, as parameters."""
+    found = [(page, words) for page, text in MANUAL.items() for words in commands(text) if word in words and "--help" not in words]
+    return [
+        pytest.param(words, id=f"{page}: {' '.join(words)}")
+        for page, words in dict.fromkeys((p, tuple(w)) for p, w in found)
+    ]
+
+
+def after(words, name):
+    return [word for word in words[words.index(name) + 1 :] if word not in ("&&", "...")]
 
 
 def test_ci_runs_the_two_commands_of_the_readme():
@@ -42,32 +62,133 @@ def test_ci_runs_the_two_commands_of_the_readme():
         assert line in script
 
 
-@pytest.mark.parametrize("words", [words for words in commands(README) if "run_pretrain.py" in words], ids=" ".join)
+def test_the_readme_takes_two_minutes():
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize("words", commands_with("run_pretrain.py"))
 def test_pretraining_commands_parse(words, monkeypatch):
-    arguments = [word for word in words[words.index("run_pretrain.py") + 1 :] if word not in ("&&", "...")]
     # A GPU is what bf16 and torch.compile are for; the names are what is checked here.
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True, raising=False)
-    make_parser().parse(arguments)
+    make_parser().parse(after(words, "run_pretrain.py"))
 
 
-@pytest.mark.parametrize("words", [words for words in commands(README) if "run_finetune.py" in words], ids=" ".join)
+@pytest.mark.parametrize("words", commands_with("run_finetune.py"))
 def test_finetuning_commands_parse(words, monkeypatch):
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True, raising=False)
-    make_finetune_parser().parse(words[words.index("run_finetune.py") + 1 :])
+    make_finetune_parser().parse(after(words, "run_finetune.py"))
 
 
-@pytest.mark.parametrize("words", [words for words in commands(README) if "hf_mae_robust" in words], ids=" ".join)
+@pytest.mark.parametrize("words", commands_with("hf_mae_robust"))
 def test_other_commands_parse(words):
-    make_command_parser().parse_args(words[words.index("hf_mae_robust") + 1 :])
+    make_command_parser().parse_args(after(words, "hf_mae_robust"))
 
 
-def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+def test_scripts_that_the_manual_names_are_there():
+    named = {word for text in MANUAL.values() for word in re.findall(r"\bbenchmarks/\w+\.(?:py|sh)", text)}
+    assert named and [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_flags_that_the_manual_names_exist():
+    """In sentences too, not only in commands."""
+    flags = {word for text in MANUAL.values() for word in re.findall(r"(?<![\w-])--[a-z]\w+", text)}
+    options = {flag for parser in (make_parser(), make_finetune_parser()) for flag in option_strings(parser)}
+    options |= set(option_strings(make_command_parser()))
+    # Of accelerate, torchrun, hf, pip and the scripts in benchmarks/.
+    options |= {"--multi_gpu", "--num_processes", "--config_file", "--nproc_per_node", "--cpu", "--repo"}
+    options |= {"--strict", "--kills", "--photos", "--cifar10", "--help"}
+    assert sorted(flags - options) == []
+
+
+def option_strings(parser):
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for subparser in action.choices.values():
+                yield from option_strings(subparser)
+
+
+@pytest.mark.parametrize("page", [page for page, text in MANUAL.items() if "```python" in text])
+def test_python_of_the_manual_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {}
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", MANUAL[page], flags=re.DOTALL):
         exec(block, scope)
     assert scope["filled_in"].shape == (4, 3, 64, 64) and scope["features"].shape == (4, 65, 192)
     assert torch.isfinite(scope["loss"])
+
+
+@pytest.mark.parametrize("page", [*MANUAL, "CONTRIBUTING.md"])
+def test_links_lead_to_files_and_headings(page):
+    """Also those of the README, which the strict build of the site does not see, and pictures, which it does not
+    look for."""
+    path = ROOT / page if (ROOT / page).is_file() else ROOT / "docs" / page
+    for target, heading in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        file = path.parent / target if target else path
+        assert file.exists(), f"{page}: {target}"
+        if heading:
+            assert heading in anchors(file.read_text()), f"{page}: {target}#{heading}"
+
+
+def anchors(text):
+    """Of the headings, as GitHub and the site make them."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for title in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_every_page_is_in_the_navigation_and_on_the_first_page():
+    navigation = (ROOT / "zensical.toml").read_text()
+    assert [page for page in PAGES if f'"{page}"' not in navigation] == []
+    assert [page for page in PAGES if page != "index.md" and f"({page})" not in PAGES["index.md"]] == []
+    assert [page for page in PAGES if page != "index.md" and f"(docs/{page}" not in README] == []
+
+
+def test_every_exit_code_and_error_is_explained():
+    text = PAGES["troubleshooting.md"]
+    for code in {0, EXIT_BUG, EXIT_STOPPED, *EXIT_CODES.values()}:
+        assert re.search(rf"^\| {code} \|", text, flags=re.MULTILINE), code
+    for name, error in vars(errors).items():
+        if inspect.isclass(error) and issubclass(error, Exception) and error.__module__ == errors.__name__:
+            assert re.search(rf"^\| `{name}`", text, flags=re.MULTILINE), name
+
+
+def test_at_least_twenty_questions_are_answered():
+    assert PAGES["troubleshooting.md"].split("## Twenty questions")[1].count("\n### ") >= 20
+
+
+def referred_to():
+    return re.findall(r"^::: ([\w.]+)$", PAGES["reference.md"], flags=re.MULTILINE)
+
+
+def test_every_public_name_is_in_the_reference():
+    public = {f"hf_mae_robust.{name}" for name in hf_mae_robust.__all__ if name != "__version__"}
+    assert public <= set(referred_to())
+
+
+@pytest.mark.parametrize("name", referred_to())
+def test_what_the_reference_shows_is_documented(name):
+    """Everything public in a module, and every public method that a class defines itself."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        shown = {name: getattr(importlib.import_module(module), attribute)}
+    except AttributeError:
+        shown = {name: importlib.import_module(name)}
+    if inspect.ismodule(shown[name]):
+        shown |= {
+            f"{name}.{key}": value
+            for key, value in vars(shown[name]).items()
+            if not key.startswith("_") and callable(value) and value.__module__ == name
+        }
+    for key, value in list(shown.items()):
+        if inspect.isclass(value):
+            shown |= {
+                f"{key}.{n}": f for n, f in vars(value).items() if not n.startswith("_") and inspect.isfunction(f)
+            }
+    # inspect.getdoc would take a base class's.
+    assert [key for key, value in shown.items() if not (value.__doc__ or "").strip()] == []
 
 
 def test_the_default_fine_tuning_starts_from_what_the_default_pretraining_writes():
@@ -76,8 +197,8 @@ def test_the_default_fine_tuning_starts_from_what_the_default_pretraining_writes
     assert model.model_name_or_path == training.output_dir == "outputs/digits"
 
 
-def test_the_rooms_of_the_house_are_in_the_readme():
-    tree = README.split("## Files")[1]
+def test_the_packages_are_on_the_page_of_the_architecture():
+    tree = PAGES["architecture.md"]
     package = ROOT / "hf_mae_robust"
     rooms = [f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"]
     doors = [path.name for path in package.glob("*.py") if path.name not in ("__init__.py", "version.py")]
@@ -94,12 +215,16 @@ def test_every_module_is_in_the_file_tree():
 
 
 def test_nothing_is_left_to_fill_in():
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{page}" for page in PAGES)):
         assert not re.search(r"@[A-Z_]+@|TODO|TBD", (ROOT / name).read_text()), name
 
 
 def test_changelog_has_this_version():
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    """In the form of keepachangelog.com: a date, or "Unreleased"; the usual kinds of changes."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{__version__}] - " in text or "## [Unreleased]" in text
+    kinds = set(re.findall(r"^### (.*)$", text, flags=re.MULTILINE))
+    assert kinds and kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -110,7 +235,7 @@ def test_recipes_are_valid_and_say_how_to_run_them(path):
     if config.target_normalization == "global_patch":
         assert model.target_statistics == "auto"
     comment = path.read_text().split("config_overrides:")[0]
-    assert "run_pretrain.py" in comment and f"`{path.stem}`" in README
+    assert "run_pretrain.py" in comment and f"`{path.stem}`" in PAGES["pretraining.md"]
     assert recipe_path(path.stem) == path
 
 
@@ -120,7 +245,7 @@ def test_finetuning_recipes_are_valid_and_say_how_to_run_them(path):
     auto_augment = None if augmentation.auto_augment == "none" else augmentation.auto_augment
     FinetuningTransform(32, crop_scale=data.crop_scale, auto_augment=auto_augment)
     comment = path.read_text().split("task:")[0]
-    assert "run_finetune.py" in comment and f"`{path.stem}`" in README
+    assert "run_finetune.py" in comment and f"`{path.stem}`" in "".join(PAGES.values())
     assert recipe_path(path.stem) == path and training.output_dir == f"outputs/{path.stem}"
 
 
@@ -256,7 +381,7 @@ def test_launch_configurations_are_accepted_by_accelerate(path):
     wrapped = config.fsdp_config.get("fsdp_transformer_layer_cls_to_wrap")
     assert wrapped in (None, *ViTMAERobustForPreTraining._no_split_modules)
     assert f"--config_file hf_mae_robust/launch_configs/{path.name}" in path.read_text() or machines == 4
-    assert f"`{path.stem}`" in (ROOT / "README.md").read_text()
+    assert f"`{path.stem}`" in PAGES["distributed.md"]
 
 
 def test_the_slurm_script_is_valid_and_its_flags_exist():
