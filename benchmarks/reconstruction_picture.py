@@ -31,7 +31,7 @@ FLAGS = [
     "decoder_hidden_size=128,decoder_num_hidden_layers=2,decoder_intermediate_size=512",
     *("--norm_pix_loss", "false", "--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "4"),
     *("--crop_scale", "0.4", "1.0", "--per_device_train_batch_size", "32", "--learning_rate", "1.5e-3"),
-    *("--max_steps", "1300", "--eval_strategy", "no", "--save_strategy", "no", "--dataloader_num_workers", "1"),
+    *("--max_steps", "1200", "--eval_strategy", "no", "--save_steps", "0.1", "--dataloader_num_workers", "1"),
 ]
 
 
