@@ -27,11 +27,11 @@ SIZE, PATCH, SHOWN, GAP, TITLE = 96, 8, 288, 8, 28
 SQUARES = 320  # of each photo
 FLAGS = [
     *("--config", "small_64px", "--config_overrides"),
-    f"image_size={SIZE},patch_size={PATCH},hidden_size=192,num_attention_heads=6,intermediate_size=768,"
-    "decoder_hidden_size=128,decoder_num_hidden_layers=2,decoder_intermediate_size=512",
-    *("--norm_pix_loss", "false", "--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "4"),
-    *("--crop_scale", "0.4", "1.0", "--per_device_train_batch_size", "32", "--learning_rate", "1.5e-3"),
-    *("--max_steps", "1200", "--eval_strategy", "no", "--save_steps", "0.1", "--dataloader_num_workers", "1"),
+    f"image_size={SIZE},patch_size={PATCH},hidden_size=128,num_hidden_layers=4,"
+    "decoder_hidden_size=96,decoder_intermediate_size=384",
+    *("--norm_pix_loss", "false", "--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "3"),
+    *("--crop_scale", "0.4", "1.0", "--per_device_train_batch_size", "24", "--learning_rate", "2e-3"),
+    *("--max_steps", "1000", "--eval_strategy", "no", "--save_steps", "0.1", "--dataloader_num_workers", "1"),
 ]
 
 

@@ -22,8 +22,8 @@ REQUIREMENTS = {
 @pytest.mark.parametrize(
     ("name", "version", "reason"),
     [
-        ("datasets", "5.0.0", "a resumed stream loses its place (huggingface/datasets #8308)"),
-        ("datasets", "5.0.1", "a stream in several processes loses shards (huggingface/datasets #8669)"),
+        ("datasets", "5.0.0", "resumed streams lose their place or their shards (huggingface/datasets #8308, #8669)"),
+        ("datasets", "5.0.1", "resumed streams lose their place or their shards (huggingface/datasets #8308, #8669)"),
         ("torch", "2.6.0", "the compiled training step fails: `view` of what indexing gives"),
         ("torch", "2.7.1", "transformers 5.20 cannot be imported with it"),
         ("pytest-xdist", "3.7.0", "it does not know --no-loadscope-reorder"),

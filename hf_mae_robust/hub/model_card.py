@@ -337,7 +337,9 @@ def _training(
     if rates := [entry["images_per_second"] for entry in history if "images_per_second" in entry]:
         sentences.append(f"{median(rates):,.0f} images/s (median)")
     if "train_runtime" in results:
-        sentences.append(f"{results['train_runtime'] / 60:,.0f} minutes since it was last started")
+        sentences.append(f"{_duration(results['train_runtime'])} since it was last started")
+    if energy := _energy(results):
+        sentences.append(energy)
     if run.get("dataset_revision"):
         sentences.append(f"Data at commit {run['dataset_revision']}")
     statistics = folder / "target_statistics.safetensors"
@@ -347,6 +349,23 @@ def _training(
         of = f" of {int(count):,} images" if count else ""
         sentences.append(f"The target's population statistics{of} are in `{statistics.name}`")
     return ". ".join(sentences) + "."
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"
+
+
+def _energy(results: Mapping[str, Any]) -> str | None:
+    """As training/energy.py has counted it; None where nothing did."""
+    parts = [
+        f"{results[key]:.3g} kWh by {what}"
+        for key, what in (
+            ("train_gpu_kwh", "the GPUs (NVML)"),
+            ("train_cpu_kwh", "the processors with all that ran on them (RAPL)"),
+        )
+        if key in results
+    ]
+    return f"Energy counted in that time: {', '.join(parts)}" if parts else None
 
 
 def _settings(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -29,7 +29,7 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         rpn_nms_thresh, rpn_fg_iou_thresh, rpn_bg_iou_thresh, rpn_batch_size_per_image, rpn_positive_fraction,
         box_score_thresh, box_nms_thresh, box_fg_iou_thresh, box_bg_iou_thresh, box_batch_size_per_image,
         box_positive_fraction: as torchvision's Mask R-CNN.
-        detections_per_image: so many are found at the most.
+        detections_per_image: objects found in an image, at most.
         image_mean, image_std: of `pixel_values`, for values in [0, 1].
 
     Raises ValueError (or the error of a strict dataclass) for values out of their range.
@@ -124,6 +124,7 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         return [max(1, round(self.num_hidden_layers * quarter / 4)) for quarter in (1, 2, 3, 4)]
 
     def backbone(self) -> VitDetConfig:
+        """The settings of the encoder, for transformers' `VitDetBackbone`."""
         ends = self.ends_of_quarters
         same: tuple[str, ...]
         same = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")

@@ -640,6 +640,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         self.post_init()
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, for the decoder too."""
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
         self.decoder.config._attn_implementation_internal = self.config._attn_implementation
 

@@ -3,6 +3,8 @@
 import math
 from itertools import groupby
 
+from transformers import SchedulerType
+
 from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
 from .arguments import MAETrainingArguments
@@ -88,6 +90,6 @@ def _length(training: MAETrainingArguments, source: ImageSource) -> list[tuple[s
     return [
         ("data", data + (f", {views} views of each" if views > 1 else "")),
         ("steps", f"{steps:,}{epochs}, effective batch {effective:,}, {training.warmup_steps:g} of warm-up"),
-        ("rate", f"{training.learning_rate:.3g}, {training.lr_scheduler_type} schedule"),
+        ("rate", f"{training.learning_rate:.3g}, {SchedulerType(training.lr_scheduler_type).value} schedule"),
         ("time", ", ".join(hours)),
     ]

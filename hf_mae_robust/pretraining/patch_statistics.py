@@ -61,6 +61,7 @@ class PatchStatistics:
             self.merge(PatchStatistics(len(part), mean, variance * len(part)))
 
     def merge(self, other: "PatchStatistics") -> None:
+        """Add what `other` has counted (Chan et al. 1979): as if all patches had come here."""
         if other.count == 0:
             return
         count = self.count + other.count
@@ -70,7 +71,7 @@ class PatchStatistics:
         self.count = count
 
     def save(self, path: str | Path) -> None:
-        """Write `mean`, `std` (float64) and the metadata to a .safetensors file, which appears whole or not at all."""
+        """Write `mean`, `std` (float64) and the metadata to a .safetensors file, which appears complete or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "num_patches": self.count, **portable(self.metadata)}

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from ..errors import CheckpointError, StopRequested, UserError
 from .checkpoints import newest_checkpoint
 from .data_feeding import DataFeeding
+from .energy import EnergyCallback
 from .guards import NonFiniteGuard
 from .progress import ImageProgressCallback, Throughput
 from .publishing import Publishing
@@ -58,11 +59,11 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
         self.guard = NonFiniteGuard(
             self.args.output_dir, self.args.process_index, description, allowed_steps=skip_nonfinite_steps
         )
-        self.stop, self.throughput = StopOnSignal(), Throughput()
+        self.stop, self.throughput, self.energy = StopOnSignal(), Throughput(), EnergyCallback()
         if self.pop_callback(ProgressCallback):
             self.add_callback(ImageProgressCallback)
         # In this order: the others look where a checkpoint is to be written, which `stop` may ask for.
-        for callback in (self.stop, self.bad_images, self.guard):
+        for callback in (self.stop, self.bad_images, self.guard, self.energy):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -123,6 +124,8 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
             batch_size = self.get_total_train_batch_size(self.args)
             rate = self.throughput.images_per_second(self.state.global_step, batch_size)
             logs |= {"images_per_second": rate} if rate is not None else {}
+        if "train_runtime" in logs:
+            logs |= self.energy.metrics()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
