@@ -24,7 +24,7 @@ Semantic segmentation (UperNet), and detection with masks (Mask R-CNN):
     python run_finetune.py --task detection --config mask_rcnn_vit_base --model_name_or_path outputs/my-model \
         --dataset_name path/to/coco --output_dir outputs/my-detector --bf16
 
-Started again, it goes on from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
+The same command resumes from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
 """
 
 import signal

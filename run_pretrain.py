@@ -13,7 +13,7 @@ ImageNet on 8 GPUs, streamed:
     accelerate launch --multi_gpu --num_processes 8 run_pretrain.py --config vit_base_800ep \
         --dataset_name ILSVRC/imagenet-1k --dataset_streaming --bf16 --torch_compile
 
-Started again, it goes on from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
+The same command resumes from the newest checkpoint in --output_dir. Every flag can stand in the --config file.
 """
 
 import signal

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 
 
 class UserError(ValueError):
-    """Something that the user can mend: a flag, a file, a model, the data. The message says what was found and what to
-    change. What is not of this class, and none of the errors below, is a bug of ours.
+    """Something that the user can change: a flag, a file, a model, the data. The message says what was found and what
+    to change. An error that is neither of this class nor one of those below is a bug of this package.
 
     Attributes:
         exit_code: what the scripts end with.
@@ -22,7 +22,7 @@ class UserError(ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """There is no such file or folder."""
+    """A file or folder does not exist."""
 
     __str__ = Exception.__str__  # not OSError's, which looks for a number and a name
 
@@ -79,7 +79,7 @@ class LostProcessError(RuntimeError):
     exit_code = 6
 
 
-# What a run ends with that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
+# Exit code of a run that was asked to stop and can resume: EX_TEMPFAIL of sysexits.h, "try again later".
 EXIT_STOPPED = 75
 
 
@@ -102,9 +102,9 @@ class StopOutsideTraining(KeyboardInterrupt):
     """
 
 
-# What ends a script in one sentence; subclasses as their class.
+# Errors that end a script in one sentence; subclasses as their class.
 EXIT_CODES = {kind: kind.exit_code for kind in (UserError, NonFiniteError, SavingError, HubError, LostProcessError)}
-# What a script ends with that met a bug of ours.
+# Exit code of a script that met a bug of this package.
 EXIT_BUG = 1
 
 
@@ -120,7 +120,7 @@ def sentence_of(error: BaseException) -> str:
     return message
 
 
-# How libraries say that they cannot do with the values or files they were given.
+# How libraries refuse the values or files they were given.
 _REFUSALS = (
     ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, OSError, EOFError, AssertionError,
     ZeroDivisionError, pickle.PickleError, SafetensorError, StrictDataclassError,

@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole, or not at all."""
+"""Writing files so that they are complete, or not there."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def seal(folder: Path) -> None:
 
 
 def broken_file_of(folder: Path) -> str | None:
-    """What differs between a folder and its manifest; None where it is whole."""
+    """What differs between a folder and its manifest; None where it is complete."""
     try:
         listed = json.loads((folder / MANIFEST).read_text())["files"]
     except FileNotFoundError:
@@ -131,5 +131,5 @@ def with_home(path: str) -> str:
         return path
     try:
         return str(Path(path).expanduser())
-    except RuntimeError:  # of a user that there is not
+    except RuntimeError:  # of an unknown user
         return path

@@ -44,7 +44,12 @@ def commands(text):
 
 def commands_with(word):
     """(page, words) of all commands of the manual with that word, as parameters."""
-    found = [(page, words) for page, text in MANUAL.items() for words in commands(text) if word in words and "--help" not in words]
+    found = [
+        (page, words)
+        for page, text in MANUAL.items()
+        for words in commands(text)
+        if word in words and "--help" not in words
+    ]
     return [
         pytest.param(words, id=f"{page}: {' '.join(words)}")
         for page, words in dict.fromkeys((p, tuple(w)) for p, w in found)

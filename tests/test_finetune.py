@@ -1,4 +1,4 @@
-"""Fine-tuning a classifier: what it computes, that it goes on exactly, what it leaves behind, what it refuses."""
+"""Fine-tuning a classifier: what it computes, that it resumes exactly, what it leaves behind, what it refuses."""
 
 import json
 import signal
@@ -243,7 +243,7 @@ def test_an_image_that_cannot_be_decoded_is_replaced_with_its_label(words, tmp_p
     [
         ([0, 1, None] * 5, ClassLabel(names=["a", "b"]), "row 2 has no label"),
         ([0, 1, -1] * 5, ClassLabel(names=["a", "b"]), "row 2 has no label"),
-        ([0.5, 1.0, 2.0] * 5, Value("float32"), "float32, which are no class labels"),
+        ([0.5, 1.0, 2.0] * 5, Value("float32"), "float32, which are not class labels"),
     ],
     ids=["none", "withheld", "floats"],
 )
@@ -277,7 +277,7 @@ def test_classes_that_are_not_those_of_the_checkpoint_are_refused(words, capsys,
         (["--layer_decay", 0], "--layer_decay 0"),
         (["--auto_augment", "nonsense"], "--auto_augment nonsense"),
         (["--image_size", 18], "--image_size 18"),
-        (["--eval_only"], "is no classifier"),
+        (["--eval_only"], "is not a classifier"),
         (["--label_column_name", "name"], "no column 'name'"),
         (["--model_name_or_path", "outputs/nowhere"], "outputs/nowhere"),
         (["--linear_probe", "--model_ema_decay", 0.9], "--model_ema_decay is not for --linear_probe"),

@@ -83,7 +83,7 @@ def _views(part: str, records: list[list[Any]], ids: torch.Tensor, attention: bo
 def encoder_views(
     model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, attention: bool = False
 ) -> list[BlockView]:
-    """The encoder's blocks on whole images `(B, C, H, W)`, normalised: nothing is masked, as downstream."""
+    """The encoder's blocks on unmasked images `(B, C, H, W)`, normalised: nothing is masked, as downstream."""
     with at_rest(model, attention), _recording(model.vit.layers) as records:
         ids = model.vit(pixel_values).ids_shuffle
     return _views("encoder", records, _with_cls(ids), attention)

@@ -60,7 +60,7 @@ class BlockTokens:
 
 
 class ImageFeatures:
-    """Of the encoder's features of whole images, `cls` (the CLS token) and `mean` (of the patches' tokens), after the
+    """Of the encoder's features of full images, `cls` (the CLS token) and `mean` (of the patches' tokens), after the
     final norm: `uniformity`, `rank`, and, between two augmented views of each image, `alignment`."""
 
     def __call__(self, model: ViTMAERobustForPreTraining, batches: Batches) -> Findings:

@@ -32,7 +32,7 @@ PREFIX = "diagnostics/"
 
 
 class OnlineDiagnostics(TrainerCallback):
-    """Before the first step, every so many and after the last: the evaluators' numbers into the log as
+    """Before the first step, every N steps and after the last: the evaluators' numbers into the log as
     `diagnostics/...`, and pictures into `diagnostics/step-N/` of the output folder. Random numbers and the model stay
     as they were, so that training is the same bit by bit.
 
@@ -49,7 +49,7 @@ class OnlineDiagnostics(TrainerCallback):
         labelled: tuple[ImageSource, ImageSource] | None = None,
     ):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise UserError("--diagnostics_steps needs the whole model in each process; it has no FSDP or DeepSpeed.")
+            raise UserError("--diagnostics_steps needs the complete model in each process: not with FSDP or DeepSpeed.")
         self.trainer, self.kinds, self.samples, self.labelled = trainer, kinds, samples, labelled
 
     def on_train_begin(

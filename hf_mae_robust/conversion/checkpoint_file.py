@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Where this tensor is, is a ViT in the names of the official code; what stands before the name is the wrapping.
 _LANDMARK = "patch_embed.proj.weight"
-# Beside these, DINO and MoCo v3 keep projection heads, which are no part of the encoder.
+# Beside these, DINO and MoCo v3 keep projection heads, which are not part of the encoder.
 _ENCODERS_ONLY = ("backbone", "base_encoder", "momentum_encoder")
 
 
@@ -103,7 +103,7 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
     inside = {key: value for key, value in one.table.items() if str(key).startswith(one.prefix)}
     others = [str(key) for key, value in inside.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if others:
-        raise UserError(f"{path} is no state dict: these entries are no named tensors: {listed(others)}.")
+        raise UserError(f"{path} is not a state dict: these entries are not named tensors: {listed(others)}.")
     tensors = {key.removeprefix(one.prefix): value for key, value in inside.items()}
     left_out = [str(key) for key, value in one.table.items() if key not in inside and isinstance(value, Tensor)]
     last = one.name.rpartition(".")[2]

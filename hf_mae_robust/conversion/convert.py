@@ -44,7 +44,7 @@ def convert(
     files and timm models that have a head; else `ViTMAERobustModel`.
 
     Raises:
-        ValueError: what is no plain ViT, lacks a tensor or is damaged. FileNotFoundError: no such file.
+        ValueError: a checkpoint that is not a plain ViT, lacks a tensor or is damaged. FileNotFoundError: no such file.
         FileExistsError: `output_dir` is a file or a folder that is not empty.
     """
     source = str(source)

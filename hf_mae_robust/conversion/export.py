@@ -62,7 +62,7 @@ ONNX_SOURCES = (
 
 
 def _load(checkpoint: str, to: str) -> PreTrainedModel:
-    """The model of a folder or Hub id, as the class that config.json names, whole, in evaluation mode."""
+    """The model of a folder or Hub id, as the class that config.json names, with all its parts, in evaluation mode."""
     sources = ONNX_SOURCES if to == "onnx" else SOURCES
     with refused_by_library(f"{checkpoint}: its config.json cannot be used"):
         try:

@@ -73,7 +73,7 @@ _PROBE_EPS = 1e-6
 
 
 def _expand(key_map: Mapping[str, str], num_blocks: int, num_decoder_blocks: int = 0) -> dict[str, list[str]]:
-    """A table for a model of so many blocks: official key -> the key of transformers, or the three."""
+    """A table for a model of `num_blocks` blocks: official key -> the key of transformers, or the three."""
     keys = {}
     for official, ours in key_map.items():
         blocks = num_decoder_blocks if ours.startswith("decoder.") else num_blocks
@@ -141,7 +141,8 @@ def _infer_image_size(state_dict: Mapping[str, Tensor], patch_size: int | tuple[
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
         raise UserError(
-            f"pos_embed has {num_patches} patches, which is no square grid: pass image_size=(height, width), in pixels."
+            f"pos_embed has {num_patches} patches, which is not a square grid: pass image_size=(height, width), "
+            "in pixels."
         )
     height, width = (side * size for size in to_pair(patch_size))
     return height if height == width else (height, width)
@@ -234,7 +235,7 @@ def from_original(
 
     Raises:
         ValueError: unknown or missing keys, shapes that do not fit together, heads missing or not dividing the width,
-            or an override that is no field of the config.
+            or an override that is not a field of the config.
     """
     if any(key.startswith(("head.0.", "head.1.")) for key in state_dict):
         state_dict = _fold_batch_norm(state_dict)

@@ -26,7 +26,7 @@ def grid_size(image_size: int | Sequence[int], patch_size: int | Sequence[int]) 
     """Patches (vertically, horizontally). Raises ValueError where they do not fit into the image."""
     (height, width), (patch_height, patch_width) = to_pair(image_size), to_pair(patch_size)
     if height % patch_height or width % patch_width or min(height, width) < 1:
-        raise UserError(f"--image_size {image_size} is no multiple of the patch size {patch_size}.")
+        raise UserError(f"--image_size {image_size} is not a multiple of the patch size {patch_size}.")
     return height // patch_height, width // patch_width
 
 

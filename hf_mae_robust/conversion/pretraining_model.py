@@ -31,7 +31,7 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
     """The configuration of a checkpoint, with the overrides, which win; without a name, of the overrides alone. Of an
     official file the overrides name the heads, which its tensors do not tell.
 
-    Raises ValueError where there is no such checkpoint, for another architecture, unknown settings and values out of
+    Raises ValueError for a checkpoint that does not exist, for another architecture, unknown settings and values out of
     range.
     """
     settings = {}
@@ -42,7 +42,7 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
         elif base.model_type not in PRETRAINING_KINDS:
             raise UserError(
                 f"--model_name_or_path {source.name} is a '{base.model_type}' model; pre-training "
-                f"goes on from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
+                f"starts from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
             )
         settings = mae_settings(base)
     return overridden(settings, source.overrides)

@@ -43,7 +43,7 @@ class ModelSource:
     def checkpoint(self) -> str:
         """`name`, where there is one. Raises ValueError where there is none."""
         if self.name is None:
-            raise UserError("There is no checkpoint to read: give a folder, a Hub id or an official file.")
+            raise UserError("No checkpoint is named: give a folder, a Hub id or an official file.")
         return self.name
 
     @classmethod

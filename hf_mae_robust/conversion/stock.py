@@ -101,7 +101,7 @@ def check_exportable(model: PreTrainedModel) -> None:
     ]
     if foreign:
         raise UserError(
-            f"This is a BEiT that is no plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
+            f"This is a BEiT that is not a plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
         )
     if config.use_mean_pooling and not is_classifier(model):
         raise UserError(

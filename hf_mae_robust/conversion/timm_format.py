@@ -46,7 +46,7 @@ def from_timm(model: VisionTransformer, **config_overrides: Any) -> PreTrainedMo
     queries and keys or before the blocks, rotary positions, another activation, no CLS token.
     """
     if not isinstance(model, VisionTransformer):
-        raise UserError(f"{type(model).__name__} is no VisionTransformer of timm, so it has no place here.")
+        raise UserError(f"{type(model).__name__} is not a VisionTransformer of timm, so it has no place here.")
     block: Any = model.blocks[0]
     foreign = {
         "no CLS token, or register tokens": model.cls_token is None or model.num_prefix_tokens != 1,

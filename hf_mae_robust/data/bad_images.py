@@ -31,7 +31,7 @@ class SkippedImage:
 
 
 class SkippedImages:
-    """All images that were skipped, each once, kept in a file that a resumed run goes on with.
+    """All images that were skipped, each once, kept in a file that a resumed run continues.
 
     Args:
         path: JSON lines, `{"split", "row", "kind", "detail"}`; None keeps no file.
@@ -112,7 +112,7 @@ class SkippedImages:
 
         Args:
             num_rows: images in the split; None for a stream of unknown length, of which
-            num_seen: so many were read, the bad ones included. Below 1000 there is no limit but that of 0.
+            num_seen: images read, the bad ones included. Below 1000 there is no limit but that of 0.
         """
         if not self.exceeds(split, num_rows, num_seen):
             return

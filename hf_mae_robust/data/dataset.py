@@ -16,12 +16,12 @@ from .labels import Labels
 from .preprocessing import Transform, in_two_steps
 from .source import ImageSource
 
-# More bad images than this one after another are no accident: a wrong column, or files that are gone.
+# More bad images than this one after another are not an accident: a wrong column, or files that are gone.
 MAX_BAD_IN_A_ROW = 32
 
 
 class ViewDraws:
-    """torch's global random numbers for several views of an image: each has a seed of its own, and goes on where it was
+    """torch's global random numbers for several views of an image: each has a seed of its own, and resumes where it was
     when another one has drawn in between."""
 
     def __init__(self, seeds: Sequence[int]):
@@ -73,7 +73,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
             replace_bad_images: take the next row that can be decoded instead, under the number, the augmentation and
                 the noise of the one asked for (for training, where every place is filled); otherwise a bad image
                 becomes a filler (for means, which are then exact over the good ones).
-            num_views: items that a data loader gets for each key: so many crops, flips and noises of one decoding. The
+            num_views: items that a data loader gets for each key: crops, flips and noises of one decoding. The
                 first is the one that there is without others.
 
         Items raise DataError where MAX_BAD_IN_A_ROW rows after one another cannot be decoded.

@@ -29,7 +29,7 @@ KINDS = {
     "not_an_image": "no image format that Pillow recognises",
     "bomb": "more than MAX_PIXELS pixels, or text that unpacks to more than Pillow allows",
     "corrupt": "the bytes contradict the format",
-    "unsupported": "an image that Pillow cannot decode or convert, or a value that is no image",
+    "unsupported": "an image that Pillow cannot decode or convert, or a value that is not an image",
     "mismatch": "an annotation that does not fit its image",
 }
 

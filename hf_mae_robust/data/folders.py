@@ -342,7 +342,7 @@ def _pair_by_content(pairs: Pairs, root: Path) -> None:
     pairs.images = [path for path in pairs.images if path not in taken]
 
 
-# ---- annotations that are no images ----
+# ---- annotations that are not images ----
 
 
 def annotations_of(tree: Tree) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-# Formats of Pillow that are no still pictures, or for which it has a stub that cannot decode.
+# Formats of Pillow that are not still pictures, or for which it has a stub that cannot decode.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 # Image formats that need more than Pillow, and what reads them or what to do.
 PLUGINS = {
@@ -24,7 +24,7 @@ PLUGINS = {
 }
 # First bytes of the usual formats, for files whose name says nothing.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
-# Endings of files that are no images, so that their content need not be looked at.
+# Endings of files that are not images, so that their content need not be looked at.
 _OTHER = frozenset(
     [
         ".arrow",

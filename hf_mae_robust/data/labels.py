@@ -17,7 +17,7 @@ from datasets import ClassLabel, Features, Value
 from ..errors import DataError, UserError
 
 MAX_NAMED_IN_ERRORS = 5
-# (features, column or "auto", description, function that reads a whole column or None) -> labels; see `find_labels`.
+# (features, column or "auto", description, function that reads a column, or None) -> labels; see `find_labels`.
 LabelFinder = Callable[[Features | None, str, str, Callable[[str], Iterable[Any]] | None], Any]
 
 
@@ -39,7 +39,7 @@ class Labels:
 
     def check(self, values: Sequence[Any], first_row: int | None = 0) -> np.ndarray:
         """The classes `(N,)` int64 of consecutive rows. Raises DataError, naming the first row, where a label is
-        missing (None, or the -1 of splits whose labels are withheld) or is no class. first_row: None: unknown."""
+        missing (None, or the -1 of splits whose labels are withheld) or is not a class. first_row: None: unknown."""
         values = values[:]  # a `datasets.Column` is slow to go through
         classes: Sequence[Any]
         if self.numbers is not None:
@@ -125,8 +125,8 @@ def find_labels(
     kind = getattr(feature, "dtype", None) if isinstance(feature, Value) else None
     if kind is None or not (kind.startswith(("int", "uint", "string", "large_string")) or kind == "bool"):
         raise DataError(
-            f"{description}: column '{wanted}' is of type {kind or type(feature).__name__}, which are no class labels. "
-            f"Choose another one with --label_column_name (ClassLabel, whole numbers or strings). It has: {columns}."
+            f"{description}: column '{wanted}' is of type {kind or type(feature).__name__}, which are not class "
+            f"labels. Choose another one with --label_column_name (ClassLabel, integers or strings). It has: {columns}."
         )
     if read_column is None:
         raise DataError(

@@ -271,7 +271,7 @@ def classes_of(split: Split) -> tuple[list[str] | None, int]:
     if len(depths) == 1:
         classes = [parts[-1] for parts in split.folders]
         if len(set(classes)) == 1 and set(words_of(classes[0])) <= _IMAGE_WORDS:
-            return None, 0  # images/ is no class
+            return None, 0  # images/ is not a class
         return classes, 0
     shared = 0
     while shared < min(depths) and len({parts[shared] for parts in split.folders}) == 1:

@@ -19,7 +19,7 @@ from .source import ImageSource
 def outlive_signals(worker_id: int) -> None:
     """For worker processes of a data loader: ignore SIGINT and the first SIGTERM, end at the second.
 
-    Terminals and schedulers signal the whole process group, and the training process still needs images to finish its
+    Terminals and schedulers signal all of the process group, and the training process still needs images to finish its
     step and save. It ends its workers itself (`end_workers`).
     """
 
@@ -84,7 +84,7 @@ def training_loader(
     """Batches `{"pixel_values": (B, C, H, W), "noise": (B, L), "labels": (B,), "row": (B,)}` of one rank, all full.
     A bad image is replaced by another one and listed under `"skipped"` (see `collate`).
 
-    num_views: repeated augmentation (Hoffer et al. 2020): a batch holds so many views of each of its images, next to
+    num_views: repeated augmentation (Hoffer et al. 2020): a batch holds N views of each of its images, next to
     each other, from one decoding. An epoch is one pass over the images.
 
     Raises as `images_in_batch`.

@@ -136,7 +136,7 @@ class EvaluationTransform:
 class RandomCrop:
     """MAE's augmentation on uint8 tensors: a random crop of a share of the area (bicubic, aspect ratio 3/4 to 4/3) and
     a horizontal flip. It draws from torch's global random number generator. In two steps, so that no more than the part
-    needs to be decoded: `region` says which, `finish` takes its pixels. Called with the whole image it does both."""
+    needs to be decoded: `region` says which, `finish` takes its pixels. Called with a complete image it does both."""
 
     def __init__(self, image_size: tuple[int, int], scale: tuple[float, float], horizontal_flip: bool):
         self.image_size, self.scale, self.horizontal_flip = image_size, scale, horizontal_flip
@@ -175,7 +175,7 @@ def training_transform(
     image_size: int | Sequence[int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
 ) -> RandomCrop:
     """MAE's augmentation, `(C, h, w)` uint8 -> `(C, H, W)`. `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L,
-    (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is no pair of shares."""
+    (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is not a pair of shares."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")

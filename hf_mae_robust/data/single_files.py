@@ -18,7 +18,7 @@ MAX_MISSING = 0.01
 
 
 def builder_of(path: Path) -> str:
-    """The builder for a file that is no list. Raises DataError for files that hold no data set, saying what to give."""
+    """The builder for a file that is not a list. Raises DataError for files without a data set, saying what to give."""
     ending = path.suffix.lower()
     if ending in BUILDERS:
         return BUILDERS[ending]

@@ -31,7 +31,7 @@ class Tree:
 
     Attributes:
         images: files that can be decoded here. unreadable: image files that need a plugin, which is not installed.
-        others: ending (lower case, "" for none) -> number of files that are no images; names: of these, those that tell
+        others: ending (lower case, "" for none) -> number of other files; names: of these, those that tell
             a layout, such as `_annotations.coco.json`.
         broken_links: to image files, or without an ending as links to folders are, that are not there.
         denied: folders that may not be read.

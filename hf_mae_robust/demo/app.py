@@ -18,7 +18,7 @@ from ..errors import ImageDecodingError
 from .inspector import Inspector
 from .pictures import as_rgb, attention_picture, masked_picture, on_pixels, principal_components, shown_scale, to_shown
 
-# Pictures, and what is remembered of them, are deleted after so many seconds.
+# Pictures, and what is remembered of them, are deleted after this number of seconds.
 KEPT = 3600
 SHOWN_HEIGHT = 300
 CSS = "#masked img { cursor: crosshair; }"
@@ -48,7 +48,7 @@ def read_upload(upload: dict[str, Any] | None, num_channels: int) -> torch.Tenso
         raise gr.Error(NO_IMAGE)
     # gradio lets the path of a request that leaves its `meta` out pass as it is.
     if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
-        raise gr.Error(f"{path} is no file that was uploaded.")
+        raise gr.Error(f"{path} is not an uploaded file.")
     try:
         return decode_image(Path(path).read_bytes(), num_channels)
     except ImageDecodingError as error:

@@ -60,7 +60,7 @@ def write_space(folder: str | Path, inspector: Inspector, title: str, hub_id: st
     loaded from there, at one commit; any other goes along, with its image processor, in `checkpoint/`.
 
     Args:
-        hub_id, revision: of the model; None where it is no model of the Hub.
+        hub_id, revision: of the model; None where it is not a model on the Hub.
 
     The folder appears when it is complete. Raises FileExistsError where it is not empty, ValueError where this package
     is not installed.
@@ -134,7 +134,7 @@ def run_demo(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise UserError('demo needs gradio: pip install ".[demo]", in a clone of hf_mae_robust.')
     if args.revision is not None and Path(args.checkpoint).exists():
-        raise UserError(f"--revision {args.revision}: {args.checkpoint} is no model on the Hub.")
+        raise UserError(f"--revision {args.revision}: {args.checkpoint} is not a model on the Hub.")
     if args.space is not None:
         check_is_free(args.space)
     device = device_of(args.device)

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..training.pictures import MASK_GRAY
 
-# Small pictures are enlarged by a whole factor to about so many pixels, so that single patches can be seen and hit.
+# Small pictures are enlarged by an integer factor to about this size in pixels: single patches can be seen and hit.
 SHOWN_SIZE = 448
 
 
@@ -67,7 +67,7 @@ def shown_scale(size: tuple[int, int]) -> int:
 
 
 def to_shown(picture: torch.Tensor) -> Image.Image:
-    """`(3, H, W)` in [0, 1] (clipped) -> a picture of a whole multiple of that size."""
+    """`(3, H, W)` in [0, 1] (clipped) -> a picture of a multiple of that size."""
     # torchvision would cut the decimals off, and a value that is a hair too small would be another one.
     picture = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
     height, width = picture.shape[-2:]

@@ -140,10 +140,10 @@ class SegmentationArguments:
 
     _argument_group_name = "segmentation"
 
-    do_reduce_labels: bool = option(False, "0 in the maps is no class, and 1 is the first one (as in ADE20K).")
+    do_reduce_labels: bool = option(False, "0 in the maps is not a class, and 1 is the first one (as in ADE20K).")
     ignore_index: int = option(255, "Value in the maps that is left out of loss and metrics, beside 255.")
     stride: int | None = option(
-        None, "Evaluation slides a window of the crop's size over the image, by so many pixels (2/3 of the crop)."
+        None, "Pixels by which evaluation slides a window of the crop's size over the image (2/3 of the crop)."
     )
     auxiliary_loss_weight: float = option(0.4, "Weight of the loss of the auxiliary head.")
     relative_position_bias: bool = option(False, "Add BEiT's relative positions, from zero, to each block.")
@@ -167,7 +167,7 @@ class DetectionArguments:
     head_norm: Literal["batch", "layer", "none"] = option(
         "layer", "Norm in pyramid, box head and mask head; batch is for large batches."
     )
-    detections_per_image: int = option(100, "Objects to find in an image at the most; COCO's AP takes 100.")
+    detections_per_image: int = option(100, "Objects to find in an image, at most; COCO's AP takes 100.")
 
     def __post_init__(self) -> None:
         check_ranges(vars(self))
@@ -186,7 +186,7 @@ class FinetuneRecipeArguments(RecipeArguments):
         None, "Average the weights over the steps, and evaluate and keep the average (such as 0.9999); default: off."
     )
     early_stopping_patience: int | None = option(
-        None, "Stop after so many evaluations without a better --metric_for_best_model; default: never."
+        None, "Stop after N evaluations without a better --metric_for_best_model; default: never."
     )
     eval_only: bool = option(False, "Evaluate --model_name_or_path, which was fine-tuned, and do not train.")
     num_pictures: int = option(

@@ -67,7 +67,7 @@ print(run({path}))
 _LIMITATIONS = {
     PRETRAINING: (
         "The features are what filling in masked patches teaches; for most uses the encoder has to be fine-tuned. What "
-        "the decoder fills in is plausible, not true: it is no restoration. Losses of different targets cannot be "
+        "the decoder fills in is plausible, not true: it is not a restoration. Losses of different targets cannot be "
         "compared, and a lower one does not mean better features."
     ),
     "classification": "The model knows these classes only, and names one of them for every image.",
@@ -87,7 +87,7 @@ _OWN_LICENCE = (
 
 def save_card(folder: str | Path, model_id: str | None = None, path: str | Path | None = None) -> None:
     """Write `README.md` into a folder that run_pretrain.py or run_finetune.py has written. One that is there is
-    replaced as a whole.
+    replaced completely.
 
     Args:
         model_id: of the Hub, "user/name"; None: users name the model by its folder.
@@ -162,11 +162,11 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
 def card_of_recipe(name: str) -> str:
     """The card of a row of the paper's tables: how to train it, and what the paper got.
 
-    Raises ValueError for a recipe that is no row of the paper; FileNotFoundError for none.
+    Raises ValueError for a recipe that is not a row of the paper; FileNotFoundError for none.
     """
     path = recipe_path(name)
     if path.stem not in PAPER_RESULTS:
-        raise UserError(f"{name} is no row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
+        raise UserError(f"{name} is not a row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
     paper = PAPER_RESULTS[path.stem]
     text = path.read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)
@@ -266,7 +266,7 @@ def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[s
     if about["task"] != PRETRAINING:
         start = "from scratch" if about["start"] is None else f"from {about['start']}{commit}"
         return f"{what}, fine-tuned {start} for {about['task']} on {data}."
-    start = "" if about["start"] is None else f", going on from {about['start']}{commit},"
+    start = "" if about["start"] is None else f", starting from {about['start']}{commit},"
     ingredients = [f"decoder attention dropout {config['decoder_attention_probs_dropout_prob']:g}"]
     normalised = " and per patch" if config["norm_pix_loss"] else ""
     ingredients.append(f"target normalised `{config['target_normalization']}`{normalised}")

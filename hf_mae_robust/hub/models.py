@@ -28,7 +28,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def local_model(name: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
-    """A model of the Hub -> the folder it was downloaded to, whole, and its commit. All of it is of this commit, also
+    """A model of the Hub -> the folder it was downloaded to, and its commit. All of it is of this commit, also
     when the branch moves meanwhile. Anything else, and whatever offline mode does not find in the cache, is returned as
     it is, with None.
 
@@ -41,7 +41,7 @@ def local_model(name: str, revision: str | None, token: str | None) -> tuple[str
     check_path(name)
     if not _is_hub_id(name):
         if revision is not None:
-            raise UserError(f"--model_revision {revision}: {name} is no model on the Hub.")
+            raise UserError(f"--model_revision {revision}: {name} is not a model on the Hub.")
         return name, None
     try:
         # Where the Hub cannot be reached, a misspelt folder must not take minutes.
@@ -70,5 +70,5 @@ def _download_once(name: str, revision: str | None, token: str | None, patterns:
     return snapshot_download(name, revision=revision, token=token, allow_patterns=list(patterns))
 
 
-# What is complete already is not downloaded again, and the rest goes on where it was.
+# What is complete already is not downloaded again, and the rest continues where it was.
 _download = retrying(attempts=6, expects_json=True).wraps(_download_once)

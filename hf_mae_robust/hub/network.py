@@ -1,7 +1,7 @@
 """Requests that are tried again where the network or the Hub fails for a while.
 
 huggingface_hub repeats a failed request 5 times by itself (about 25 seconds, with timeouts about 90; longer where the
-server asks for it with Retry-After). What is repeated here is that as a whole, so a time limit is overrun by at most
+server asks for it with Retry-After). All of that together is repeated here, so a time limit is overrun by at most
 one such attempt.
 """
 
@@ -34,11 +34,11 @@ def retrying(
     called with a function, or decorates one with `.wraps`; what the last attempt raises comes through.
 
     Args:
-        seconds: until so many have passed; the last attempt begins then. 0: a single attempt.
-        attempts: in place of `seconds`, at most so many.
+        seconds: for how long; the last attempt begins then. 0: a single attempt.
+        attempts: in place of `seconds`, the number of attempts, at most.
         what: for warnings about failed attempts, such as "Reading FILE"; None: no warnings.
         counts_attempts: whether the attempts themselves count towards `seconds`. Not for a download, which may go well
-            for hours, and goes on where it was.
+            for hours, and continues where it was.
         expects_json: as of `is_transient`.
     """
     limit = float("inf") if seconds is None else seconds

@@ -1,4 +1,4 @@
-"""What a run was, for the model card: written beside the weights, and no condition for going on from them."""
+"""What a run was, for the model card: written beside the weights. A run resumes without it, too."""
 
 import json
 import platform

@@ -23,7 +23,7 @@ from .run_record import RECORD
 logger = logging.getLogger(__name__)
 
 UPLOAD_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
-# Of a checkpoint, what only a run that goes on needs.
+# Of a checkpoint, what only a resumed run needs.
 _STATE = ["optimizer*", "scheduler*", "scaler*", "rng_state*", MANIFEST, "*/*"]
 # Of an output folder, what the README says a run leaves behind; other files that lie there are nobody's business.
 _OUTPUT = [
@@ -92,7 +92,7 @@ def _open_repository(name: str, token: str | None, revision: str | None, private
 
 
 class Pushes:
-    """Uploads to one repository. A failed one in the background is a warning, and the training goes on."""
+    """Uploads to one repository. A failed one in the background is a warning, and the training continues."""
 
     def __init__(self, repo_id: str, token: str | None, revision: str | None):
         self.api, self.repo_id, self.revision = HfApi(token=token), repo_id, revision
@@ -106,7 +106,7 @@ class Pushes:
 
     def push_checkpoint(self, checkpoint: Path, step: int, strategy: str, always: bool) -> None:
         """Begin to upload a complete checkpoint folder, as --hub_strategy says: "every_save": as the model;
-        "checkpoint": also whole, as last-checkpoint/; "all_checkpoints": under its own name; "end": not at all.
+        "checkpoint": also complete, as last-checkpoint/; "all_checkpoints": under its own name; "end": not at all.
         While one is still being uploaded the next ones are passed over, unless `always`, which waits."""
         strategy = HubStrategy(strategy)
         if strategy is HubStrategy.END:
@@ -126,7 +126,7 @@ class Pushes:
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy is HubStrategy.CHECKPOINT else checkpoint.name
             self._running.append(
-                self.api.upload_folder(**common, commit_message=f"{message}, to go on from", path_in_repo=name)
+                self.api.upload_folder(**common, commit_message=f"{message}, to resume from", path_in_repo=name)
             )
 
     def wait(self) -> None:

@@ -34,7 +34,7 @@ class ViTMAERobustConfig(ViTMAEConfig):
         target_normalization (`"none"`, `"global_rgb"` or `"global_patch"`, defaults to `"global_rgb"`):
             Population statistics that the target is normalised with first (paper, section 2.2 and Table 1): raw
             pixels in [0, 1]; the per-channel `image_mean` / `image_std` (what MAE has always done); or the mean and
-            standard deviation of every pixel of a patch over the whole data set (eq. 3). The model's input stays
+            standard deviation of every pixel of a patch over the data set (eq. 3). The model's input stays
             normalised with `image_mean` / `image_std` in all three.
         norm_pix_loss (`bool`, defaults to `True`):
             Whether each patch of the target is then normalised with its own mean and variance (eq. 2).

@@ -106,10 +106,10 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         if self.num_hidden_layers < 4:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers}: the pyramid needs four blocks at least.")
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}.")
+            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}."
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
             )
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:

@@ -112,7 +112,7 @@ def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor,
 
 
 class TargetNormalizer(nn.Module):
-    """Mean and standard deviation of each of the D numbers of a patch over the whole data set (paper, eq. 3), for raw
+    """Mean and standard deviation of each of the D numbers of a patch over the data set (paper, eq. 3), for raw
     pixels in [0, 1]. Buffers `mean` and `std`, float32, `(D,)`; NaN until `set_statistics` or a checkpoint fills
     them."""
 
@@ -288,7 +288,7 @@ class SharedTokens(NamedTuple):
     """Tokens of masked patches: the rows `ids` `(B, m)` of `table` `(L, d)`.
 
     Such a token is an embedding and a position, the same for all images, so in the first block that sees them their
-    norm, query, key and value are computed once for the whole batch, on the table.
+    norm, query, key and value are computed once for all images of the batch, on the table.
     """
 
     table: torch.Tensor
@@ -352,7 +352,7 @@ class ViTMAERobustLayer(ViTMAELayer):
     """As stock's block, for the work that is needed.
 
     shared: tokens that join the others in this block, behind them.
-    num_outputs: give only so many of the last tokens; the others are keys and values for them. Default: all.
+    num_outputs: give only the last N tokens; the others are keys and values for them. Default: all.
     """
 
     def __init__(self, config: ViTMAERobustConfig):
@@ -416,7 +416,7 @@ class ViTMAERobustDecoder(nn.Module):
             hidden_states (`(B, 1 + n, d)`): the encoder's output: CLS, then the first n patches in shuffled order.
             ids_shuffle (`(B, L)`): patch indices, those of `hidden_states` first.
             grid_size: patches (vertically, horizontally), where it is not that of `config.image_size`.
-            num_outputs: predict only so many of the last patches in shuffled order. Default: all.
+            num_outputs: predict only the last N patches in shuffled order. Default: all.
 
         Returns:
             `logits` `(B, num_outputs or L, D)`, in shuffled order.

@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
 from .modeling_vit_mae_robust import class_before_sharding, sincos_position_embedding
 
-# Of an anchor's or proposal's area within a crowd region, from where on it is no negative.
+# Of an anchor's or proposal's area within a crowd region, from where on it is not a negative.
 CROWD_OVERLAP = 0.5
 LEVELS = ("0", "1", "2", "3")
 
@@ -39,7 +39,7 @@ class InstanceSegmentationOutput(ModelOutput):
     """Args:
     loss: sum of the five parts, in training.
     loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg, loss_mask: the parts.
-    scores (`(B, K)`): in evaluation; the surest first, 0 where there is no detection. K: `detections_per_image`.
+    scores (`(B, K)`): in evaluation; most confident first, 0 without a detection. K: `detections_per_image`.
     labels (`(B, K)`): classes from 0.
     pred_boxes (`(B, K, 4)`): in pixels of the input.
     pred_masks (`(B, K, 28, 28)`): probabilities within each box.
@@ -389,11 +389,11 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
                 taken for background, and `seed`, a number from which follows which anchors and proposals are sampled.
 
         Each part of the loss is a mean over an image's sampled anchors, proposals or masks, 0 where it has none, and
-        then over the images, so that accumulated batches equal a large one. torchvision takes it over the whole batch
+        then over the images, so that accumulated batches equal a large one. torchvision takes it over all of the batch
         at once.
 
-        Raises ValueError for sizes that are no multiple of the patch size, or labels that do not fit the batch: boxes
-        without area, classes that there are not, masks of another size.
+        Raises ValueError for sizes that the patch size does not divide, or labels that do not fit the batch: boxes
+        without area, unknown classes, masks of another size.
         """
         height, width = pixel_values.shape[-2:]
         if height % self.config.patch_size or width % self.config.patch_size:
@@ -421,7 +421,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
             return self._detections(images, features, sizes)
 
     def _check(self, target: dict[str, torch.Tensor], number: int, size: tuple[int, int]) -> None:
-        """Of what would end as a loss that is no number, or be taken for something else in silence."""
+        """Of what would end as a loss that is not a number, or be taken for something else in silence."""
         boxes, classes, masks = (target[name] for name in ("boxes", "class_labels", "masks"))
         if not len(boxes) == len(classes) == len(masks) or tuple(masks.shape[1:]) != size:
             raise ValueError(

@@ -77,12 +77,12 @@ class MAETrainingArguments(ImageTrainingArguments):
     adam_beta2: float = option(0.95, "AdamW's second beta.")
     repeated_augmentation: int = option(
         1,
-        "Put so many crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
-        "still passes over all images, and so has so many times the steps.",
+        "Put N crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
+        "still passes over all images, and so has N times the steps.",
     )
     diagnostics_steps: float = option(
         0,
-        "Before the first step, every so many (below 1: a share of all steps) and after the last: what happens between "
+        "Before the first step, every N steps (below 1: a share of all) and after the last: what happens between "
         "the tokens (similarity, rank, attention, ...). 0: never.",
     )
     diagnostics: list[str] = field(
@@ -93,14 +93,12 @@ class MAETrainingArguments(ImageTrainingArguments):
             "choices": (*DIAGNOSTICS, "none"),
         },
     )
-    diagnostics_samples: int = option(512, "With --diagnostics_steps: look at so many images.")
+    diagnostics_samples: int = option(512, "With --diagnostics_steps: images to look at.")
     label_column_name: str | None = option(
         None,
         "With --diagnostics_steps: also nearest neighbours and a linear probe, by this column (or auto).",
     )
-    probe_samples: int = option(
-        2000, "With --label_column_name: so many images to learn from, and so many others to classify."
-    )
+    probe_samples: int = option(2000, "With --label_column_name: images to learn from, and as many others to classify.")
     dry_run: bool = option(
         False,
         "Print what the run would cost (parameters, tokens, operations, memory, steps, hours), and train nothing.",

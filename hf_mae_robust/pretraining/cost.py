@@ -80,7 +80,7 @@ def blocks(config: ViTMAERobustConfig) -> list[Block]:
 
 
 def forward_flops(config: ViTMAERobustConfig) -> dict[str, int]:
-    """Operations of the forward pass of one image in a training step, by part. What is done once for a whole batch is
+    """Operations of the forward pass of one image in a training step, by part. What is done once for a batch is
     left out: it is less than a hundredth."""
     visible = int(config.num_patches * (1 - config.mask_ratio))
     encoded = 1 + visible + int(config.num_patches * config.mid_mask_ratio)

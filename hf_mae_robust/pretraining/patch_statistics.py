@@ -71,7 +71,7 @@ class PatchStatistics:
         self.count = count
 
     def save(self, path: str | Path) -> None:
-        """Write `mean`, `std` (float64) and the metadata to a .safetensors file, which appears complete or not at all."""
+        """Write `mean`, `std` (float64) and the metadata to a .safetensors file, complete or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "num_patches": self.count, **portable(self.metadata)}
@@ -110,7 +110,7 @@ class PatchStatistics:
                 metadata = dict(file.metadata() or {})
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no .safetensors file, or not a whole one: {error}") from error
+            raise UserError(f"{path} is not a .safetensors file, or not a complete one: {error}") from error
         if metadata.get("format") != FORMAT or {"mean", "std"} - set(tensors):
             raise UserError(
                 f"{path} holds no patch statistics (tensors: {', '.join(tensors)}). They are written by "

@@ -92,7 +92,7 @@ def _collecting(
 def _report(skipped: SkippedImages, source: ImageSource, num_images: int) -> None:
     """Count over all processes. Raises DataError in all of them."""
     skipped.add(gather_object(list(skipped)))
-    # The pass has seen the whole split: of a stream too the number is known by now.
+    # The pass has seen all of the split: of a stream too the number is known by now.
     num_rows = source.num_rows if source.num_rows is not None else num_images + len(skipped)
     skipped.check(source.description, num_rows)
     if num_images == 0:

@@ -258,7 +258,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
         except StudyError as error:
             failure = error
         except KeyboardInterrupt:
-            print("\nStopped; the runs have saved. The same command goes on.", file=sys.stderr)
+            print("\nStopped; the runs have saved. The same command resumes.", file=sys.stderr)
             raise SystemExit(EXIT_STOPPED) from None
     command = "python -m hf_mae_robust reproduce " + shlex.join(_given(args))
     for study in chosen:

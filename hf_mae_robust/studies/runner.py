@@ -1,4 +1,4 @@
-"""Runs of a study: processes side by side, each finished one kept, interrupted ones gone on with."""
+"""Runs of a study: processes side by side, each finished one kept, interrupted ones resumed."""
 
 import json
 import multiprocessing
@@ -180,7 +180,7 @@ class StudyRunner:
 
     def go(self) -> None:
         """Raises StudyError where runs have failed; KeyboardInterrupt at SIGINT or SIGTERM: then runs have saved and
-        ended, to be gone on with later."""
+        ended, to be resumed later."""
         waiting = self._waiting()
         failed = []
         running: dict[Future[Any], Run] = {}

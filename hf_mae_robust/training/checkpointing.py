@@ -124,7 +124,7 @@ class Checkpointing(TypedTrainer):
         write_record(folder, {**self.record, "about": self.about})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Each file replaces its predecessor as a whole."""
+        """Each file replaces its predecessor at once."""
         final = Path(output_dir or self.args.output_dir)
         if _internal_call or final != Path(self.args.output_dir):
             super().save_model(output_dir, _internal_call)

@@ -64,7 +64,7 @@ class NonFiniteGuard(TrainerCallback):
             raise NonFiniteError(
                 f"{self.describe(step)} Nothing was saved after it. Look at those images; lower the learning rate or "
                 "lengthen the warm-up; use --bf16 rather than --fp16; or pass over such steps with "
-                "--skip_nonfinite_steps N. Started again, the run goes on from its last checkpoint."
+                "--skip_nonfinite_steps N. The same command resumes from the last checkpoint."
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -27,7 +27,7 @@ def reconstruction_grid(
         pixel_values (`(N, C, H, W)`): normalised images. noise (`(N, L)`): decides the masks.
 
     Returns:
-        `(3, h, w)` in [0, 1]. Small images are enlarged by a whole factor, without smoothing.
+        `(3, h, w)` in [0, 1]. Small images are enlarged by an integer factor, without smoothing.
     """
     # Where the noise says "masked" follows from its ranks, as in the model.
     num_visible = int(noise.shape[1] * (1 - model.config.mask_ratio))

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def _without_warning_of_best() -> Iterator[None]:
-    """The Trainer says that the best checkpoint does not exist, where its name alone is no path from here."""
+    """The Trainer says that the best checkpoint does not exist, where its name alone is not a path from here."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("The best checkpoint")
@@ -52,7 +52,7 @@ class Resuming(TypedTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
-        """Where in the data to go on: epochs done, batches done of the next one."""
+        """Where in the data to resume: epochs done, batches done of the next one."""
         with _without_warning_of_best():
             position = super()._init_training_state(
                 max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -60,7 +60,7 @@ class Resuming(TypedTrainer):
         if resume_from_checkpoint is None:
             return position
         self._find_best(Path(resume_from_checkpoint))
-        # The Trainer goes on with the intervals of the interrupted run, whatever was asked for now.
+        # The Trainer keeps the intervals of the interrupted run, whatever was asked for now.
         self.state.compute_steps(self.args, max_steps)
         if self.allow_elastic_resume and self.state.epoch is not None and self.train_source.num_rows is not None:
             self.state.global_step = min(round(self.state.epoch * steps_per_epoch), max_steps)

@@ -36,7 +36,7 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
     """`Trainer` that feeds `ImageSource`s.
 
     Args (beside those of `DataFeeding`, `Checkpointing`, `Resuming` and the Trainer):
-        skip_nonfinite_steps: at most so many steps with a loss or gradient that is not finite are passed over.
+        skip_nonfinite_steps: steps with a loss or gradient that is not finite that are skipped, at most.
 
     A subclass says how a batch becomes a loss (`compute_loss`, handing it to `guard.add_loss`) and how a split is
     evaluated (`evaluation_loop`, over `evaluation_batches`).

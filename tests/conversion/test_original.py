@@ -239,7 +239,7 @@ def test_our_model_survives_the_way_out_and_back():
         **HEADS,
     )
     model = ViTMAERobustForPreTraining(config)
-    with pytest.raises(ValueError, match=r"6 patches, which is no square grid: pass image_size"):
+    with pytest.raises(ValueError, match=r"6 patches, which is not a square grid: pass image_size"):
         from_original(to_original(model), **HEADS)
     back = from_original(to_original(model), **HEADS, image_size=(16, 24))
     assert_identical(back.state_dict(), model.state_dict())
@@ -305,7 +305,7 @@ def test_a_bare_state_dict_is_read(tmp_path):
         ),
         (lambda d: d.update({"norm.bias": torch.ones(9)}), r"do not fit the sizes[\s\S]*vit\.layernorm\.bias"),
         (lambda d: d.update({"patch_embed.proj.weight": torch.ones(8, 48)}), r"proj\.weight has shape \(8, 48\)"),
-        (lambda d: d.update({"pos_embed": torch.ones(1, 16, 8)}), "15 patches, which is no square grid"),
+        (lambda d: d.update({"pos_embed": torch.ones(1, 16, 8)}), "15 patches, which is not a square grid"),
     ],
 )
 def test_keys_and_shapes_that_do_not_fit(change, message):

@@ -26,7 +26,7 @@ def test_overrides_win_over_the_checkpoint_and_the_checkpoint_over_defaults(tmp_
 
 def test_other_architectures_and_unknown_settings_are_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'bert' model; pre-training goes on from 'vit_mae_robust' or stock"):
+    with pytest.raises(ValueError, match="is a 'bert' model; pre-training starts from 'vit_mae_robust' or stock"):
         read_pretraining_config(ModelSource(str(tmp_path)))
     with pytest.raises(ValueError, match="ViTMAERobustConfig has no setting depth, heads"):
         read_pretraining_config(ModelSource(None, {"heads": 3, "depth": 2}))

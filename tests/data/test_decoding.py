@@ -61,7 +61,7 @@ def bad_images() -> dict[str, tuple[object, str]]:
         "no EOI": (JPEG[:-2], "truncated"),
         "progressive": (encode(PHOTO, "JPEG", progressive=True)[:-300], "truncated"),
         "half a PNG": (PNG[: len(PNG) // 2], "truncated"),
-        "text": (b"This is no image, whatever its name says.", "not_an_image"),
+        "text": (b"This is not an image, whatever its name says.", "not_an_image"),
         "html": (b"<!DOCTYPE html><html><title>404</title></html>", "not_an_image"),
         "gzip": (gzip.compress(JPEG), "not_an_image"),
         "bomb": (png_header(50_000, 50_000), "bomb"),

@@ -92,8 +92,8 @@ def test_a_named_column_wins(tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("weight", "'weight' is of type float32, which are no class labels.*image.*weight"),
-        ("image", "'image' is of type Image, which are no class labels"),
+        ("weight", "'weight' is of type float32, which are not class labels.*image.*weight"),
+        ("image", "'image' is of type Image, which are not class labels"),
         ("labels", "no column 'labels'.*image.*label.*weight"),
     ],
 )

@@ -57,7 +57,7 @@ def test_without_gradio_the_message_says_how_to_install_it(folder, monkeypatch, 
     [
         (["no/such/folder"], "no/such/folder"),
         (["nobody/no-such-model"], "nobody/no-such-model"),
-        (["{model}", "--revision", "v1"], "is no model on the Hub"),
+        (["{model}", "--revision", "v1"], "is not a model on the Hub"),
         (["{model}", "--device", "toaster"], "--device toaster"),
         (["{model}", "--space", "{model}"], "is not an empty folder"),
         (["{file}"], "no PyTorch file"),

@@ -213,7 +213,7 @@ def test_heads_compute_in_float32_under_autocast(images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 60}, "image_size=60 is no multiple of patch_size=8"),
+        ({"image_size": 60}, "image_size=60 is not a multiple of patch_size=8"),
         ({"num_hidden_layers": 3}, "four blocks at least"),
         ({"hidden_size": 33}, "no multiple of num_attention_heads"),
         ({"image_mean": [0.5]}, "image_mean has 1 numbers for num_channels=3"),

@@ -1,4 +1,4 @@
-"""The paper's studies: what is run, how it is gone on with, and what the report says."""
+"""The paper's studies: what is run, how it resumes, and what the report says."""
 
 import argparse
 import shlex

@@ -95,7 +95,7 @@ def test_a_study_that_is_terminated_goes_on(photos_dir, tmp_path, monkeypatch):
     children = process.children(recursive=True)
     process.terminate()
     ended = study.wait()
-    assert ended.codes == [EXIT_STOPPED] and "The same command goes on" in ended.output, ended.output
+    assert ended.codes == [EXIT_STOPPED] and "The same command resumes" in ended.output, ended.output
     psutil.wait_procs(children, timeout=300)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert "Stopped by SIGTERM after step" in (folder / "run.log").read_text()

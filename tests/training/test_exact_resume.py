@@ -1,7 +1,7 @@
 """Interrupted and resumed runs, in processes of their own, against the uninterrupted one: equal bit by bit.
 
 Dropout, augmentation, mid-level tokens and statistics are on. A streamed run is cut three times, in the first epoch,
-between two epochs and in a later one, and goes on with another number of worker processes each time.
+between two epochs and in a later one, and resumes with another number of worker processes each time.
 """
 
 import signal

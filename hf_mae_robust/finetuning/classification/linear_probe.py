@@ -93,7 +93,7 @@ def _as_it_is(batch: Any) -> Any:
 
 class ProbeTrainer(ClassificationTrainer):
     """Trains a `LinearProbe` with LARS. Every folder it writes holds the stock classifier with the BatchNorm folded in;
-    checkpoints also hold the head by itself, to go on from.
+    checkpoints also hold the head by itself, to resume from.
 
     `cache_features` makes it train on features that are computed once, which is exact where images are not augmented.
     """

@@ -52,7 +52,7 @@ def add_adapter(
         targets: names of linear layers, or their last parts (`"q_proj"` of all blocks); `["all-linear"]`: all.
         base: where the classifier without the adapter will be, for `base_model_name_or_path`.
 
-    Raises ValueError where a target is no linear layer of the model.
+    Raises ValueError where a target is not a linear layer of the model.
     """
     linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
     kinds = sorted({name.rpartition(".")[2] for name in linear})

@@ -123,7 +123,7 @@ def classifier_for_evaluation(
     if config is not None:  # also DeiTForImageClassificationWithTeacher
         is_classifier = any("ForImageClassification" in name for name in config.architectures or ())
     if not is_classifier:
-        raise UserError(f"--model_name_or_path {source.name} is no classifier.")
+        raise UserError(f"--model_name_or_path {source.name} is not a classifier.")
     check_classes(source.checkpoint, config or model.config, class_names)
     if model is None:
         options = {"attn_implementation": attn_implementation, **source.access.options}

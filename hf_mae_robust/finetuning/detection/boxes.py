@@ -13,10 +13,10 @@ from ...data.notes import note
 from ...data.source import ImageSource
 from ...errors import DataError, ImageDecodingError
 
-# Boxes agree with masks within so many pixels, or this overlap (IoU): annotators round, and some draw boxes around what
+# Boxes agree with masks within these pixels, or this overlap (IoU): annotators round, and some draw boxes around what
 # is hidden.
 MAX_DISTANCE, MIN_OVERLAP = 2.0, 0.8
-# A larger share of the boxes that contradict is no accident.
+# A larger share of the boxes that contradict is not an accident.
 MAX_WRONG, MAX_OUTSIDE_SHARE = 0.1, 0.01
 # So much of its width or height may a box lie outside of the image, beside two pixels, before the annotation is taken
 # for one of another image.

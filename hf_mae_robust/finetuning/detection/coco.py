@@ -55,7 +55,7 @@ def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets
     `width`, `height`, and `objects`, a struct of lists with `id`, `bbox`, `category` (ClassLabel, in the order of
     COCO's ids), `category_id` (COCO's), `area`, `iscrowd`, `segmentation` (polygons) and `rle` ({size, counts}).
 
-    Raises DataError: a file that cannot be read or is no COCO annotation, no image, an image that is not in the folder,
+    Raises DataError: a file that cannot be read or is not COCO's, no image, an image that is not in the folder,
     an object of an unknown image or category, an id or a name that comes twice, boxes that contradict masks or images.
     """
     annotation_file = Path(annotation_file)
@@ -69,8 +69,8 @@ def load_coco(annotation_file: str | Path, image_folder: str | Path) -> datasets
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # pyarrow's are ValueErrors
         raise DataError(
-            f"{annotation_file} is no COCO annotation: 'images' with 'id' and 'file_name', 'categories' with 'id' and "
-            f"'name', and 'annotations' with 'image_id', 'category_id' and 'bbox' are needed, ids being numbers "
+            f"{annotation_file} is not a COCO annotation: 'images' with 'id' and 'file_name', 'categories' with 'id' "
+            f"and 'name', and 'annotations' with 'image_id', 'category_id' and 'bbox' are needed, ids being numbers "
             f"({type(error).__name__}: {error})."
         ) from error
 

@@ -48,7 +48,7 @@ def coco_metrics(
 
     Args:
         objects, detections: by image.
-        max_detections: so many of an image count, the surest (COCO: 100).
+        max_detections: the most confident N of an image count (COCO: 100).
 
     Returns `box_ap`, `box_ap50`, `box_ap75`, `box_ap_small`, `box_ap_medium`, `box_ap_large` and the same for `mask`,
     and for each class its name, number of objects, `box_ap` and `mask_ap`. Sizes are left out of which there is no
@@ -120,7 +120,7 @@ def _dataset(objects: dict[int, Objects], class_names: Sequence[str]) -> dict[st
 
 
 def _filled(box: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """The whole box as a mask, for a crowd region that has none."""
+    """The box as a mask, for a crowd region that has none."""
     x0, y0, x1, y1 = box.tolist()
     return rle.merge(rle.frPyObjects([[x0, y0, x1, y0, x1, y1, x0, y1]], *size))
 

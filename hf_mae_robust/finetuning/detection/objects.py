@@ -99,7 +99,7 @@ class ObjectLabels:
 
         Raises:
             ImageDecodingError: masks of another size than the image's, or boxes or polygons that lie far outside of it.
-            DataError: a class that is none, an object without mask, or something that is no box or mask.
+            DataError: a class that is none, an object without mask, or something that is not a box or mask.
         """
         size = (image.shape[1], image.shape[2])
         try:

@@ -22,7 +22,7 @@ class DetectionTrainer(FinetuningTrainer):
     """Fine-tunes a detector of objects and their masks.
 
     Args (beside `FinetuningTrainer`'s):
-        num_pictures: so many images of the evaluation, the first, are kept with their detections in `pictures`.
+        num_pictures: the first N images of the evaluation are kept with their detections in `pictures`.
 
     AP counts the surest `detections_per_image` (of the model's config) of each image; COCO's counts 100.
     """

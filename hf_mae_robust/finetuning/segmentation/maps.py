@@ -27,7 +27,7 @@ MAX_IGNORED = 0.5
 # In targets; the data say it with --ignore_index, 255, or 0 where labels are reduced.
 IGNORED = -1
 NAMES_OF_COLUMNS = ("annotation", "label", "mask", "segmentation_map", "segmentation")
-# What 0 is called where it is no class.
+# What 0 is called where it is not a class.
 NAMES_OF_NOTHING = (
     "other",
     "others",
@@ -132,7 +132,7 @@ class SemanticMaps:
 
         Raises:
             ImageDecodingError: it cannot be decoded, holds colours, or is of another size than the image.
-            DataError: a value that is no class.
+            DataError: a value that is not a class.
         """
         numbers = decode_map(value, row)
         if numbers.shape != image.shape[1:]:
@@ -148,7 +148,7 @@ class SemanticMaps:
             raise DataError(
                 f"{self.description}: the map of row {row:,} has the value {value}, which is none of the "
                 f"{len(self.values)} classes ({self._range()}). --id2label names the values in the maps; leave a value "
-                f"out with --ignore_index {value}; --do_reduce_labels is for maps in which 0 is no class."
+                f"out with --ignore_index {value}; --do_reduce_labels is for maps in which 0 is not a class."
             )
         return classes
 
@@ -195,9 +195,9 @@ def name_classes(
     """Class names, the value of each in the maps, and the ignored values.
 
     names: of the values in the maps. Classes are numbered in the order of their values, without gaps. `ignore_index`
-    is no class, wherever it stands among them; nor is 255 (its default), unless it has a name. With `do_reduce_labels`
-    0 is no class; there the names may also be those of the reduced classes (0 is the first one, as in the files on the
-    Hub for ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
+    is not a class, wherever it stands among them; nor is 255 (its default) without a name. With `do_reduce_labels`
+    0 is not a class; there the names may also be those of the reduced classes (0 is the first one, as in the Hub's
+    files for ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
 
     Raises ValueError where fewer than two classes are left, or two have the same name.
     """
@@ -252,8 +252,8 @@ def find_maps(
         raise DataError(f"{description} has no column '{wanted}' (--label_column_name). It has: {columns}.")
     if not isinstance(features[wanted], datasets.Image):
         raise DataError(
-            f"{description}: column '{wanted}' is no column of images, as semantic maps are. Choose another one with "
-            f"--label_column_name. It has: {columns}."
+            f"{description}: column '{wanted}' is not a column of images, as semantic maps are. Choose another one "
+            f"with --label_column_name. It has: {columns}."
         )
     beside = Path(folder) / "id2label.json" if folder else None
     if id2label is None and beside is not None and beside.is_file():

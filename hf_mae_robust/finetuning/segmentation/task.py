@@ -76,7 +76,7 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
     ) -> SegmentationTrainer:
         augmentation, segmentation = arguments.augmentation, arguments.segmentation
         size = model.config.backbone_config.image_size
-        # For pipelines, which see the whole image at once, squeezed into the size of a crop.
+        # For pipelines, which scale each image to the size of a crop.
         processor = SegformerImageProcessor(
             size={"height": size, "width": size}, image_mean=list(pixels.image_mean), image_std=list(pixels.image_std)
         )

@@ -76,7 +76,7 @@ class SegmentationTrainer(FinetuningTrainer):
 
     Args (beside `FinetuningTrainer`'s):
         crop_size: of the windows of the evaluation. stride: between them, in pixels.
-        num_pictures: so many images of the evaluation, the first, are kept with truth and prediction in `pictures`.
+        num_pictures: the first N images of the evaluation are kept with truth and prediction in `pictures`.
 
     The loss is the cross-entropy summed over the pixels that are not ignored, divided by the number of all pixels (as
     mmsegmentation's `avg_non_ignore=False`), plus that of the auxiliary head times its weight. So accumulated batches
@@ -97,7 +97,7 @@ class SegmentationTrainer(FinetuningTrainer):
         **kwargs: Any,
     ):
         if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_batch_norm(args):
-            # UperNet also looks at the whole crop as one place: one value a channel.
+            # UperNet also looks at the crop as one place: one value a channel.
             raise UserError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
         if self.is_sharded and self.train_dataset is not None:

@@ -76,7 +76,7 @@ class SegmentationTransform:
 
 
 def scaled_size(size: Sequence[int], short: float) -> list[int]:
-    """(height, width), the aspect ratio kept, with the short side so long, or the long one MAX_ASPECT_RATIO times that
+    """(height, width), the aspect ratio kept, with the short side `short`, or the long one MAX_ASPECT_RATIO times that
     where it would be longer."""
     factor = min(short / min(size), MAX_ASPECT_RATIO * short / max(size))
     return [max(1, round(side * factor)) for side in size]

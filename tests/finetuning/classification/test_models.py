@@ -411,7 +411,7 @@ def test_official_pretraining_files(golden_dir, tmp_path, target):
         assert pixels.image_mean == tuple(IMAGENET_DEFAULT_MEAN)
         with pytest.raises(ValueError, match="number of heads: give --config_overrides num_attention_heads=12"):
             classifier_from_checkpoint(ModelSource(name), CLASSES)
-        with pytest.raises(ValueError, match="is no classifier"):
+        with pytest.raises(ValueError, match="is not a classifier"):
             classifier_for_evaluation(ModelSource(name, HEADS), CLASSES)
         with pytest.raises(ValueError, match="--from_scratch takes no sizes from a file"):
             classifier_from_scratch(ModelSource(name), CLASSES)
@@ -627,7 +627,7 @@ def test_positions_are_interpolated_and_train(kind, tmp_path):
     assert not any(info.values()), info
     assert torch.equal(logits_of(again, pixel_values), logits_of(model, pixel_values))
 
-    with pytest.raises(ValueError, match="--image_size 44 is no multiple of the patch size 8"):
+    with pytest.raises(ValueError, match="--image_size 44 is not a multiple of the patch size 8"):
         classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=44))
 
 
@@ -693,8 +693,8 @@ def test_settings_that_do_not_fit(tmp_path):
         (checkpoint, None, {}, "--model_name_or_path is needed, or --from_scratch"),
         (scratch, None, {"size": 8}, "ViTMAERobustConfig has no setting size"),
         (scratch, deit, {}, "--from_scratch takes sizes of a ViT or MAE checkpoint, not of 'deit'"),
-        (evaluation, ours, {}, "is no classifier"),
-        (evaluation, dino, {}, "is no classifier"),
+        (evaluation, ours, {}, "is not a classifier"),
+        (evaluation, dino, {}, "is not a classifier"),
         (evaluation, ours, {"num_attention_heads": 4}, "num_attention_heads: these are for --from_scratch"),
         (evaluation, None, {}, "--model_name_or_path is needed"),
     ]:

@@ -107,11 +107,11 @@ def test_ids_stay_those_of_coco(folder):
         (lambda c: c["images"][1].update(file_name="c.png"), "lists 1 images that are not in .* first c.png"),
         (lambda c: c["categories"].append({"id": 4, "name": "car"}), "two categories have the same name"),
         (lambda c: c.update(images=[], annotations=[]), "lists no image"),
-        (lambda c: c.pop("categories"), "is no COCO annotation"),
-        (lambda c: c.update(annotations=None), "is no COCO annotation"),
-        (lambda c: c["annotations"][0].pop("bbox"), "is no COCO annotation.*KeyError: 'bbox'"),
-        (lambda c: c["annotations"][0].update(bbox="abc"), "is no COCO annotation"),
-        (lambda c: c["images"][0].pop("file_name"), "is no COCO annotation.*KeyError: 'file_name'"),
+        (lambda c: c.pop("categories"), "is not a COCO annotation"),
+        (lambda c: c.update(annotations=None), "is not a COCO annotation"),
+        (lambda c: c["annotations"][0].pop("bbox"), "is not a COCO annotation.*KeyError: 'bbox'"),
+        (lambda c: c["annotations"][0].update(bbox="abc"), "is not a COCO annotation"),
+        (lambda c: c["images"][0].pop("file_name"), "is not a COCO annotation.*KeyError: 'file_name'"),
     ],
 )
 def test_what_contradicts_itself_is_refused(folder, change, message):

@@ -141,7 +141,7 @@ def test_a_trained_detector_is_loaded_as_it_is_and_its_classes_are_checked(folde
     ("options", "message"),
     [
         ({"name": None}, "--model_name_or_path is needed, or --from_scratch"),
-        ({"image_size": 18}, "image_size=18 is no multiple of patch_size=4"),
+        ({"image_size": 18}, "image_size=18 is not a multiple of patch_size=4"),
         ({"overrides": {"hidden_size": 64}}, "--config_overrides hidden_size: these are for --from_scratch"),
         ({"pyramid": "pyramid"}, "pyramid"),
     ],

@@ -66,7 +66,7 @@ def test_maps_of_one_bit_and_of_large_numbers():
 
 
 def test_reduced_labels_count_from_one():
-    """ADE20K: 0 is no class, 1 the first one; as the image processors of transformers do it."""
+    """ADE20K: 0 is not a class, 1 the first one; as the image processors of transformers do it."""
     found = maps(150, do_reduce_labels=True)
     numbers = np.array([[0, 1, 2], [149, 150, 255]], dtype=np.uint8)
     reduced = numbers - 1  # 0 becomes 255
@@ -196,7 +196,7 @@ def test_the_column_of_maps_is_found(columns, expected):
         ({"image": Image(), "left": Image(), "right": Image()}, "auto", "2 columns that may be semantic maps"),
         ({"image": Image()}, "auto", "0 columns that may be semantic maps"),
         ({"image": Image(), "mask": Image()}, "masks", "no column 'masks'"),
-        ({"image": Image(), "label": ClassLabel(names=["a", "b"])}, "label", "'label' is no column of images"),
+        ({"image": Image(), "label": ClassLabel(names=["a", "b"])}, "label", "'label' is not a column of images"),
     ],
 )
 def test_a_column_that_cannot_be_found_is_an_error(features, wanted, message):

@@ -265,7 +265,7 @@ def test_settings_that_make_no_model_are_errors(words, message):
 
 def test_a_size_or_overrides_that_do_not_fit_a_checkpoint(saved):
     folder, _ = saved("ours")
-    with pytest.raises(ValueError, match="--image_size 36 is no multiple of the patch size 8"):
+    with pytest.raises(ValueError, match="--image_size 36 is not a multiple of the patch size 8"):
         segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(image_size=36))
     with pytest.raises(ValueError, match="--config_overrides hidden_size: these are for --from_scratch"):
         segmenter_from_encoder(ModelSource(folder, {"hidden_size": 64}), CLASSES)
