@@ -1,4 +1,4 @@
-r"""What does a small model fill in after ten minutes on one core? It makes the picture on top of the README.
+r"""What does a small model fill in after a thousand steps on one core? It makes the picture on top of the README.
 
 Cuts squares out of the two photos that come with scikit-learn, pre-trains on them with all three ingredients, and draws
 both photos: original, masked, reconstruction. The model is trained on these same photos: the picture shows what the
@@ -56,7 +56,7 @@ def draw_picture(model: ViTMAERobustForPreTraining, path: Path) -> None:
     """A row for each photo: the square in its middle, with 75% of the patches masked, and filled in."""
     model.eval()
     middle = [
-        photo.crop(((w := photo.width - photo.height) // 2, 0, w // 2 + photo.height, photo.height))
+        photo.crop((left := (photo.width - photo.height) // 2, 0, left + photo.height, photo.height))
         for photo in photos()
     ]
     shown = torch.stack(
