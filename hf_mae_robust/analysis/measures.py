@@ -63,7 +63,7 @@ def attention_distance(
 ) -> torch.Tensor:
     """Distance between a patch and those it attends to, weighted by attention, in patches (Dosovitskiy et al. 2021,
     appendix D.7), mean over images and queries -> `(heads,)`. What goes to other tokens (CLS) is left out and the rest
-    is weighted anew.
+    is weighted again.
 
     Args:
         query_ids `(B, queries)`, key_ids `(B, keys)`: patch numbers in raster order; -1: the token is not a patch.

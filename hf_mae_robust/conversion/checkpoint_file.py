@@ -140,7 +140,7 @@ def _load(path: Path) -> Any:
                 "place in a file of tensors."
             ) from None
         kind = "safetensors" if isinstance(error, SafetensorError) else "PyTorch"
-        raise UserError(f"{path} is truncated, damaged or no {kind} file ({type(error).__name__}).") from error
+        raise UserError(f"{path} is truncated, damaged or not a {kind} file ({type(error).__name__}).") from error
 
 
 def _tables(content: Any, name: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:

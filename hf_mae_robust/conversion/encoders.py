@@ -70,7 +70,7 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
             if isinstance(error, ValueError) and (not Path(name).is_dir() or (Path(name) / "config.json").exists()):
                 raise
             raise UserError(
-                f"{name}: no file, no folder with a config.json, and not to be had from the Hub "
+                f"{name}: no file, no folder with a config.json, and not found on the Hub "
                 f"({first_line(error)}) Give a folder that run_pretrain.py has written (outputs/digits "
                 "without arguments), a Hub id or an official file."
             ) from error

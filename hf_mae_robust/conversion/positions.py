@@ -43,7 +43,7 @@ def resized_positions(encoder: PreTrainedModel, image_size: int | Sequence[int])
 
 
 def positions_for(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
-    """As `resized_positions`, but MAE's own sine-cosine table, where the encoder has that one, is computed anew."""
+    """As `resized_positions`, but MAE's own sine-cosine table, where the encoder has that one, is computed again."""
     config = encoder.config
     grid, new_grid = (grid_size(size, config.patch_size) for size in (config.image_size, image_size))
     return table_for(_table(encoder), grid, new_grid)
@@ -55,8 +55,8 @@ def is_sincos(table: torch.Tensor, grid: tuple[int, int]) -> bool:
 
 
 def table_for(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """The position table of a grid of patches for another grid: MAE's sine-cosine table is computed anew, any other one
-    interpolated (bicubic, 2-D)."""
+    """The position table of a grid of patches for another grid: MAE's sine-cosine table is computed again, any other
+    one interpolated (bicubic, 2-D)."""
     if is_sincos(table, grid):
         return sincos_position_embedding(new_grid, table.shape[-1])
     return interpolate_position_embedding(table, grid, new_grid)

@@ -87,7 +87,7 @@ def load_pretraining_model(
         )
     if not fits:
         tensors = model.state_dict()
-        kind = "computed anew (sine-cosine)" if is_sincos(tensors[_POSITIONS[0]], own.grid_size) else "interpolated"
+        kind = "computed again (sine-cosine)" if is_sincos(tensors[_POSITIONS[0]], own.grid_size) else "interpolated"
         tensors |= {key: table_for(tensors[key], own.grid_size, config.grid_size) for key in _POSITIONS}
         model = ViTMAERobustForPreTraining.from_pretrained(
             None, config=config, state_dict=tensors, dtype=model.dtype, **options

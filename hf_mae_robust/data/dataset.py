@@ -29,7 +29,7 @@ class ViewDraws:
         self.restart()
 
     def restart(self) -> None:
-        """Begin all views anew."""
+        """Begin all views again."""
         self._states: dict[int, torch.Tensor] = {}
         self._current: int | None = None
 
@@ -123,7 +123,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
 
     def _decode(self, row: int, draws: ViewDraws) -> tuple[Sequence[torch.Tensor | None], Any, list[SkippedImage]]:
         """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
-        was met on the way to it. The views begin anew for each image that is tried."""
+        was met on the way to it. The views begin again for each image that is tried."""
         skipped: list[SkippedImage] = []
         labels = self.source.labels
         nothing: list[torch.Tensor | None] = [None] * len(draws.seeds)

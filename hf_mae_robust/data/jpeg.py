@@ -81,7 +81,7 @@ def decode_rows(content: bytes, header: JpegHeader, end: int, num_channels: int)
     """The rows up to `end` and some more, `(rows, width, num_channels)` uint8, for 1 or 3 channels.
 
     Decoders of JPEG work from the top. What is below the crop is not decoded, by telling the decoder in the header that
-    the image ends there. Above the crop no library lets us pass over anything.
+    the image ends there. Above the crop no library lets us skip anything.
 
     Raises ValueError where the file cannot be decoded.
     """

@@ -23,7 +23,7 @@ AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
 
 
 def check_flags_of_probe(training: ImageTrainingArguments) -> None:
-    """Raises UserError for flags that a linear probe would pass over, or that fail in it."""
+    """Raises UserError for flags that a linear probe would ignore, or that fail in it."""
     optim = str(getattr(training.optim, "value", training.optim))
     refused = {
         "--activation_checkpointing": training.activation_checkpointing,

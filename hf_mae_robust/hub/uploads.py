@@ -107,7 +107,7 @@ class Pushes:
     def push_checkpoint(self, checkpoint: Path, step: int, strategy: str, always: bool) -> None:
         """Begin to upload a complete checkpoint folder, as --hub_strategy says: "every_save": as the model;
         "checkpoint": also complete, as last-checkpoint/; "all_checkpoints": under its own name; "end": not at all.
-        While one is still being uploaded the next ones are passed over, unless `always`, which waits."""
+        While one is still being uploaded the next ones are skipped, unless `always`, which waits."""
         strategy = HubStrategy(strategy)
         if strategy is HubStrategy.END:
             return

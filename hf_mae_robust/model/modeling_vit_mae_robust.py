@@ -151,7 +151,7 @@ class TargetNormalizer(nn.Module):
                 raise ValueError(
                     f"Target statistics: {name} has shape {tuple(values.shape)}, but the model needs "
                     f"{tuple(self.mean.shape)} (patch height * patch width * channels). They were computed for "
-                    "another patch size or number of channels; compute them anew with "
+                    "another patch size or number of channels; compute them again with "
                     "`python -m hf_mae_robust statistics`."
                 )
             if not torch.isfinite(values).all() or (name == "std" and (values < 0).any()):

@@ -398,7 +398,7 @@ class ViTMAERobustForInstanceSegmentation(PreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if height % self.config.patch_size or width % self.config.patch_size:
             raise ValueError(
-                f"Images of {height} x {width} pixels: no multiple of patch_size={self.config.patch_size}."
+                f"Images of {height} x {width} pixels: not a multiple of patch_size={self.config.patch_size}."
             )
         if labels is not None and len(labels) != len(pixel_values):
             raise ValueError(f"{len(labels)} labels for {len(pixel_values)} images.")

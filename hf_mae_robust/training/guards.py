@@ -63,7 +63,7 @@ class NonFiniteGuard(TrainerCallback):
         if (step := self.take_bad_step()) is not None:
             raise NonFiniteError(
                 f"{self.describe(step)} Nothing was saved after it. Look at those images; lower the learning rate or "
-                "lengthen the warm-up; use --bf16 rather than --fp16; or pass over such steps with "
+                "lengthen the warm-up; use --bf16 rather than --fp16; or skip such steps with "
                 "--skip_nonfinite_steps N. The same command resumes from the last checkpoint."
             )
 
@@ -74,7 +74,7 @@ class NonFiniteGuard(TrainerCallback):
     on_epoch_end = on_step_end
 
     def skip(self) -> str | None:
-        """With `allowed_steps`: whether to pass over the step that was just closed; says why.
+        """With `allowed_steps`: whether to skip the step that was just closed; says why.
 
         Raises NonFiniteError once too many were.
         """
@@ -83,7 +83,7 @@ class NonFiniteGuard(TrainerCallback):
         self.skipped_steps += 1
         if self.skipped_steps > self.allowed_steps:
             raise NonFiniteError(
-                f"{self.describe(step)} {self.allowed_steps} such step(s) were passed over already "
+                f"{self.describe(step)} {self.allowed_steps} such step(s) were skipped already "
                 f"(--skip_nonfinite_steps {self.allowed_steps})."
             )
         return f"{self.describe(step)} Passed over ({self.skipped_steps} of {self.allowed_steps})."

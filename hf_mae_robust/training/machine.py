@@ -17,7 +17,7 @@ CHECKPOINT_SWITCHES = ("use_reentrant", "preserve_rng_state", "debug", "early_st
 def check_precision(training: TrainingArguments) -> None:
     """Raises UserError for a precision that the device does not have, or that no evaluation here computes in.
 
-    accelerate passes over fp16 on a CPU: the run would train in float32 and say float16.
+    accelerate ignores fp16 on a CPU: the run would train in float32 and say float16.
     """
     for flag in ("fp16_full_eval", "bf16_full_eval"):
         if getattr(training, flag):

@@ -1,4 +1,4 @@
-"""--optim_args: which settings each optimizer of transformers takes. The Trainer passes over those it does not know."""
+"""--optim_args: which settings each optimizer of transformers takes. The Trainer ignores those it does not know."""
 
 import math
 from typing import NamedTuple

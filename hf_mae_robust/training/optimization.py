@@ -18,7 +18,7 @@ def scale_learning_rate(base_learning_rate: float, total_batch_size: int) -> flo
 
 def decayed_parameter_names(model: nn.Module) -> list[str]:
     """Trainable parameters that weight decay acts on: all but biases and other 1-D ones. CLS and mask tokens are 3-D,
-    so they **are** decayed, as in the official code; the Trainer's own rule goes by layer types instead."""
+    so they **are** decayed, as in the official code; the Trainer's own rule looks at layer types instead."""
     return [
         name
         for name, parameter in model.named_parameters()

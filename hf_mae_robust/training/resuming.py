@@ -117,5 +117,5 @@ class Resuming(TypedTrainer):
                 "The checkpoint does not fit the model, and nothing was resumed. Missing in it: "
                 f"{', '.join(load_result.missing_keys) or 'nothing'}; not known to the model: "
                 f"{', '.join(load_result.unexpected_keys) or 'nothing'}. Use the settings it was trained with, or "
-                "start anew with --overwrite_output_dir."
+                "start again with --overwrite_output_dir."
             )

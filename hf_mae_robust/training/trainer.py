@@ -93,11 +93,11 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
         """Of all processes together, for the guard and the log.
 
         An override: no event knows the norm before the weights change, nor the wrapped model, whose gradients are
-        dropped to pass over a step. And the Trainer's own way multiplies all gradients by 1 when nothing is clipped.
+        dropped to skip a step. And the Trainer's own way multiplies all gradients by 1 when nothing is clipped.
         """
         step = self.state.global_step + 1
         if self.accelerator.scaler is not None:
-            # fp16: gradients are scaled here, and the scaler itself passes over those that are not finite.
+            # fp16: gradients are scaled here, and the scaler itself skips those that are not finite.
             self.guard.close_step(step, None)
             return grad_norm
         if grad_norm is None and (self.accelerator.distributed_type in _PLAIN_GRADIENTS or self.accelerator.is_fsdp2):

@@ -402,7 +402,7 @@ def test_other_things_that_are_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=r"no named tensors: epoch"):
         read_original(tmp_path / "file.pth")
     (tmp_path / "text.pth").write_text("<html>404</html>")
-    with pytest.raises(ValueError, match=r"text\.pth is truncated, damaged or no PyTorch file"):
+    with pytest.raises(ValueError, match=r"text\.pth is truncated, damaged or not a PyTorch file"):
         read_original(tmp_path / "text.pth")
     for path in (tmp_path / "nowhere.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file"):

@@ -115,7 +115,7 @@ def test_sine_cosine_positions_are_computed_anew_for_another_size(kind, official
         source = ModelSource(official, {**OFFICIAL_HEADS, "image_size": (64, 48)})
     config = read_pretraining_config(source)
     model, note = load_pretraining_model(ModelSource(source.name), config)
-    assert len(note.splitlines()) == 1 and "its positions are computed anew (sine-cosine) for" in note
+    assert len(note.splitlines()) == 1 and "its positions are computed again (sine-cosine) for" in note
     grid = config.grid_size
     tables = {
         "vit.embeddings.position_embeddings": config.hidden_size,

@@ -40,7 +40,7 @@ class ClassificationTrainer(FinetuningTrainer):
     """Fine-tunes a stock classifier with MAE's recipe (official code: main_finetune.py, engine_finetune.py).
 
     Args (beside `FinetuningTrainer`'s):
-        mixup: timm's, for batches of even size; it draws anew for each batch of each process, as in the official code.
+        mixup: timm's, for batches of even size; it draws again for each batch of each process, as in the official code.
         label_smoothing: without mixup, which smooths by itself.
         ema_decay: keep an exponential moving average of the weights (timm's ModelEmaV3 with warm-up), which is what is
             evaluated and saved at the end; None: do not.

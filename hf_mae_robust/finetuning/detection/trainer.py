@@ -24,7 +24,7 @@ class DetectionTrainer(FinetuningTrainer):
     Args (beside `FinetuningTrainer`'s):
         num_pictures: the first N images of the evaluation are kept with their detections in `pictures`.
 
-    AP counts the surest `detections_per_image` (of the model's config) of each image; COCO's counts 100.
+    AP counts the most confident `detections_per_image` (of the model's config) of each image; COCO's counts 100.
     """
 
     def __init__(self, *, model: PreTrainedModel, args: TrainingArguments, num_pictures: int = 8, **kwargs: Any):

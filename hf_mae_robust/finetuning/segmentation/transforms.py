@@ -30,7 +30,7 @@ class SegmentationTransform:
     """mmsegmentation's augmentation for ADE20K: image `(C, h, w)` uint8 and classes `(h, w)` ->
     `{"pixel_values": (C, S, S) uint8, "labels": (S, S) int64}`.
 
-    The image is scaled (`scaled_size`) to S x a random factor, a square of S x S is cropped (anew, up to ten times,
+    The image is scaled (`scaled_size`) to S x a random factor, a square of S x S is cropped (again, up to ten times,
     where one class fills more than 3/4 of it or all of it is ignored), flipped, and its colours distorted. What lies
     outside of the image is filled with the mean, and ignored.
 

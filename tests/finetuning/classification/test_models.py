@@ -670,7 +670,7 @@ def test_models_that_are_no_vit_and_names_that_do_not_exist(tmp_path):
             classifier_for_evaluation(ModelSource(name), CLASSES)
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "empty", tmp_path / "no" / "such" / "folder", "nobody/nothing", "file.pth", "a b/c"):
-        with pytest.raises(ValueError, match="no file, no folder with a config.json, and not to be had from the Hub"):
+        with pytest.raises(ValueError, match="no file, no folder with a config.json, and not found on the Hub"):
             classifier_from_checkpoint(ModelSource(str(name)), CLASSES)
 
 
