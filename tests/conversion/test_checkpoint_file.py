@@ -160,7 +160,7 @@ def test_no_code_of_numpy_runs_on_what_a_file_says(tmp_path):
 
 
 def test_weights_of_numpy_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no named tensors: norm\.bias"):
+    with pytest.raises(ValueError, match=r"not named tensors: norm\.bias"):
         read(tmp_path, {"model": encoder() | {"norm.bias": np.ones(8)}})
 
 

@@ -336,7 +336,7 @@ def test_training_settings_are_named_and_the_epsilon_goes_along(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer_scale_init_value": 0.1}, r"no plain ViT as MAE's is \(layer_scale_init_value=0.1\)"),
+        ({"layer_scale_init_value": 0.1}, r"not a plain ViT as MAE's is \(layer_scale_init_value=0.1\)"),
         ({"use_relative_position_bias": True}, "use_relative_position_bias=True"),
         ({"use_shared_relative_position_bias": True}, "use_shared_relative_position_bias=True"),
         ({"use_absolute_position_embeddings": False}, "use_absolute_position_embeddings=False"),

@@ -399,7 +399,7 @@ def test_files_without_tensors(tmp_path, content):
 
 def test_other_things_that_are_no_checkpoint(tmp_path):
     torch.save({"norm.weight": torch.ones(2), "epoch": 3}, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=r"no named tensors: epoch"):
+    with pytest.raises(ValueError, match=r"not named tensors: epoch"):
         read_original(tmp_path / "file.pth")
     (tmp_path / "text.pth").write_text("<html>404</html>")
     with pytest.raises(ValueError, match=r"text\.pth is truncated, damaged or not a PyTorch file"):

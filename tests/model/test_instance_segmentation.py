@@ -215,7 +215,7 @@ def test_heads_compute_in_float32_under_autocast(images):
     [
         ({"image_size": 60}, "image_size=60 is not a multiple of patch_size=8"),
         ({"num_hidden_layers": 3}, "four blocks at least"),
-        ({"hidden_size": 33}, "no multiple of num_attention_heads"),
+        ({"hidden_size": 33}, "not a multiple of num_attention_heads"),
         ({"image_mean": [0.5]}, "image_mean has 1 numbers for num_channels=3"),
         ({"fpn_channels": 0}, "fpn_channels=0: at least 1"),
         ({"rpn_num_convs": 0}, "rpn_num_convs=0: at least 1"),
@@ -235,7 +235,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 
 def test_images_that_do_not_fit_are_refused(images):
-    with pytest.raises(ValueError, match="60 x 64 pixels: no multiple"):
+    with pytest.raises(ValueError, match="60 x 64 pixels: not a multiple"):
         build()(images[:, :, :60])
     with pytest.raises(ValueError, match="1 labels for 3 images"):
         build()(images, labels=LABELS[:1])

@@ -641,7 +641,7 @@ def test_patches_and_images_that_are_not_square(tmp_path):
     model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=32))
     expected = bicubic(source.embeddings.position_embeddings, (2, 4), (4, 2))
     torch.testing.assert_close(model.beit.embeddings.position_embeddings, expected)
-    with pytest.raises(ValueError, match="--image_size 24 is no multiple"):
+    with pytest.raises(ValueError, match="--image_size 24 is not a multiple"):
         classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(image_size=24))
 
 

@@ -297,7 +297,7 @@ def test_statistics_are_shared_where_several_gpus_train(arguments, monkeypatch):
         (["--linear_probe", "true"], "for --task classification"),
         (["--label_column_name", "image_id"], "no column 'image_id'"),
         (["--id2label", "nowhere.json"], "nowhere.json"),
-        (["--image_size", 30], "--image_size 30 is no multiple of the patch size 4"),
+        (["--image_size", 30], "--image_size 30 is not a multiple of the patch size 4"),
         (["--eval_only", "true"], "not what is needed here: upernet"),
     ],
 )
