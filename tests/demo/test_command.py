@@ -60,7 +60,7 @@ def test_without_gradio_the_message_says_how_to_install_it(folder, monkeypatch, 
         (["{model}", "--revision", "v1"], "is not a model on the Hub"),
         (["{model}", "--device", "toaster"], "--device toaster"),
         (["{model}", "--space", "{model}"], "is not an empty folder"),
-        (["{file}"], "no PyTorch file"),
+        (["{file}"], "not a PyTorch file"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
