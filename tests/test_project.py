@@ -26,6 +26,7 @@ REQUIREMENTS = {
         ("datasets", "5.0.1", "resumed streams lose their place or their shards (huggingface/datasets #8308, #8669)"),
         ("torch", "2.6.0", "the compiled training step fails: `view` of what indexing gives"),
         ("torch", "2.7.1", "transformers 5.20 cannot be imported with it"),
+        ("transformers", "5.22.0", "TrainingArguments has no activation_checkpointing_kwargs"),
         ("pytest-xdist", "3.7.0", "it does not know --no-loadscope-reorder"),
     ],
 )

@@ -98,7 +98,10 @@ def run_knn(args: argparse.Namespace) -> None:
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
     sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
     if sources[1] is None:
-        raise UserError(f"{args.dataset_name} has no split to classify; name one with --eval_split_name.")
+        raise UserError(
+            f"{args.dataset_name} has no split to classify; put images into train/ and val/, or "
+            "name one with --eval_split_name."
+        )
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
         processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))

@@ -110,7 +110,7 @@ def test_wrong_files_are_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="patches of 12 numbers.*patches of 48"):
         PatchStatistics.load(path, patch_dim=48)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="not a whole one"):
+    with pytest.raises(ValueError, match="not a complete one"):
         PatchStatistics.load(path)
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no patch statistics"):
