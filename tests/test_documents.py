@@ -102,7 +102,15 @@ def test_flags_that_the_manual_names_exist():
     options = {flag for parser in (make_parser(), make_finetune_parser()) for flag in option_strings(parser)}
     options |= set(option_strings(make_command_parser()))
     # Of accelerate, torchrun, hf, pip and the scripts in benchmarks/.
-    options |= {"--multi_gpu", "--num_processes", "--config_file", "--nproc_per_node", "--cpu", "--repo-type"}
+    options |= {
+        "--multi_gpu",
+        "--num_processes",
+        "--config_file",
+        "--nproc_per_node",
+        "--cpu",
+        "--repo-type",
+        "--mixed_precision",
+    }
     options |= {"--max-restarts", "--master_port", "--main_process_port"}
     options |= {"--strict", "--kills", "--photos", "--cifar10", "--help"}
     assert sorted(flags - options) == []

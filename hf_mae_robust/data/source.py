@@ -41,7 +41,7 @@ class DataLocation:
     label_column_name: column of labels to read as well, or "auto" for the only one there is; None: no labels.
     allow_unused_files: whether image files of a local folder may be left out.
     stream_cache, stream_cache_size: folder and size of a `StreamCache` for streamed Parquet files.
-    dataset_retry_seconds: how long to go on trying where something on the network cannot be read.
+    dataset_retry_seconds: how long to retry what cannot be read on the network.
     """
 
     dataset_name: str | None = None

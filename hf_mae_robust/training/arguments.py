@@ -47,13 +47,13 @@ class DataArguments:
     train_val_split: float | None = option(
         None, "Share of the training images to hold out for evaluation where the data set has no split for it."
     )
-    max_train_samples: int | None = option(None, "Train on so many images, drawn at random by --seed.")
-    max_eval_samples: int | None = option(None, "Evaluate on so many images, drawn at random by --seed.")
+    max_train_samples: int | None = option(None, "Train on N images only, a random sample that depends on --seed.")
+    max_eval_samples: int | None = option(None, "Evaluate on N images only, a random sample that depends on --seed.")
     shuffle_buffer_size: int = option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )
     dataset_retry_seconds: float = option(
-        300.0, "When data on the network cannot be read: keep trying for so long, then stop."
+        300.0, "Seconds to retry data that the network does not give, before the run stops."
     )
     stream_cache: str | None = option(
         None,
@@ -106,7 +106,7 @@ class DataArguments:
 
 @dataclass
 class RecipeArguments:
-    """MAE's rules for learning rate and warm-up; going on from checkpoints; what to do when a step goes wrong."""
+    """MAE's rules for learning rate and warm-up; resuming from checkpoints; what to do when a step goes wrong."""
 
     _argument_group_name = "recipe"
 
@@ -120,16 +120,16 @@ class RecipeArguments:
         None, "Linear warm-up, in epochs; default: 5%% of the training (MAE: 40 of 800). --warmup_steps wins."
     )
     overwrite_output_dir: bool = option(
-        False, "Start anew: delete the checkpoints in --output_dir. Default: go on from the newest."
+        False, "Delete the checkpoints in --output_dir and start again. Default: resume from the newest."
     )
     allow_elastic_resume: bool = option(
         False,
-        "Go on from a checkpoint of another number of processes, batch, data or schedule. Gives up equality with an "
+        "Resume from a checkpoint of another number of processes, batch, data or schedule. Gives up equality with an "
         "uninterrupted run, and in the epoch of the resume some images come twice and others not at all.",
     )
     skip_nonfinite_steps: int = option(
         0,
-        "Pass over so many steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
+        "Skip at most N steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
         "wait for the CPU once a step.",
     )
     model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
@@ -170,13 +170,13 @@ class ImageTrainingArguments(TrainingArguments):
     lr_scheduler_type: SchedulerType | str = option("cosine", "Schedule after the warm-up, set per step.")
     save_strategy: SaveStrategy | str = option("epoch", "When to write checkpoints: no, steps, epoch.")
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
-    logging_steps: float = option(20, "Log every so many steps; below 1: a share of all steps.")
+    logging_steps: float = option(20, "Log every N steps; below 1: a share of all steps.")
     logging_nan_inf_filter: bool = option(False, "Leave NaN and infinite losses out of the log.")
     dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
     remove_unused_columns: bool = option(False, "Has no effect here: only the image column is read.")
     profile: int = option(
-        0, "Measure where the time of so many steps goes, print it, write profile.json, and train on. 0: do not."
+        0, "Measure where the time of N steps goes, print it, write profile.json, and train on. 0: do not."
     )
     report_to: None | str | list[str] = field(
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
