@@ -39,6 +39,11 @@ def _as_words(action: argparse.Action, value: Any, written: Any) -> list[str]:
         return [f"{flag}={write_config_overrides(value)}"]
     if isinstance(value, dict):
         return [f"{flag}={json.dumps(value)}"]
+    if action.dest == "config_overrides" and isinstance(value, list):
+        parts = (write_config_overrides(item) if isinstance(item, dict) else str(item) for item in value)
+        return [f"{flag}={','.join(parts)}"]
+    if isinstance(value, list) and action.nargs is None and len(value) != 1:
+        raise UserError(f"{flag} takes one value, not a list of {len(value)}: {value}.")
     if isinstance(value, list):
         texts = written if isinstance(written, list) else [None] * len(value)
         return [flag, *(_as_word(action, item, text) for item, text in zip(value, texts))]
