@@ -107,7 +107,7 @@ def open_splits(
                 source = source_of(data, column, location, description, buffer_size, labels, share)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
-        sources.append(replace(source, revision=revision, split=split))
+        sources.append(replace(source, revision=revision, split=split, root=root_of(location.dataset_name)))
     train, evaluation = sources
     # Of others on the Hub, the first row group would have to be fetched for it.
     is_told = tells and PartialState().is_main_process
@@ -139,6 +139,14 @@ def _find_tables(
             tables, check = open_folder(folder, location.dataset_streaming, location.allow_unused_files, tells)
             return tables, None, check
     return *load_splits(location, share), None
+
+
+def root_of(name: str | None) -> str:
+    """The folder of a local data set, for a file the one that it lies in; "" for others."""
+    path = Path(name) if name is not None else None
+    if path is None or not path.exists():
+        return ""
+    return str(path if path.is_dir() else path.parent)
 
 
 def _choose_column(data: Any, wanted: str | None, name: str) -> str:
@@ -205,6 +213,7 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
             table_source(parts[part], train.rows.column, f"{part} part of {train.description}", train.labels),
             revision=train.revision,
             split=train.split,
+            root=train.root,
         )
         for part in ("train", "test")
     )
