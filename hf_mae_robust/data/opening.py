@@ -13,7 +13,7 @@ NUM_SLOTS files.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -180,8 +180,22 @@ def _choose_labels(
         return known.of_split(features, description)
     if location.label_column_name is None:
         return None
-    read_column = (lambda column: data[column][:]) if isinstance(data, Dataset) else None
+    read_column: Callable[[str], Iterable[Any]] | None = None
+    if isinstance(data, Dataset):
+        read_column = partial(_read_column, data)
+    elif isinstance(data, IterableDataset) and Path(location.dataset_name or "").exists():
+        read_column = partial(_read_column_of_stream, data, description)
     return find_labels(features, location.label_column_name, description, read_column)
+
+
+def _read_column(table: Dataset, column: str) -> Iterable[Any]:
+    return table[column][:]
+
+
+def _read_column_of_stream(stream: IterableDataset, description: str, column: str) -> set[Any]:
+    """The different values of a column of local files, which have to be read to their end for it."""
+    note(f"{description}: reading all of it once, for the classes in column '{column}'")
+    return {row[column] for row in stream.select_columns([column])}
 
 
 def _annotated(table: Dataset, column: str, description: str, allows_unused: bool) -> Dataset:
