@@ -77,8 +77,12 @@ def test_classification(kind, photos_dir, pretrained, tmp_path, capsys):
     assert folders_named_in(tmp_path / "out", tmp_path, photos_dir, pretrained.parent) == []
 
 
-@pytest.mark.parametrize("to", ["beit", "vit", "timm", "original"])
+@pytest.mark.parametrize("to", ["beit", "vit", "timm", "original", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_exported(to, pretrained, encoder_dir, tmp_path):
+    """ONNX files of torch hold the lines of the code that made each node, unless they are taken out."""
+    if to == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
     model = encoder_dir if to == "original" else pretrained  # there is no place for statistics in it
     main(["export", str(model), str(tmp_path / "out" / "it"), "--to", to])
     assert folders_named_in(tmp_path / "out", tmp_path, pretrained.parent, encoder_dir) == []

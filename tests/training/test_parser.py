@@ -289,6 +289,9 @@ def test_two_image_sizes(capsys):
         ("--finetune", "--model_name_or_path"),
         ("--drop_path", "run_finetune.py has --drop_path_rate"),
         ("--output-dirr", "--output_dir"),
+        ("--warmup_ratio", "--warmup_steps"),
+        ("--no_cuda", "--use_cpu"),
+        ("--no_norm_pix_loss", "--norm_pix_loss false"),
     ],
 )
 def test_flags_of_the_official_code_are_known(capsys, flag, ours):
