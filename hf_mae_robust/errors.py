@@ -49,12 +49,13 @@ class ImageDecodingError(UserError):
     Attributes:
         kind: one of KINDS.
         detail: path, if there is one, and reason; at most 200 characters, and the same in every process.
+        path: all of it; "" where there is none.
     """
 
-    def __init__(self, message: str, kind: str = "corrupt", detail: str = ""):
+    def __init__(self, message: str, kind: str = "corrupt", detail: str = "", path: str = ""):
         # Between processes an exception travels as its class, `args` and `__dict__`; `args` has to be the message.
         super().__init__(message)
-        self.kind, self.detail = kind, detail
+        self.kind, self.detail, self.path = kind, detail, path
 
 
 class SavingError(OSError):

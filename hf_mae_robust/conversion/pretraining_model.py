@@ -1,8 +1,10 @@
 """Pre-training models, with their decoder: of a checkpoint, ours, stock ViT-MAE's or an official file."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -22,9 +24,10 @@ PRETRAINING_KINDS = ("vit_mae", ViTMAERobustConfig.model_type)
 _MAY_BE_NEW = ("target_normalizer.", "vit.mid_mask_token")
 _POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 _HEADS = ("num_attention_heads", "decoder_num_attention_heads")
-# Each decides over the shape of a tensor.
-_ENCODER_SIZES = ("hidden_size", "intermediate_size", "patch_size", "num_channels")
+# Each decides over the shape of a tensor, or over which there are.
+_ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels")
 _DECODER_SIZES = ("decoder_hidden_size", "decoder_intermediate_size")
+_OF_A_BLOCK = re.compile(r"layers\.\d+\.")
 
 
 def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
@@ -51,13 +54,15 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
 def load_pretraining_model(
     source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str | None = "sdpa"
 ) -> tuple[ViTMAERobustForPreTraining, str | None]:
-    """A checkpoint of PRETRAINING_KINDS, or an official file, by this configuration, see `read_pretraining_config`.
+    """A checkpoint of PRETRAINING_KINDS, or an official file, by this configuration, see `read_pretraining_config`, in
+    float32.
 
     Tensors that the checkpoint lacks, such as the decoder of a published encoder, start from scratch, and the positions
     of a checkpoint for images of another size are made to fit: the sentences that are returned say so. None: it lacks
     none but the mid-level token and the patch statistics, and the images have its size.
 
-    Raises ValueError for weights that are damaged or missing, or of other sizes than the configuration's.
+    Raises ValueError for weights that are damaged or missing, of other sizes than the configuration's, or with more or
+    fewer blocks.
     """
     found, weights = open_config(source), None
     if found is None:
@@ -66,7 +71,12 @@ def load_pretraining_model(
     _check_sizes(source, base, config, _ENCODER_SIZES)
     own = ViTMAERobustConfig(**{**mae_settings(config), "image_size": base.image_size})
     fits = own.grid_size == config.grid_size
-    options: dict[str, Any] = {"attn_implementation": attn_implementation, "ignore_mismatched_sizes": True}
+    # A checkpoint in half precision would be trained in it, and gradients in float16 overflow.
+    options: dict[str, Any] = {
+        "attn_implementation": attn_implementation,
+        "ignore_mismatched_sizes": True,
+        "dtype": torch.float32,
+    }
     model, info = load_with_report(
         ViTMAERobustForPreTraining,
         source.checkpoint if weights is None else None,
@@ -79,19 +89,27 @@ def load_pretraining_model(
         _check_sizes(source, base, config, _ENCODER_SIZES + _DECODER_SIZES)
         keys = listed((key for key, *_ in info["mismatched_keys"]), 3)
         raise UserError(f"{source.name}: its weights are of other sizes than its config.json says: {keys}.")
+    missing = set(info["missing_keys"])
+    if decoder := {key for key in model.state_dict() if key.startswith("decoder.")} - missing:
+        _check_sizes(source, base, config, ("decoder_num_hidden_layers",))
+    # That the checkpoint has no decoder is no fault.
+    torn = {key for key in missing if decoder or not key.startswith("decoder.")}.union(info["unexpected_keys"])
+    if torn := {key for key in torn if _OF_A_BLOCK.search(key)}:
+        raise UserError(
+            f"{source.name} is incomplete, or its config.json says another number of blocks than its weights have: "
+            f"{listed(torn, 3)}."
+        )
     notes = []
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(_MAY_BE_NEW)):
+    if new := sorted(key for key in missing if not key.startswith(_MAY_BE_NEW)):
         notes.append(
-            f"Note: {source.name} lacks {len(missing)} tensors, which start from scratch: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+            f"Note: {source.name} lacks {len(new)} tensors, which start from scratch: "
+            f"{', '.join(new[:4])}{', ...' if len(new) > 4 else ''}"
         )
     if not fits:
         tensors = model.state_dict()
         kind = "computed again (sine-cosine)" if is_sincos(tensors[_POSITIONS[0]], own.grid_size) else "interpolated"
         tensors |= {key: table_for(tensors[key], own.grid_size, config.grid_size) for key in _POSITIONS}
-        model = ViTMAERobustForPreTraining.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=model.dtype, **options
-        )
+        model = ViTMAERobustForPreTraining.from_pretrained(None, config=config, state_dict=tensors, **options)
         there, here = ("x".join(map(str, to_pair(each.image_size))) for each in (own, config))
         notes.append(f"Note: {source.name} was made for images of {there} px; its positions are {kind} for {here} px")
     return model, "\n".join(notes) or None

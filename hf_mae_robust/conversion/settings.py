@@ -1,6 +1,7 @@
 """Which settings go from one config to another."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -26,6 +27,8 @@ def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> ViT
     """Settings, with those of --config_overrides, which win. Raises ValueError for an unknown one, and for values that
     are out of range."""
     if unknown := sorted(overrides.keys() - ViTMAERobustConfig.__dataclass_fields__.keys()):
-        raise UserError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.")
+        close = get_close_matches(unknown[0], ViTMAERobustConfig.__dataclass_fields__, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"--config_overrides: ViTMAERobustConfig has no setting {', '.join(unknown)}.{hint}")
     with refused_by_library("The model's settings"):
         return ViTMAERobustConfig(**{**settings, **overrides})

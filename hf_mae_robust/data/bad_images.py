@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..errors import DataError, UserError
+from ..errors import DataError, ImageDecodingError, UserError
 
 FILE_NAME = "skipped_images.jsonl"
+
+# The folders before the last name of an absolute path, in a description such as "first 9 of /home/me/photos (train)".
+_ABSOLUTE = re.compile(r"(?:^|(?<= ))/(?:[^/]*/)*")
 
 # Of a stream of unknown length, one bad image among the first few says nothing about the rest.
 MIN_SEEN = 1000
@@ -20,14 +24,37 @@ class SkippedImage:
     """One image that could not be decoded.
 
     Attributes:
-        split: `ImageSource.description`. row: its row number there; for a stream see `ImageStream`.
-        kind: one of `decoding.KINDS`. detail: its path, if it has one, and the reason, at most 200 characters.
+        split: `portable_description` of its source. row: its row number there; for a stream see `ImageStream`.
+        kind: one of `decoding.KINDS`. detail: its path, if it has one, counted from the folder of the data set, and the
+            reason, at most 200 characters.
     """
 
     split: str
     row: int
     kind: str
     detail: str
+
+
+def portable_description(description: str) -> str:
+    """`ImageSource.description` without the folders of this machine: the list lies beside the weights."""
+    return _ABSOLUTE.sub("", description)
+
+
+def skipped_image(description: str, root: str, row: int, error: ImageDecodingError) -> SkippedImage:
+    """The record of an image. description, root: of its source (`ImageSource`)."""
+    detail = error.detail
+    if error.path and "://" not in error.path:
+        reason = detail.removeprefix(f"{error.path[-100:]}: ")
+        detail = f"{_within(error.path, root)[-100:]}: {reason}"[:200]
+    return SkippedImage(portable_description(description), row, error.kind, detail)
+
+
+def _within(path: str, root: str) -> str:
+    """A path counted from `root`; of an absolute one elsewhere the last part."""
+    for folder in (Path(root), Path(root).resolve()) if root else ():
+        if Path(path).is_relative_to(folder):
+            return Path(path).relative_to(folder).as_posix()
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 class SkippedImages:
@@ -58,6 +85,8 @@ class SkippedImages:
         for line in whole.splitlines():
             try:
                 record = SkippedImage(**json.loads(line))
+                # Older lists have absolute paths.
+                record = replace(record, split=portable_description(record.split))
                 self._records[record.split, record.row] = record
             except (ValueError, TypeError):
                 continue  # somebody else's line stays, and counts for nothing
@@ -80,7 +109,8 @@ class SkippedImages:
 
     def counts(self, split: str | None = None) -> dict[str, int]:
         """Kind -> number of images, the most frequent first; of all splits where None."""
-        counts = Counter(record.kind for record in self if split in (None, record.split))
+        wanted = split and portable_description(split)
+        counts = Counter(record.kind for record in self if wanted in (None, record.split))
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def write(self) -> None:
@@ -121,7 +151,8 @@ class SkippedImages:
         if self.path is not None:
             where, and_list = f"They are listed in {self.path}", " (and that list)"
         else:
-            first = sorted((record for record in self if record.split == split), key=lambda record: record.row)[:3]
+            of_split = [record for record in self if record.split == portable_description(split)]
+            first = sorted(of_split, key=lambda record: record.row)[:3]
             where, and_list = "The first: " + "; ".join(f"row {record.row}: {record.detail}" for record in first), ""
         raise DataError(
             f"So far {sum(counts.values()):,} of {of} images of {split} cannot be decoded ({describe(counts)}), and "

@@ -10,7 +10,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import default_collate, get_worker_info
 
 from ..errors import DataError, ImageDecodingError
-from .bad_images import SkippedImage
+from .bad_images import SkippedImage, skipped_image
 from .decoding import decode_regions
 from .labels import Labels
 from .preprocessing import Transform, in_two_steps
@@ -144,7 +144,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                 label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
                 return images, label, skipped
             except ImageDecodingError as error:
-                skipped.append(SkippedImage(self.source.description, row, error.kind, error.detail))
+                skipped.append(skipped_image(self.source.description, self.source.root, row, error))
             row = (row + 1) % len(self)
         if self.replace_bad_images:
             _raise_too_many(skipped)
@@ -255,7 +255,7 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
         self.description, self.rank, self.world_size = source.description, rank, world_size
         self.transform, self.num_channels, self.endless = in_two_steps(transform), num_channels, endless
-        self.labels, self.min_side = source.labels, source.min_side
+        self.labels, self.min_side, self.root = source.labels, source.min_side, source.root
         self.noise_length, self.num_views = noise_length, num_views
 
     def _numbers(self) -> Iterator[int]:
@@ -276,7 +276,7 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
                     )
                     label = None if self.labels is None else self.labels.decode(row["label"], images[0], number)
                 except ImageDecodingError as error:
-                    skipped.append(SkippedImage(self.description, number, error.kind, error.detail))
+                    skipped.append(skipped_image(self.description, self.root, number, error))
                     if self.endless:
                         if len(skipped) == MAX_BAD_IN_A_ROW:
                             _raise_too_many(skipped)

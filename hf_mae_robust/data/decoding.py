@@ -280,5 +280,8 @@ def _decode_value(
         detail = f"{path[-100:]}: {error}"[:200] if path else str(error)[:200]
         where = f"Row {row}" if row is not None else "Image"
         raise ImageDecodingError(
-            f"{where}{f' ({path})' if path else ''} cannot be decoded ({error.kind}): {error}.", error.kind, detail
+            f"{where}{f' ({path})' if path else ''} cannot be decoded ({error.kind}): {error}.",
+            error.kind,
+            detail,
+            path or "",
         ) from error

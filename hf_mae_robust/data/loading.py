@@ -55,8 +55,8 @@ def load_splits(location: DataLocation, share: Share = alone) -> tuple[dict[str,
             loaded = datasets.load_from_disk(name)
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
         if Path(name).is_file() and Path(name).suffix.lower() in LISTS:
-            table = read_list(Path(name), location.image_column_name, location.allow_unused_files)
-            return {"train": table.to_iterable_dataset() if location.dataset_streaming else table}, None
+            # Streamed or not: the paths are in memory, and a file is read when its image is wanted.
+            return {"train": read_list(Path(name), location.image_column_name, location.allow_unused_files)}, None
         if Path(name).exists():
             builder = _builder(location)
             share(lambda: check_splits(builder, location))

@@ -13,7 +13,7 @@ NUM_SLOTS files.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,7 @@ def open_splits(
                 source = source_of(data, column, location, description, buffer_size, labels, share)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
-        sources.append(replace(source, revision=revision, split=split))
+        sources.append(replace(source, revision=revision, split=split, root=root_of(location.dataset_name)))
     train, evaluation = sources
     # Of others on the Hub, the first row group would have to be fetched for it.
     is_told = tells and PartialState().is_main_process
@@ -141,6 +141,14 @@ def _find_tables(
     return *load_splits(location, share), None
 
 
+def root_of(name: str | None) -> str:
+    """The folder of a local data set, for a file the one that it lies in; "" for others."""
+    path = Path(name) if name is not None else None
+    if path is None or not path.exists():
+        return ""
+    return str(path if path.is_dir() else path.parent)
+
+
 def _choose_column(data: Any, wanted: str | None, name: str) -> str:
     """The column of images."""
     features = getattr(data, "features", None)
@@ -172,8 +180,22 @@ def _choose_labels(
         return known.of_split(features, description)
     if location.label_column_name is None:
         return None
-    read_column = (lambda column: data[column][:]) if isinstance(data, Dataset) else None
+    read_column: Callable[[str], Iterable[Any]] | None = None
+    if isinstance(data, Dataset):
+        read_column = partial(_read_column, data)
+    elif isinstance(data, IterableDataset) and Path(location.dataset_name or "").exists():
+        read_column = partial(_read_column_of_stream, data, description)
     return find_labels(features, location.label_column_name, description, read_column)
+
+
+def _read_column(table: Dataset, column: str) -> Iterable[Any]:
+    return table[column][:]
+
+
+def _read_column_of_stream(stream: IterableDataset, description: str, column: str) -> set[Any]:
+    """The different values of a column of local files, which have to be read to their end for it."""
+    note(f"{description}: reading all of it once, for the classes in column '{column}'")
+    return {row[column] for row in stream.select_columns([column])}
 
 
 def _annotated(table: Dataset, column: str, description: str, allows_unused: bool) -> Dataset:
@@ -205,6 +227,7 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
             table_source(parts[part], train.rows.column, f"{part} part of {train.description}", train.labels),
             revision=train.revision,
             split=train.split,
+            root=train.root,
         )
         for part in ("train", "test")
     )

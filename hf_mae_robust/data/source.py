@@ -84,6 +84,7 @@ class ImageSource:
         labels: what `rows.label(i)` is, with the names of its classes; None where no labels were asked for.
         split: name of the split, such as "train"; of images that were held out of it, too.
         min_side: smallest height and width of images that are stored as arrays (arrays.py).
+        root: folder of a local data set; "" for others.
     """
 
     rows: Any
@@ -95,6 +96,7 @@ class ImageSource:
     labels: Labels | None = None
     split: str = ""
     min_side: int = MIN_SIDE
+    root: str = ""
 
     def __post_init__(self) -> None:
         if self.row_groups is not None:

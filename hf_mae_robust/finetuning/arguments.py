@@ -83,8 +83,8 @@ class FinetuneDataArguments(DataArguments):
 
     label_column_name: str = option(
         "auto",
-        "Column with the labels. auto: 'label', or the only one of type ClassLabel; for segmentation 'annotation', or "
-        "the only other image column; for detection 'objects'.",
+        "Column with the labels. auto: 'label', the only one of type ClassLabel, or 'cls'; for segmentation "
+        "'annotation', or the only other image column; for detection 'objects'.",
     )
     id2label: str | None = option(
         None,

@@ -1,7 +1,7 @@
 """What all downstream tasks share as tasks of training/run.py."""
 
 from abc import abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeVar, cast
 
 from transformers import EarlyStoppingCallback, PreTrainedModel
@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
-from .arguments import FinetuneArguments
+from .arguments import FinetuneArguments, FinetuneModelArguments, FinetuneRecipeArguments
 from .trainer import FinetuningTrainer
 
 MIN_LR_SCHEDULE = "cosine_with_min_lr"
@@ -22,13 +22,17 @@ FEW_IMAGES = 1000
 AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
 
 
-def check_flags_of_probe(training: ImageTrainingArguments) -> None:
-    """Raises UserError for flags that a linear probe would ignore, or that fail in it."""
+def check_flags_of_probe(training: ImageTrainingArguments, **settings: float) -> None:
+    """Raises UserError for flags that a linear probe would ignore, or that fail in it. settings: of layers, which
+    are not trained; at their defaults they are taken for not given."""
+    groups = (FinetuneModelArguments, FinetuneRecipeArguments)
+    defaults = {each.name: each.default for group in groups for each in fields(group)}
     optim = str(getattr(training.optim, "value", training.optim))
     refused = {
         "--activation_checkpointing": training.activation_checkpointing,
         f"--optim {optim}": not optim.startswith("adamw_torch"),  # the default
         f"--optim_args {training.optim_args}": training.optim_args,
+        **{f"--{name} {value:g}": value != defaults[name] for name, value in settings.items()},
     }
     if flag := next((flag for flag, is_given in refused.items() if is_given), None):
         raise UserError(f"{flag} is not for --linear_probe, which trains one layer on frozen features, with LARS.")
@@ -48,7 +52,9 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
         if self.name != "classification" and (model.linear_probe or recipe.model_ema_decay is not None):
             raise UserError("--linear_probe and --model_ema_decay are for --task classification.")
         if model.linear_probe:
-            check_flags_of_probe(arguments.training)
+            check_flags_of_probe(
+                arguments.training, layer_decay=recipe.layer_decay, drop_path_rate=model.drop_path_rate
+            )
         if recipe.eval_only and arguments.training.push_to_hub:
             raise UserError(
                 "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."

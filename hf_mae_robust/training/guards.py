@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.bad_images import portable_description
 from ..errors import NonFiniteError
 
 
@@ -98,7 +99,7 @@ class NonFiniteGuard(TrainerCallback):
             "rank": self.rank,
             "losses": [str(loss) for loss in losses],
             "gradient_norm": str(norm),
-            "data": self.description,
+            "data": portable_description(self.description),
             "rows": [rows.tolist() for rows in step.rows],
         }
         path.parent.mkdir(parents=True, exist_ok=True)

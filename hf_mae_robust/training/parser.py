@@ -39,6 +39,11 @@ def _as_words(action: argparse.Action, value: Any, written: Any) -> list[str]:
         return [f"{flag}={write_config_overrides(value)}"]
     if isinstance(value, dict):
         return [f"{flag}={json.dumps(value)}"]
+    if action.dest == "config_overrides" and isinstance(value, list):
+        parts = (write_config_overrides(item) if isinstance(item, dict) else str(item) for item in value)
+        return [f"{flag}={','.join(parts)}"]
+    if isinstance(value, list) and action.nargs is None and len(value) != 1:
+        raise UserError(f"{flag} takes one value, not a list of {len(value)}: {value}.")
     if isinstance(value, list):
         texts = written if isinstance(written, list) else [None] * len(value)
         return [flag, *(_as_word(action, item, text) for item, text in zip(value, texts))]
@@ -120,6 +125,10 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
                 # `HfArgumentParser` gives it the text of its twin.
                 action.help = f"The opposite of --{action.dest}, which is on by default."
 
+    def actions_by_name(self) -> dict[str, argparse.Action]:
+        """Of a switch the one that takes a value, and not its `--no_` twin, which comes after it."""
+        return {action.dest: action for action in reversed(self._actions)}
+
     def read_recipe(self, name: str) -> dict[str, list[str]]:
         """A YAML file as command-line words, by flag."""
         path = recipe_path(name)
@@ -127,7 +136,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--config {path} cannot be read: {error}.") from error
-        flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        flags = {name: action for name, action in self.actions_by_name().items() if name not in ("help", "config")}
         words = {}
         for key, (value, written) in read_flags(text, f"--config {path}").items():
             if key not in flags:
@@ -183,14 +192,14 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
     def recipe_words(self, name: str, given: argparse.Namespace, on_line: set[str]) -> list[str]:
         """The recipe's words. --config_overrides of the command line adds to the recipe's (`given.config_overrides`
         then holds both). Where a flag and --config_overrides say the same setting, the command line's wins."""
-        recipe, flags = self.read_recipe(name), {action.dest: action for action in self._actions}
+        recipe, flags = self.read_recipe(name), self.actions_by_name()
         if "config_overrides" in recipe:
             settings = parse_config_overrides(recipe["config_overrides"][0].partition("=")[2])
             for flag in on_line.intersection(settings, self.settings_of_model):
                 if settings.pop(flag) != getattr(given, flag):
                     self.notes.append(f"--{flag} {getattr(given, flag)} wins over the recipe's --config_overrides.")
             recipe["config_overrides"] = [f"--config_overrides={write_config_overrides(settings)}"]
-        if given.config_overrides:
+        if given.config_overrides is not None:
             settings = parse_config_overrides(given.config_overrides)
             for flag in self.settings_of_model:
                 if flag in settings and flag in recipe and flag not in on_line:

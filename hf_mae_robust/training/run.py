@@ -50,6 +50,7 @@ from .setup import (
     begin,
     check_can_evaluate,
     check_metric,
+    check_not_in_data_folder,
     check_output_dir,
     check_schedule,
     fetch_model,
@@ -95,6 +96,7 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task.check_settings(arguments)
     check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)
+    check_not_in_data_folder(Path(training.output_dir), data.dataset_name)
     begin(training)
     stop_if_asked()
     start, commit = arguments.model.model_name_or_path, None

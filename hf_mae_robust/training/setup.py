@@ -235,6 +235,19 @@ def check_output_dir(output_dir: Path) -> None:
     check_can_write(output_dir, "--output_dir")
 
 
+def check_not_in_data_folder(output_dir: Path, dataset_name: str | None) -> None:
+    """Raises UserError where a run would write its files among the images, which it then could not be resumed from:
+    they could not be told from its own pictures."""
+    if (
+        dataset_name is not None
+        and Path(dataset_name).is_dir()
+        and output_dir.resolve() == Path(dataset_name).resolve()
+    ):
+        raise UserError(
+            f"--output_dir {output_dir} is the folder of the data. Give another one, such as a new one in it."
+        )
+
+
 def begin(training: ImageTrainingArguments) -> None:
     """Checks that need neither model nor data, and the seed."""
     check_output_dir(Path(training.output_dir))

@@ -23,17 +23,20 @@ OTHER_NAMES = {
     "global_pool": ("pooling",),
     "input_size": ("image_size", "config_overrides"),
     "log_dir": ("report_to",),
+    "logging_dir": ("report_to",),
     "lr": ("learning_rate",),
     "min_lr": ("min_learning_rate", "lr_scheduler_kwargs"),
     "model": ("config",),
     "num_workers": ("dataloader_num_workers",),
     "pin_mem": ("dataloader_pin_memory",),
     "no_pin_mem": ("no_dataloader_pin_memory",),
+    "no_cuda": ("use_cpu",),
     "reprob": ("random_erasing",),
     "resume": ("resume_from_checkpoint",),
     "smoothing": ("label_smoothing_factor",),
     "train_batch_size": ("per_device_train_batch_size",),
     "train_dir": ("dataset_name",),
+    "warmup_ratio": ("warmup_steps",),
     "workers": ("dataloader_num_workers",),
 }
 # Where no flag has the same meaning, or one that takes other values.
@@ -63,6 +66,8 @@ def suggest(word: str, flags: Sequence[str]) -> str:
     name = word.lstrip("-").replace("-", "_")
     dashes = word[: len(word) - len(word.lstrip("-"))]
     known = {flag.lstrip("-"): flag for flag in flags}
+    if name.startswith("no_") and name not in OTHER_NAMES and (positive := name.removeprefix("no_")) in known:
+        return f" (did you mean '{known[positive]} false'?)"
     if name in ADVICE:
         return f" (here: {ADVICE[name]})"
     for other in (name, *OTHER_NAMES.get(name, ())):

@@ -1,5 +1,7 @@
 """Checkpoints that pre-training starts from: which are taken, and what of them starts from scratch."""
 
+import json
+
 import pytest
 import torch
 from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
@@ -154,6 +156,10 @@ def test_learnt_positions_are_interpolated_in_two_dimensions(tmp_path):
         ({"hidden_size": 32}, "hidden_size is"),
         ({"image_size": 30, "patch_size": 5}, "patch_size is"),
         ({"decoder_hidden_size": 64}, "decoder_hidden_size is"),
+        ({"num_hidden_layers": 9}, "num_hidden_layers is"),
+        ({"num_hidden_layers": 1, "mid_mask_layer_idx": 0}, "num_hidden_layers is"),
+        ({"decoder_num_hidden_layers": 9}, "decoder_num_hidden_layers is"),
+        ({"decoder_num_hidden_layers": 1}, "decoder_num_hidden_layers is"),
     ],
 )
 def test_weights_of_another_size_are_refused_by_the_setting(overrides, words, tmp_path):
@@ -161,3 +167,29 @@ def test_weights_of_another_size_are_refused_by_the_setting(overrides, words, tm
     source = ModelSource(str(tmp_path), overrides)
     with pytest.raises(ValueError, match=f"{words} .* there and .* asked for"):
         load_pretraining_model(source, read_pretraining_config(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("num_hidden_layers", 1), ("num_hidden_layers", -1), ("decoder_num_hidden_layers", 1)]
+)
+def test_a_config_of_another_number_of_blocks_than_the_weights_have_is_refused(name, more, tmp_path):
+    """`analyze` would measure blocks that nothing was trained in."""
+    model = build()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: config[name] + more}))
+    source = ModelSource(str(tmp_path))
+    with pytest.raises(ValueError, match="another number of blocks than its weights have: .*layers.*"):
+        load_pretraining_model(source, read_pretraining_config(source))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", ["same", "other"])
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(dtype, size, tmp_path):
+    model = build().to(dtype)
+    model.save_pretrained(tmp_path)
+    overrides = {} if size == "same" else {"image_size": 2 * model.config.image_size}
+    source = ModelSource(str(tmp_path), overrides)
+    loaded, _ = load_pretraining_model(source, read_pretraining_config(source))
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    assert torch.equal(loaded.vit.layernorm.weight, model.vit.layernorm.weight.float())

@@ -31,11 +31,36 @@ def test_one_parquet_file(folder, streaming):
     assert source.num_rows == 6 and source.class_names == ("a", "b") and source.split == "train"
 
 
-def test_a_tar_of_images(folder):
+def write_tar(folder, ending=None, contents=()):
+    """A WebDataset of the photos; contents: of a file of each beside it."""
     with tarfile.open(folder / "some.tar", "w") as archive:
-        for path in sorted((folder / "photos").rglob("*.jpg")):
+        for path in sorted((folder / "photos").rglob("*.jpg"), key=lambda path: path.name):
             archive.add(path, path.name)
-    assert opened(folder / "some.tar").num_rows == 4
+            if ending is not None:
+                path.with_suffix(ending).write_text(contents[int(path.stem)])
+                archive.add(path.with_suffix(ending), path.with_suffix(ending).name)
+    return folder / "some.tar"
+
+
+def test_a_tar_of_images(folder):
+    assert opened(write_tar(folder)).num_rows == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_of_a_webdataset(folder, streaming, capsys):
+    """The ending cls is its convention; of local files all are read once to find the classes."""
+    path = write_tar(folder, ".cls", "7077")
+    source = opened(path, label_column_name="auto", dataset_streaming=streaming)
+    assert source.class_names == ("0", "7") and (source.row_groups is None) == streaming
+    rows = list(source.rows) if streaming else None
+    found = [rows[i]["label"] if rows else source.rows.label(i) for i in range(4)]
+    assert found == [1, 0, 1, 1]
+    assert ("reading all of it once" in capsys.readouterr().out) == streaming
+
+
+def test_a_webdataset_without_classes_says_where_they_belong(folder):
+    with pytest.raises(DataError, match=r"In a WebDataset a file beside each image, 1\.cls, holds the number of its"):
+        opened(write_tar(folder, ".json", ['{"label": 1}'] * 4), label_column_name="auto")
 
 
 @pytest.mark.parametrize(
@@ -50,11 +75,7 @@ def test_a_tar_of_images(folder):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_lists_of_files(folder, name, text, streaming):
     (folder / name).write_text(text)
-    images = opened(folder / name, dataset_streaming=streaming)
-    if streaming:
-        assert [row["image"]["path"][-5:] for row in images.rows] == ["0.jpg", "1.jpg"]
-        return
-    source = opened(folder / name, label_column_name="label")
+    source = opened(folder / name, dataset_streaming=streaming, label_column_name="label")
     assert [source.rows[i]["path"][-5:] for i in range(2)] == ["0.jpg", "1.jpg"]
     assert source.class_names == ("x", "y") and [source.rows.label(i) for i in range(2)] == [0, 1]
 

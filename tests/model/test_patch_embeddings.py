@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers.processing_utils import Unpack
@@ -41,10 +41,19 @@ def test_hooks_fire(inputs, name):
     assert model(**inputs).loss != expected
 
 
-def test_runs_with_its_weights_offloaded(inputs):
+@pytest.mark.parametrize("how", ["cpu_offload", "disk_offload", "device_map"])
+def test_runs_with_its_weights_offloaded(inputs, how, tmp_path):
     model = build(**ALL_ON, **OFF)
     expected = model(**inputs).loss
-    cpu_offload(model, execution_device=torch.device("cpu"))
+    if how == "cpu_offload":
+        cpu_offload(model, execution_device=torch.device("cpu"))
+    elif how == "disk_offload":
+        disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    else:
+        model.save_pretrained(tmp_path)
+        places = {"vit.embeddings": "disk", "vit.layers": "cpu", "vit.layernorm": "disk", "decoder": "cpu"}
+        places |= {"target_normalizer": "cpu", "vit.mid_mask_token": "cpu"}
+        model = type(model).from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
     assert model.vit.embeddings.patch_embeddings.projection.weight.device.type == "meta"
     with torch.no_grad():
         assert_close(model(**inputs).loss, expected)

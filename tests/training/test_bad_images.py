@@ -139,3 +139,11 @@ def test_a_warm_up_that_leaves_no_step_for_a_polynomial_decay(photos_dir, tmp_pa
         prepare(make_parser().parse([*words, "--max_steps", "3", "--warmup_steps", "3"]))
     trainer, _ = prepare(make_parser().parse([*words, "--max_steps", "1"]))
     assert trainer.args.warmup_steps == 0
+
+
+def test_the_folder_of_the_data_is_no_output_folder(photos_dir, tmp_path, capsys):
+    """A second run would find its own pictures among the images."""
+    with pytest.raises(SystemExit) as end:
+        main(tiny_run(photos_dir, "--max_steps", "1", "--output_dir", str(photos_dir / ".." / photos_dir.name)))
+    assert end.value.code == 2 and "is the folder of the data. Give another one" in capsys.readouterr().err
+    assert not (photos_dir / "model.safetensors").exists()

@@ -77,8 +77,19 @@ def test_what_checkpointing_takes_passes(settings, photos_dir, tmp_path):
         machine.check_activation_checkpointing(training)
 
 
-@pytest.mark.parametrize("words", [["--activation_checkpointing"], ["--optim", "sgd"], ["--optim_args", "eps=1"]])
-def test_a_linear_probe_has_an_optimizer_of_its_own(words, photos_dir, encoder_dir, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--activation_checkpointing"],
+        ["--optim", "sgd"],
+        ["--optim_args", "eps=1"],
+        ["--layer_decay", "0.5"],
+        ["--drop_path_rate", "0.2"],
+    ],
+)
+def test_a_linear_probe_has_an_optimizer_of_its_own_and_no_layers_to_train(
+    words, photos_dir, encoder_dir, tmp_path, capsys
+):
     settings = finetuning_settings(photos_dir, encoder_dir, tmp_path / "out")
     error = refusal(finetune.main, as_flags(settings, "--linear_probe", "true", *words), capsys)
     assert f"{' '.join(words)} is not for --linear_probe" in error

@@ -57,6 +57,7 @@ def test_recipe_file_of_the_user(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("seed: [1, 2]", "--seed takes one value, not a list of 2: [1, 2]"),
         ("base_learnin_rate: 1", "unknown key 'base_learnin_rate' (did you mean 'base_learning_rate'?)"),
         ("- a\n- b", "must hold 'flag: value' lines"),
         ("a: [1", "not valid YAML"),
@@ -235,6 +236,29 @@ def test_the_command_line_wins_in_whichever_way_it_says_a_setting(tmp_path):
     assert "--mid_mask_ratio 0.1 wins over the recipe's --config_overrides." in parser.notes
 
 
+def test_a_flag_that_says_all_that_the_overrides_say_leaves_the_recipe_its_own():
+    parser = make_parser()
+    of_recipe = parse_config_overrides(parser.parse(["--config", "digits"]).model.config_overrides)
+    model = parser.parse(["--config", "digits", "--config_overrides", "mask_ratio=0.5", "--mask_ratio", "0.6"]).model
+    assert parse_config_overrides(model.config_overrides) == of_recipe and model.mask_ratio == 0.6
+    assert parser.notes == ["--mask_ratio 0.6 wins over --config_overrides mask_ratio=0.5."]
+
+
+@pytest.mark.parametrize("text", ["[hidden_size=48, 'patch_size=[8, 4]']", "[{hidden_size: 48}, {patch_size: [8, 4]}]"])
+def test_overrides_as_a_list(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(f"config_overrides: {text}\n")
+    model = make_parser().parse(["--config", str(tmp_path / "mine.yaml"), "--config_overrides", "image_size=32"]).model
+    expected = {"hidden_size": 48, "patch_size": [8, 4], "image_size": 32}
+    assert parse_config_overrides(model.config_overrides) == expected
+
+
+@pytest.mark.parametrize("word", ["no", "off", "false", "n"])
+def test_a_switch_with_a_twin_is_off_in_all_words_of_yaml(tmp_path, word):
+    (tmp_path / "mine.yaml").write_text(f"horizontal_flip: {word}\nnorm_pix_loss: {word}\n")
+    model, data, *_ = parse("--config", str(tmp_path / "mine.yaml"))
+    assert data.horizontal_flip is False and model.norm_pix_loss is False
+
+
 def test_two_image_sizes(capsys):
     parser = finetune.make_parser(prog="run_finetune.py")
     words = ["--task", "segmentation", "--from_scratch", "--config_overrides", "image_size=224"]
@@ -265,6 +289,9 @@ def test_two_image_sizes(capsys):
         ("--finetune", "--model_name_or_path"),
         ("--drop_path", "run_finetune.py has --drop_path_rate"),
         ("--output-dirr", "--output_dir"),
+        ("--warmup_ratio", "--warmup_steps"),
+        ("--no_cuda", "--use_cpu"),
+        ("--no_norm_pix_loss", "--norm_pix_loss false"),
     ],
 )
 def test_flags_of_the_official_code_are_known(capsys, flag, ours):

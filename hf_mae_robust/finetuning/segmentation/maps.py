@@ -208,7 +208,8 @@ def name_classes(
     values = tuple(sorted(names.keys() - ignored))
     class_names = tuple(names[value] for value in values)
     if len(values) < 2:
-        raise UserError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.")
+        reduced = " --do_reduce_labels takes 0 for no class (--do_reduce_labels false)." if do_reduce_labels else ""
+        raise UserError(f"Segmentation needs two classes at least; --id2label leaves {len(values)}.{reduced}")
     if len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if class_names.count(name) > 1)
         raise UserError(f"--id2label has two classes of the name '{twice}'.")
