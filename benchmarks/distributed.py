@@ -5,7 +5,8 @@
 
 Short runs on scikit-learn's digits, dropout off, the same batch over all processes; the table compares what they log.
 On a machine without an accelerator FSDP needs tests/fsdp_on_cpu, because accelerate turns it off there, and DeepSpeed
-compiles its communication at its first start (one to three minutes). With GPUs a process takes one each.
+compiles its communication at its first start (one to three minutes). With GPUs a process takes one each. Two machines
+are two network namespaces, which takes root.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -25,6 +27,9 @@ import torch
 from paired import machine
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+from tests import network  # noqa: E402  # of the repository, not installed
+
 CONFIGS = ROOT / "hf_mae_robust" / "launch_configs"
 IS_CPU = not torch.accelerator.is_available()
 BATCH, STEPS = 64, 20
@@ -44,6 +49,7 @@ class Case:
         refused: what it should be refused with; "": it should train.
         needs: why it cannot run here; "": it can.
         tolerance: largest difference of a loss that is expected.
+        on_machines: whether each process runs on a machine of its own (tests/network.py), as SLURM starts them.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Case:
     refused: str = ""
     needs: Callable[[], str] = lambda: ""
     tolerance: float = SAME
+    on_machines: bool = False
 
     def missing(self) -> str:
         if not IS_CPU and torch.accelerator.device_count() < self.processes:
@@ -90,7 +97,8 @@ SHIPPED = ["--mixed_precision", "bf16"]
 CLASSIFIER = {"script": "finetune", "like": "classification, 1 process"}
 ZERO = {"processes": 2, "needs": deepspeed_missing}
 
-# A launch that needs another machine, or rights that not everybody has, is a case like the others with `needs`.
+MACHINES = {"processes": 2, "on_machines": True, "needs": lambda: network.why_not() or ""}
+
 CASES = [
     Case("1 process", [], like=None),
     Case("1 process, clipped", [], words=CLIP, like=None),
@@ -107,6 +115,8 @@ CASES = [
         "ddp_8gpu.yaml as shipped (bf16), 2 processes",
         from_file("ddp_8gpu.yaml", 2, *SHIPPED), 2, like="torchrun, 2 processes, bf16",
     ),
+    Case("two machines, 1 process each", [], **MACHINES),
+    Case("two machines, 2 accumulated", [], words=accumulated(2), **MACHINES),
     Case("FSDP2, fsdp2_8gpu.yaml, 2 processes", from_file(FSDP), 2),
     Case("FSDP2, 4 processes", from_file(FSDP, 4), 4),
     Case("FSDP2, 2 accumulated", from_file(FSDP), 2, accumulated(2)),
@@ -171,14 +181,33 @@ def run(case: Case, work: Path, limit_s: float) -> tuple[int | None, str]:
     environment |= {"DS_ACCELERATOR": "cpu"} if IS_CPU else {}
     command = [sys.executable, *(["-m", *case.launch] if case.launch else []), str(ROOT / f"run_{case.script}.py")]
     command += words_of(case, folder_of(case, work), work)
+    if not case.on_machines:
+        return wait_for([start(command, environment, work)], limit_s)
+    with network.two_machines() as machines:
+        started = []
+        for place in machines.places:
+            inside = ["ip", "netns", "exec", place["NETWORK_NAMESPACE"]]
+            started.append(start([*inside, *command], {**environment, **place}, work))
+        return wait_for(started, limit_s)
+
+
+def start(command: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    launched = subprocess.Popen(command, env=environment, cwd=work, start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, **pipes)
+
+
+def wait_for(started: list[subprocess.Popen], limit_s: float) -> tuple[int | None, str]:
+    """Exit code of the first one that failed, and what all printed."""
+    deadline, printed = time.monotonic() + limit_s, []
     try:
-        printed = launched.communicate(timeout=limit_s)[0]
-        return launched.returncode, printed
+        for process in started:
+            printed.append(process.communicate(timeout=max(deadline - time.monotonic(), 0))[0])
+        return next((process.returncode for process in started if process.returncode), 0), "".join(printed)
     except subprocess.TimeoutExpired:
-        os.killpg(launched.pid, signal.SIGKILL)
-        return None, launched.communicate()[0]
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return None, "".join(process.communicate()[0] or "" for process in started if process.stdout)
 
 
 def judge(case: Case, code: int | None, printed: str, work: Path, limit_s: float) -> dict[str, object]:

@@ -45,7 +45,7 @@ def _place(url: str) -> Path | None:
 
 
 def load_footer(url: str) -> pq.FileMetaData | None:
-    """The footer of a file, if it is there and whole."""
+    """The footer of a file, if it is there and complete."""
     place = _place(url)
     try:
         content = place.read_bytes() if place is not None else b""

@@ -56,7 +56,7 @@ def parse_size(text: str) -> int:
 class StreamCache:
     """Files of the Hub in a folder.
 
-    A file is fetched whole when it is opened for the first time. Where it does not fit into `max_bytes`, files of
+    A file is fetched completely when it is opened for the first time. Where it does not fit into `max_bytes`, files of
     other data sets and other commits make room, the least recently used ones first. Files of the data set that is
     being read stay: every epoch needs all of them, so the one to go would be fetched again before long, for one of its
     row groups. What does not fit beside them is read from the Hub, row group by row group.

@@ -58,7 +58,7 @@ class DataArguments:
     stream_cache: str | None = option(
         None,
         "With --dataset_streaming: folder on this machine that keeps the Parquet files of the Hub that were read, for "
-        "all processes and runs. Files are fetched whole, when they are first needed.",
+        "all processes and runs. Files are fetched completely when they are first needed.",
         metavar="DIR",
     )
     stream_cache_size: str | None = option(
@@ -190,7 +190,7 @@ class ImageTrainingArguments(TrainingArguments):
 
     def choose_cpu(self) -> None:
         """Without this, torchrun on a machine without an accelerator starts processes that do not know of each other,
-        and each trains the whole model. Raises UserError."""
+        and each trains a model of its own. Raises UserError."""
         if self.deepspeed and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(
                 f"--deepspeed {self.deepspeed}: on a machine without an accelerator its processes would not know of "

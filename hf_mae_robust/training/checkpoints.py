@@ -183,6 +183,6 @@ def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[st
 def explain_differences(checkpoint: str | Path, differences: list[str]) -> str:
     return (
         f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). With those, the resumed run "
-        "equals an uninterrupted one. --allow_elastic_resume goes on with the new ones: not with the same losses, and "
+        "equals an uninterrupted one. --allow_elastic_resume resumes with the new ones: not with the same losses, and "
         "in the epoch of the resume some images come twice and others not at all. --overwrite_output_dir starts anew."
     )

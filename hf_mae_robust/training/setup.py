@@ -299,7 +299,7 @@ def fetch_model(name: str, revision: str | None, token: str | None) -> tuple[str
 
 
 def pin_revision(data: DataArguments, checkpoint: str | None) -> None:
-    """Go on with the commit of the data set that the run began with, though its branch may have moved since."""
+    """Keep the commit of the data set that the run began with, though its branch may have moved since."""
     if checkpoint and data.dataset_revision is None:
         record = read_record(Path(checkpoint))
         if record.get("dataset_name") == data.dataset_name:
@@ -307,7 +307,7 @@ def pin_revision(data: DataArguments, checkpoint: str | None) -> None:
 
 
 def accept(checkpoint: str | None, record: dict[str, Any], recipe: RecipeArguments) -> bool:
-    """Whether a run goes on with other settings than its checkpoint's. Raises CheckpointError where it must not."""
+    """Whether a run resumes with other settings than its checkpoint's. Raises CheckpointError where it must not."""
     if not checkpoint or not (differences := differences_from_record(Path(checkpoint), record)):
         return False
     if not recipe.allow_elastic_resume:

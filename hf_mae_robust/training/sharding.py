@@ -34,7 +34,7 @@ class Sharding(TypedTrainer):
                 self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         elif self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             logger.warning(
-                "FSDP was asked for, but accelerate has none on %s: every process holds the whole model (DDP).",
+                "FSDP was asked for, but accelerate has none on %s: every process holds the complete model (DDP).",
                 self.args.device.type.upper(),
             )
         if self.is_deepspeed_enabled:

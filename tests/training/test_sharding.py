@@ -183,7 +183,7 @@ def test_fsdp_that_accelerate_drops_is_said(words, tmp_path, monkeypatch, caplog
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with caplog.at_level(logging.WARNING):
         main([*words, "--max_steps", "1", "--output_dir", str(tmp_path / "out")])
-    assert "every process holds the whole model (DDP)" in caplog.text
+    assert "every process holds the complete model (DDP)" in caplog.text
 
 
 # ---- precision ----

@@ -70,7 +70,7 @@ def check_sizes(images: Sequence[dict[str, Any]], files: Sequence[Path], annotat
 
 
 def check_rows(source: ImageSource, objects_of: Callable[[Any], Sequence[dict[str, Any]]]) -> None:
-    """As `check`, of the objects in rows of a table: all up to NUM_ROWS, otherwise so many from all over it, and the
+    """As `check`, of the objects in rows of a table: all up to NUM_ROWS, otherwise that many from all over it, and the
     first ones of what is read row by row. Raises DataError, naming the row."""
     found: list[tuple[int, int, dict[str, Any]]] = []
     sizes: list[tuple[float, float]] = []

@@ -18,7 +18,7 @@ from .boxes import COCO, check_boxes, check_sizes
 
 PREFIX = "instances_"
 
-# So many images at a time become a table, for memory.
+# Images that become a table at a time, for memory.
 CHUNK = 1024
 
 

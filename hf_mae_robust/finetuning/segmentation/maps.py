@@ -19,8 +19,8 @@ from ...errors import DataError, ImageDecodingError, UserError
 
 # What maps hold where there is no class, unless it has a name; the default of --ignore_index.
 UNNAMED = 255
-# So many maps are looked at before the training, or as many as have so many pixels together: all over a table, and from
-# the beginning of what is read row by row.
+# Maps that are looked at before the training, and pixels of them together, at most: all over a table, and from the
+# beginning of what is read row by row.
 NUM_LOOKED_AT, NUM_LOOKED_AT_OF_STREAM = 64, 8
 PIXELS_LOOKED_AT = 2**25
 MAX_IGNORED = 0.5
