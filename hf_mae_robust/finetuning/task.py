@@ -21,10 +21,13 @@ FEW_IMAGES = 1000
 
 AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
 
+# Values with which settings of layers change nothing.
+NEUTRAL = {"layer_decay": 1.0, "drop_path_rate": 0.0}
+
 
 def check_flags_of_probe(training: ImageTrainingArguments, **settings: float) -> None:
     """Raises UserError for flags that a linear probe would ignore, or that fail in it. settings: of layers, which
-    are not trained; at their defaults they are taken for not given."""
+    are not trained; at their defaults, and where they change nothing, they are taken for not given."""
     groups = (FinetuneModelArguments, FinetuneRecipeArguments)
     defaults = {each.name: each.default for group in groups for each in fields(group)}
     optim = str(getattr(training.optim, "value", training.optim))
@@ -32,7 +35,7 @@ def check_flags_of_probe(training: ImageTrainingArguments, **settings: float) ->
         "--activation_checkpointing": training.activation_checkpointing,
         f"--optim {optim}": not optim.startswith("adamw_torch"),  # the default
         f"--optim_args {training.optim_args}": training.optim_args,
-        **{f"--{name} {value:g}": value != defaults[name] for name, value in settings.items()},
+        **{f"--{name} {value:g}": value not in (defaults[name], NEUTRAL[name]) for name, value in settings.items()},
     }
     if flag := next((flag for flag, is_given in refused.items() if is_given), None):
         raise UserError(f"{flag} is not for --linear_probe, which trains one layer on frozen features, with LARS.")

@@ -185,11 +185,11 @@ def test_the_command_takes_the_first_images_only_and_streams(encoder_dir, photos
     ("flags", "message"),
     [
         (["--k", "0"], "--k 0"),
-        (["--temperature", "0"], "--temperature 0.0: must be positive"),
+        (["--temperature", "0"], "--temperature 0: must be above 0"),
         (["--eval_split_name", "none"], "no split to classify"),
         (["--eval_split_name", "testing"], "no split 'testing'"),
         (["--label_column_name", "kind"], "no column 'kind'"),
-        (["--max_eval_samples", "0"], "At least one image"),
+        (["--max_eval_samples", "0"], "--max_eval_samples 0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(encoder_dir, photos_dir, capsys, flags, message):
