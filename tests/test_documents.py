@@ -101,7 +101,7 @@ def test_flags_that_the_manual_names_exist():
     flags = {word for text in MANUAL.values() for word in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
     options = {flag for parser in (make_parser(), make_finetune_parser()) for flag in option_strings(parser)}
     options |= set(option_strings(make_command_parser()))
-    # Of accelerate, torchrun, hf, pip and the scripts in benchmarks/.
+    # Of accelerate, torchrun, hf, pip, scancel and the scripts in benchmarks/.
     options |= {
         "--multi_gpu",
         "--num_processes",
@@ -111,7 +111,7 @@ def test_flags_that_the_manual_names_exist():
         "--repo-type",
         "--mixed_precision",
     }
-    options |= {"--max-restarts", "--master_port", "--main_process_port"}
+    options |= {"--max-restarts", "--master_port", "--main_process_port", "--signal"}
     options |= {"--strict", "--kills", "--photos", "--cifar10", "--help"}
     assert sorted(flags - options) == []
 

@@ -96,7 +96,7 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
         torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("streaming", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming):
     """Mixup, RandAugment, random erasing, drop path and averaged weights on: bit by bit."""
     common = ["--dataset_streaming", streaming, "--save_strategy", "steps", "--save_steps", 3, "--model_ema_decay", 0.9]

@@ -109,6 +109,7 @@ time.sleep(600)
 }
 
 
+@pytest.mark.slow  # it waits
 def test_a_part_that_fails_or_hangs_is_reported_and_the_next_one_begins(gpu, tmp_path, monkeypatch, capsys):
     parts = []
     for name, source in FAKES.items():

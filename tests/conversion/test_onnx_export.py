@@ -102,6 +102,7 @@ def test_classifiers(form, tmp_path):
         assert name == "logits" and found.std() > 0.01
 
 
+@pytest.mark.slow  # encoders are quick
 def test_a_graph_names_no_folder_of_this_machine(tmp_path):
     build().save_pretrained(tmp_path / "model")
     export(str(tmp_path / "model"), tmp_path / "out", "onnx")
@@ -109,6 +110,7 @@ def test_a_graph_names_no_folder_of_this_machine(tmp_path):
     assert not any(str(Path(file).parents[1]).encode() in content for file in (onnx_export.__file__, torch.__file__))
 
 
+@pytest.mark.slow  # encoders are quick
 def test_a_segmenter(tmp_path):
     encoder = build(**{**SIZES, "num_hidden_layers": 4}).config
     config = UperNetConfig(

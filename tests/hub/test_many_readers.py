@@ -301,6 +301,7 @@ def test_older_files_make_room_and_what_does_not_fit_is_streamed(hub, read, fold
     assert Path(cache).is_dir()
 
 
+@pytest.mark.slow  # the faults of streaming without a cache are quick
 def test_faults_while_fetching_that_pass_and_one_that_stays(hub, read, expected, tmp_path):
     cache = {"dataset_revision": LARGE, "stream_cache": str(tmp_path / "kept"), "epochs": 1}
     hub.faults = [

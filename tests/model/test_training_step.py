@@ -54,6 +54,7 @@ def test_bf16_autocast_leaves_target_and_loss_in_float32(kind, norm_pix):
     assert torch.isfinite(model.vit.mid_mask_token.grad).all()
 
 
+@pytest.mark.slow  # the quick one drops edges as well
 def test_compiles_without_a_graph_break():
     model = build(**ALL_ON, **OFF).train()
     pixel_values, noise = images(), torch.rand(2, 16)

@@ -41,6 +41,7 @@ def test_an_elastic_resume_takes_the_schedule_of_the_new_settings(tmp_path):
     )
 
 
+@pytest.mark.slow  # test_order.py has the order by itself
 def test_a_streamed_epoch_that_version_0_1_0_began_ends_in_its_order(tmp_path, monkeypatch):
     dataset, folder, trained_on = write_parquet_set(tmp_path / "set", {"train": 48}, row_group=7), tmp_path / "run", []
     prepare_inputs, words = DataFeeding._prepare_inputs, ["--output_dir", str(folder), "--dataset_streaming"]

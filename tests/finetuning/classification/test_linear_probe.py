@@ -107,7 +107,7 @@ def test_features_that_are_computed_once_train_the_same_probe(arguments, tmp_pat
     assert metrics["eval_accuracy"] == expected["eval_accuracy"]
 
 
-@pytest.mark.parametrize("augmentation", ["true", "false"])
+@pytest.mark.parametrize("augmentation", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_resumed_probe_equals_the_uninterrupted_one(arguments, tmp_path, augmentation):
     common = ["--augmentation", augmentation, "--save_strategy", "steps", "--save_steps", 4]
     whole = finetune(*arguments(*common, "--output_dir", tmp_path / "whole"))

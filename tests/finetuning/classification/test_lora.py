@@ -99,6 +99,7 @@ def test_the_pipeline_runs_the_adapter_and_eval_only_the_merged_model(arguments,
     assert again["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-5)
 
 
+@pytest.mark.slow  # that of the classifier is quick
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path):
     """With dropout in the adapter, mixup and drop path: bit by bit, from checkpoints that do not hold the encoder."""
     common = ["--save_strategy", "steps", "--save_steps", 3, "--lora_dropout", 0.2]

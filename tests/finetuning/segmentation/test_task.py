@@ -260,6 +260,7 @@ def test_two_processes_evaluate_as_one_does(finished, words, tmp_path):
     assert content["confusion_matrix"] == finished.confusion.tolist()
 
 
+@pytest.mark.slow  # that of pre-training is quick
 def test_the_best_checkpoint_is_loaded_whole(arguments):
     common = ["--eval_strategy", "epoch", "--save_strategy", "epoch", "--load_best_model_at_end", "true"]
     trainer = finetune(*arguments(*common, "--metric_for_best_model", "mean_iou", "--num_train_epochs", 3))
