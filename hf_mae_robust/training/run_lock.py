@@ -124,7 +124,7 @@ def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
 
     def live() -> None:
         while not ended.wait(heartbeat_s):
-            with suppress(FileNotFoundError):  # somebody has deleted the folder
+            with suppress(OSError):  # the folder was deleted, or its disk is away for a while
                 os.utime(path)
 
     threading.Thread(target=live, name="run lock", daemon=True).start()
