@@ -51,6 +51,7 @@ def test_numbers_and_pictures_come_and_training_is_the_same_bit_by_bit(settings,
     assert names == {"blocks.png", "loss_map.png", "reconstructions.png"}
 
 
+@pytest.mark.slow  # all of it is quick
 def test_only_what_is_asked_for_is_looked_at(settings, tmp_path):
     flags = ["--max_steps", 5, "--diagnostics_steps", 0.3]
     log = train(settings, *flags, "--diagnostics", "none", "--label_column_name", "auto").state.log_history

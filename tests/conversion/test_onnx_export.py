@@ -57,7 +57,7 @@ def run(folder, pixel_values):
     return output.name, torch.from_numpy(session.run(None, {"pixel_values": pixel_values.numpy()})[0])
 
 
-@pytest.mark.parametrize("form", ["ours", "stock", "gray, no squares"])
+@pytest.mark.parametrize("form", ["ours", pytest.param("stock", marks=pytest.mark.slow), "gray, no squares"])
 def test_encoders_give_the_features_of_the_unmasked_image(form, tmp_path, capsys):
     settings = {"ours": {**ALL_ON, "num_hidden_layers": 2}, "stock": {}, "gray, no squares": GRAY}[form]
     model = perturb(build(**settings))

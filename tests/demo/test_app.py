@@ -187,6 +187,7 @@ def set_number(page, name: str, value: str) -> None:
     wait_for_another(page, "masked", before)
 
 
+@pytest.mark.slow  # a click is quick
 def test_the_same_seed_gives_the_same_picture(page, files):
     upload(page, files / "one.png")
     first = {name: picture(page, name) for name in ("masked", "reconstruction")}

@@ -90,6 +90,7 @@ def test_a_model_with_it_evaluates_as_with_sdpa():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow  # dropped edges compile in test_training_step.py
 def test_a_model_with_it_compiles():
     model = build().train()
     model.set_attn_implementation(NAME)

@@ -58,7 +58,7 @@ def assert_equal_runs(resumed: Run, whole: Run):
 @pytest.mark.parametrize(
     ("processes", "accumulation", "streaming"),
     [
-        (1, 2, "true"),
+        pytest.param(1, 2, "true", marks=pytest.mark.slow),
         (2, 2, "true"),
         pytest.param(2, 1, "false", marks=pytest.mark.slow),
     ],

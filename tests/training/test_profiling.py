@@ -50,6 +50,7 @@ def test_parts_add_up_to_the_steps_and_training_is_the_same(settings, tmp_path, 
         assert name not in vars(profiled)
 
 
+@pytest.mark.slow  # it waits
 def test_waiting_for_data_is_seen_and_said(settings, capsys, monkeypatch):
     from hf_mae_robust.data.dataset import ImageDataset
 

@@ -164,7 +164,8 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
     assert len(losses(large)) == 6 and losses(accumulated) == pytest.approx(losses(large), rel=1e-3)
 
 
-@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # that of the classifier is quick
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path, streaming):
     common = ["--dataset_streaming", streaming, "--drop_path_rate", 0.2, "--eval_split_name", "none"]
     common += ["--save_strategy", "steps", "--save_steps", 2]
