@@ -73,6 +73,11 @@ class LoopbackHub:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
+    def reset(self, main: str) -> None:
+        """As at the start, for the next test: no faults, no requests, access, and the branch at `main`."""
+        self.faults, self.main, self.has_access = [], main, True
+        self.requests.clear()
+
     def handler(self) -> type["Handler"]:
         return Handler
 

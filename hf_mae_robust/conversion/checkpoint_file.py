@@ -81,7 +81,7 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
             beginning ("teacher") or its end ("backbone").
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file asks for other code to be run, is damaged, holds no (or not only) tensors, or several
             models, or tensors beside the model's that may belong to it.
     """

@@ -56,7 +56,7 @@ def has_head(config: PreTrainedConfig) -> bool:
 def open_config(source: ModelSource) -> PreTrainedConfig | None:
     """The config of a checkpoint of any kind; None for a file in the official layout.
 
-    Raises ValueError where there is no such checkpoint, and where there is no name.
+    Raises ValueError for a checkpoint that does not exist, and where no name is given.
     """
     name = source.name
     if name is None:

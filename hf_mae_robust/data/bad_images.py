@@ -142,7 +142,7 @@ class SkippedImages:
 
         Args:
             num_rows: images in the split; None for a stream of unknown length, of which
-            num_seen: images read, the bad ones included. Below 1000 there is no limit but that of 0.
+            num_seen: images read, the bad ones included. Below 1000, only a limit of 0 applies.
         """
         if not self.exceeds(split, num_rows, num_seen):
             return

@@ -6,7 +6,6 @@ a Parquet file without rows, pyarrow's own way to store a footer.
 
 import hashlib
 import logging
-import os
 import tempfile
 from pathlib import Path
 
@@ -67,9 +66,9 @@ def keep_footer(url: str, footer: pq.FileMetaData) -> None:
     content = sink.getvalue().to_pybytes()
     try:
         # Renaming is atomic: others see all of it or nothing.
-        descriptor, partial = tempfile.mkstemp(dir=place.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        Path(partial).replace(place)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            complete = Path(folder) / place.name
+            complete.write_bytes(hashlib.sha256(content).digest() + content)
+            complete.replace(place)
     except OSError as error:
         logger.debug("The footer of %s cannot be kept: %s", url, error)

@@ -67,7 +67,7 @@ def open_splits(
             is streamed from the Hub or counted in Parquet files. All of them must call this function.
 
     Raises:
-        MissingFileError: there is no such folder.
+        MissingFileError: the folder does not exist.
         DataError: there is no such data set, split or column, a split is empty, the source cannot do what was
             asked, a local folder's files are not what is trained on, or the Hub refuses or cannot be reached for
             `dataset_retry_seconds`.

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from ..errors import SavingError
 from ..files import allow_group, replace_files, seal
 from ..hub.run_record import write_record
-from .checkpoints import STAGING, check_all_have_written, checkpoint_of_step, checkpoints_in, publish, rotate
+from .checkpoints import STAGING, check_all_have_written, checkpoint_of_step, last_checkpoint, publish, rotate
 from .peers import is_loss
 from .typed_trainer import TypedTrainer
 
@@ -65,7 +65,7 @@ class Checkpointing(TypedTrainer):
                 raise  # not the disk's fault
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
-            newest = next(iter(checkpoints_in(self.args.output_dir)), None)
+            newest = last_checkpoint(self.args.output_dir)
             raise SavingError(
                 f"Step {self.state.global_step}: the checkpoint could not be written to {self.args.output_dir} "
                 f"({type(error).__name__}: {error}). {_remedy(error)}The newest complete one is {newest or 'none'}; "

@@ -44,6 +44,11 @@ def checkpoints_in(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The one with the highest N, not verified, for messages; to resume from: `newest_checkpoint`."""
+    return next(iter(checkpoints_in(output_dir)), None)
+
+
 def publish(staged: Path, final: Path) -> None:
     """Give a sealed folder its name. One that has the name already is kept until the new one stands."""
     replaced = staged.with_name(f"replaced-{final.name}")

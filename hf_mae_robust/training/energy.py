@@ -1,5 +1,5 @@
 """The energy of a training, where the machine counts it: RAPL for processors, NVML for NVIDIA's GPUs. Nothing is
-guessed: without a counter that this process may read, there is no figure."""
+guessed: a machine without a counter that this process may read gives None."""
 
 import os
 import re

@@ -62,10 +62,10 @@ def check_activation_checkpointing(training: TrainingArguments) -> None:
     if not training.activation_checkpointing:
         raise UserError(f"{flag}: has no effect without --activation_checkpointing.")
     settings: dict[str, Any] = {"use_reentrant": False, **cast(dict[str, Any], given)}
+    known = (*CHECKPOINT_SWITCHES, "determinism_check", "every_n_layers")
     for name, value in settings.items():
-        if name not in (*CHECKPOINT_SWITCHES, "determinism_check", "every_n_layers"):
-            known = ", ".join((*CHECKPOINT_SWITCHES, "determinism_check", "every_n_layers"))
-            raise UserError(f"{flag}: unknown '{name}'; there are {known}.")
+        if name not in known:
+            raise UserError(f"{flag}: unknown '{name}'; there are {', '.join(known)}.")
         if name in CHECKPOINT_SWITCHES and not isinstance(value, bool):
             raise UserError(f"{flag}: {name} must be true or false.")
     every, _ = settings.pop("every_n_layers", 1), settings.pop("offload", None)  # the Trainer's own

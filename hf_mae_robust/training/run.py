@@ -36,7 +36,7 @@ from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run, write_record
 from ..version import __version__
 from .arguments import ImageTrainingArguments
-from .checkpoints import check_config, checkpoints_in
+from .checkpoints import check_config, last_checkpoint
 from .machine import check_activation_checkpointing, check_compiling
 from .parser import RecipeParser
 from .peers import describe_loss, is_loss
@@ -313,13 +313,13 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
             say(f"{stop}. The same command resumes from there.")
             end_stopped(training, trainer, stop.signal_name, stop.step, stop.checkpoint)
         except StopOutsideTraining as stop:
-            newest = next(map(str, checkpoints_in(training.output_dir)), None)
+            newest = last_checkpoint(training.output_dir)
             step = trainer.state.global_step if trainer is not None else 0
             say(
                 f"Stopped by {stop} {'after the last' if step else 'before the first'} step. The same command "
                 f"{f'resumes from {newest}' if newest else 'starts again'}."
             )
-            end_stopped(training, trainer, str(stop), step, newest)
+            end_stopped(training, trainer, str(stop), step, str(newest) if newest else None)
 
 
 def end_stopped(
@@ -388,7 +388,7 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> It
     except Exception as error:
         if training.world_size > 1 and is_loss(error):
             end_workers()
-            newest = next(map(str, checkpoints_in(training.output_dir)), None)
+            newest = last_checkpoint(training.output_dir)
             resume = f"The same command resumes from {newest}." if newest else "There is no checkpoint to resume from."
             parser.fail(f"{describe_loss(training.ddp_timeout)} {resume}", LostProcessError.exit_code)
         if (fault := fault_of_place(error)) is not None and training.log_level != "debug":

@@ -104,8 +104,7 @@ def server(folders):
 
 @pytest.fixture
 def hub(server):
-    server.faults, server.main = [], FIRST
-    server.requests.clear()
+    server.reset(FIRST)
     return server
 
 

@@ -126,8 +126,7 @@ def server(folders):
 
 @pytest.fixture
 def hub(server):
-    server.faults, server.main, server.has_access = [], FIRST, True
-    server.requests.clear()
+    server.reset(FIRST)
     return server
 
 
