@@ -79,7 +79,7 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_anything(place, path, m
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(footer_cache.tempfile, "mkstemp", full)
+    monkeypatch.setattr(footer_cache.tempfile, "TemporaryDirectory", full)
     assert read_footer(str(path)).num_rows == 3 and load_footer(str(path)) is None
     monkeypatch.setattr(footer_cache, "cached_assets_path", full)
     assert read_footer(str(path)).num_rows == 3
