@@ -169,7 +169,10 @@ def add_online_diagnostics(
             for part in cast(tuple[ImageSource, ImageSource], opened)
         )
         known, classified = (
-            load_head_of_stream(part, probe_samples) if part.row_groups is None else part for part in drawn
+            (load_head_of_stream(part, probe_samples) if part.row_groups is None else part).read_as(
+                source.band_form, config.num_channels
+            )
+            for part in drawn
         )
         check_probe(known)
         labelled = (known, classified)

@@ -10,7 +10,9 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import default_collate, get_worker_info
 
 from ..errors import DataError, ImageDecodingError
+from ..model.bands_vit_mae_robust import BandForm
 from .bad_images import SkippedImage, skipped_image
+from .band_decoding import decode_band_regions
 from .decoding import decode_regions
 from .labels import Labels
 from .preprocessing import Transform, in_two_steps
@@ -108,7 +110,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                 draws.take_up(view)
                 told = [] if view else skipped  # once
                 if image is None:
-                    items.append(_filler(self.transform, labels, self.num_channels, self.noise_length, told))
+                    items.append(_filler(self.transform, self.source, self.num_channels, self.noise_length, told))
                 else:
                     content = _finished(self.transform, labels, image, label)
                     items.append(_item(content, row, self.noise_length, told))
@@ -139,6 +141,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                     row,
                     len(nothing),
                     self.source.min_side,
+                    self.source.band_form,
                     draws,
                 )
                 label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
@@ -159,9 +162,11 @@ def _decoded(
     row: int,
     num_views: int,
     min_side: int,
+    form: BandForm | None,
     draws: ViewDraws | None = None,
 ) -> list[torch.Tensor]:
-    """The parts of the image that the views of a transform ask for. draws: None: the views draw one after the other."""
+    """The parts of the image that the views of a transform ask for. form: of images that are not 8-bit pictures. draws:
+    None: the views draw one after the other."""
 
     def regions(height: int, width: int) -> list[tuple[int, int, int, int]]:
         places = []
@@ -171,6 +176,8 @@ def _decoded(
             places.append(transform.region(height, width))
         return places
 
+    if form is not None:
+        return decode_band_regions(value, form, regions, row, min_side)
     return decode_regions(value, num_channels, regions, row, min_side)
 
 
@@ -192,14 +199,16 @@ def _item(content: dict[str, Any], row: int, noise_length: int | None, skipped: 
 
 def _filler(
     transform: Transform,
-    labels: Labels | None,
+    source: ImageSource,
     num_channels: int,
     noise_length: int | None,
     skipped: list[SkippedImage],
 ) -> dict[str, Any]:
     """Zeros of the shape that the transform gives, and a label that stands for none."""
+    labels = source.labels
     _, _, height, width = transform.region(16, 16)
-    blank = torch.zeros(num_channels, height, width, dtype=torch.uint8)
+    dtype = torch.uint8 if source.band_form is None else torch.float32
+    blank = torch.zeros(num_channels, height, width, dtype=dtype)
     content = _finished(transform, labels, blank, None if labels is None else labels.filler())
     content["pixel_values"] = torch.zeros_like(content["pixel_values"])
     return _item(content, -1, noise_length, skipped)
@@ -253,9 +262,9 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
         if shuffle_seed is not None and buffer_size > 1:
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
-        self.description, self.rank, self.world_size = source.description, rank, world_size
+        self.rank, self.world_size = rank, world_size
         self.transform, self.num_channels, self.endless = in_two_steps(transform), num_channels, endless
-        self.labels, self.min_side, self.root = source.labels, source.min_side, source.root
+        self.source, self.labels = source, source.labels
         self.noise_length, self.num_views = noise_length, num_views
 
     def _numbers(self) -> Iterator[int]:
@@ -272,16 +281,22 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
                 is_empty, number = False, next(numbers)
                 try:
                     images = _decoded(
-                        self.transform, row["image"], self.num_channels, number, self.num_views, self.min_side
+                        self.transform,
+                        row["image"],
+                        self.num_channels,
+                        number,
+                        self.num_views,
+                        self.source.min_side,
+                        self.source.band_form,
                     )
                     label = None if self.labels is None else self.labels.decode(row["label"], images[0], number)
                 except ImageDecodingError as error:
-                    skipped.append(skipped_image(self.description, self.root, number, error))
+                    skipped.append(skipped_image(self.source.description, self.source.root, number, error))
                     if self.endless:
                         if len(skipped) == MAX_BAD_IN_A_ROW:
                             _raise_too_many(skipped)
                         continue
-                    yield _filler(self.transform, self.labels, self.num_channels, self.noise_length, skipped)
+                    yield _filler(self.transform, self.source, self.num_channels, self.noise_length, skipped)
                     skipped = []
                     continue
                 for image in images:

@@ -60,7 +60,7 @@ def _pillow() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _contents(value: Any) -> Any:
+def contents_of(value: Any) -> Any:
     """Bytes, PIL image or array, read from its path where there are no bytes."""
     if isinstance(value, dict):
         path = value.get("path")
@@ -211,7 +211,7 @@ def decode_regions(
     Raises as `decode_image`.
     """
     try:
-        contents = _contents(value)
+        contents = contents_of(value)
     except ImageDecodingError:
         contents = None  # `decode_image` says it
     header = read_header(contents) if isinstance(contents, bytes) and num_channels in (1, 3) else None
@@ -235,7 +235,7 @@ def stored_and_read(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[str, np.n
     before channels are made equal. Raises ImageDecodingError, also for more than `max_pixels`."""
     try:
         with _pillow():
-            image = _open(_contents(value))
+            image = _open(contents_of(value))
             if image.width * image.height > max_pixels:
                 raise ImageDecodingError(f"{image.width} x {image.height} pixels", "bomb")
             image.load()
@@ -249,7 +249,7 @@ def size_of(value: Any) -> tuple[int, int]:
     """Height and width of an image as `decode_image` gives it, from its header. Raises ImageDecodingError."""
     try:
         with _pillow():
-            image = _open(_contents(value))
+            image = _open(contents_of(value))
             width, height = image.size
             return (width, height) if _orientation(image) >= 5 else (height, width)
     except Exception as error:  # of many kinds, as in `_decode`
@@ -273,15 +273,20 @@ def _decode_value(
     value: Any, convert: Callable[[Image.Image], Image.Image], row: int | None, min_side: int = MIN_SIDE
 ) -> torch.Tensor:
     try:
-        return _decode(_contents(value), convert, min_side)
+        return _decode(contents_of(value), convert, min_side)
     except ImageDecodingError as error:
-        path = value.get("path") if isinstance(value, dict) else None
-        # The end of a path tells more than its beginning.
-        detail = f"{path[-100:]}: {error}"[:200] if path else str(error)[:200]
-        where = f"Row {row}" if row is not None else "Image"
-        raise ImageDecodingError(
-            f"{where}{f' ({path})' if path else ''} cannot be decoded ({error.kind}): {error}.",
-            error.kind,
-            detail,
-            path or "",
-        ) from error
+        raise located(error, value, row) from error
+
+
+def located(error: ImageDecodingError, value: Any, row: int | None) -> ImageDecodingError:
+    """The same error, saying which image it is of. value: as of `decode_image`."""
+    path = value.get("path") if isinstance(value, dict) else None
+    # The end of a path tells more than its beginning.
+    detail = f"{path[-100:]}: {error}"[:200] if path else str(error)[:200]
+    where = f"Row {row}" if row is not None else "Image"
+    return ImageDecodingError(
+        f"{where}{f' ({path})' if path else ''} cannot be decoded ({error.kind}): {error}.",
+        error.kind,
+        detail,
+        path or "",
+    )

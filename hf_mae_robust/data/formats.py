@@ -1,7 +1,8 @@
-"""Which files are images: those that Pillow opens here, and those that it opens with a plugin."""
+"""Which files are images: those that Pillow opens here, those that it opens with a plugin, and arrays."""
 
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
@@ -18,10 +19,14 @@ PLUGINS = {
     **dict.fromkeys(
         (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "convert camera raw files, with rawpy"
     ),
-    **dict.fromkeys((".dcm", ".dicom"), "convert DICOM files, with pydicom"),
+    **dict.fromkeys((".dcm", ".dicom"), 'pip install "hf_mae_robust[bands]"'),
     **dict.fromkeys((".svg", ".svgz"), "draw them as PNG files"),
-    **dict.fromkeys((".nii", ".npy", ".npz"), "convert arrays to image files"),
+    ".nii": "convert volumes to .npy files, a slice each",
 }
+# Of arrays; a folder of images may hold others beside them, such as features or masks.
+ARRAYS = frozenset([".npy", ".npz"])
+# Read by more than Pillow (model/band_files_vit_mae_robust.py), where the package is installed.
+_BAND_FILES = {".dcm": "pydicom", ".dicom": "pydicom"}
 # First bytes of the usual formats, for files whose name says nothing.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 # Endings of files that are not images, so that their content need not be looked at.
@@ -112,13 +117,14 @@ def _register_plugins() -> None:
 
 
 def readable_endings() -> frozenset[str]:
-    """Lower-case endings, with the dot, of the image files that can be decoded here."""
+    """Lower-case endings, with the dot, of the image files that can be decoded here, those of arrays apart."""
     Image.init()
-    return frozenset(
+    pictures = {
         ending
         for ending, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NO_PICTURES
-    )
+    }
+    return frozenset(pictures | {ending for ending, package in _BAND_FILES.items() if find_spec(package) is not None})
 
 
 def looks_like_an_image(path: Path) -> bool:
@@ -127,9 +133,11 @@ def looks_like_an_image(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(132)
     except OSError:
         return False
+    if start[128:] == b"DICM":  # scanners write no ending
+        return find_spec("pydicom") is not None
     return start.startswith(_MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 

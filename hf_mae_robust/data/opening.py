@@ -25,6 +25,8 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
+from .array_columns import holds_arrays
+from .band_detection import find_stored_bands
 from .brightness import describe_brightness
 from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
 from .labels import LabelFinder, Labels, find_labels
@@ -107,17 +109,35 @@ def open_splits(
                 source = source_of(data, column, location, description, buffer_size, labels, share)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
-        sources.append(replace(source, revision=revision, split=split, root=root_of(location.dataset_name)))
-    train, evaluation = sources
+        found = {"revision": revision, "split": split, "root": root_of(location.dataset_name)}
+        holds = holds_numbers((getattr(data, "features", None) or {}).get(column))
+        sources.append(replace(source, **found, holds_numbers=holds))
+    train, evaluation = _with_stored_bands(sources, location, share)
     # Of others on the Hub, the first row group would have to be fetched for it.
     is_told = tells and PartialState().is_main_process
     if train is not None and is_told and (train.seekable_at_no_cost or Path(name).exists()):
-        warning = describe_brightness(train)
-        if warning is not None:
+        if train.needs_bands:
+            note(f"{train.description} holds {train.stored}")
+        elif (warning := describe_brightness(train)) is not None:
             note(warning)
     if train_val_split and evaluation is None and train is not None:
         return _hold_out(train, data, train_val_split, seed)
     return train, evaluation
+
+
+def _with_stored_bands(
+    sources: Sequence[ImageSource | None], location: DataLocation, share: Share
+) -> list[ImageSource | None]:
+    """The sources, with what is known of their files. Of pictures on the Hub, nothing is fetched for it."""
+    first = next((source for source in sources if source is not None), None)
+    if first is None:
+        return list(sources)
+    is_local = first.seekable_at_no_cost or Path(location.dataset_name or "").exists()
+    if not (is_local or first.holds_numbers):
+        return list(sources)
+    find = partial(find_stored_bands, first, location)
+    stored = find() if is_local else share(find)
+    return [source and replace(source, stored=stored) for source in sources]
 
 
 def _find_tables(
@@ -157,17 +177,25 @@ def _choose_column(data: Any, wanted: str | None, name: str) -> str:
             raise DataError(f"{name} does not say which columns it has: name the one to use with --image_column_name.")
         return wanted
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    others = [column for column, feature in features.items() if holds_numbers(feature)]
     columns = ", ".join(f"{column} ({getattr(feature, 'dtype', feature)})" for column, feature in features.items())
     if wanted is not None:
         if wanted not in features:
             raise DataError(f"{name} has no column '{wanted}' (--image_column_name). It has: {columns}.")
         return wanted
-    if "image" in images:
+    if "image" in images + others:
         return "image"
-    if len(images) != 1:
-        found = f"{len(images)} image columns" if images else "no column of type Image"
-        raise DataError(f"{name} has {found}: choose one with --image_column_name. It has: {columns}.")
-    return images[0]
+    found = images or others
+    if len(found) != 1:
+        kinds = "image columns" if images else "columns of arrays or bytes"
+        number = f"{len(found)} {kinds}" if found else "no column of type Image"
+        raise DataError(f"{name} has {number}: choose one with --image_column_name. It has: {columns}.")
+    return found[0]
+
+
+def holds_numbers(feature: Any) -> bool:
+    """Whether a column holds arrays, or files as bytes, rather than pictures that `datasets` knows as such."""
+    return holds_arrays(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def _choose_labels(
@@ -228,6 +256,8 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
             revision=train.revision,
             split=train.split,
             root=train.root,
+            stored=train.stored,
+            holds_numbers=train.holds_numbers,
         )
         for part in ("train", "test")
     )
@@ -284,5 +314,7 @@ def _fingerprint(rows: TableRows, num_rows: int) -> str:
             value = (path.name, path.stat().st_size if path.exists() else None)
         elif isinstance(value, dict):
             value = hashlib.sha256(value.get("bytes") or b"").hexdigest()
+        elif isinstance(value, np.ndarray):
+            value = value.tolist()
         some.append(value)
     return digest(num_rows, rows.column, some)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetBuilder, Features
 from torch.utils.data import get_worker_info
 
 from ..errors import DataError
 from ..hub.faults import public
+from .array_columns import arrays_of_chunk
 from .footers import Footer, check_class_names, check_columns, read_footers
 from .labels import Labels
 from .order import NUM_SLOTS
@@ -94,7 +96,7 @@ class ParquetRows:
                 "the data set was opened. If a file _metadata lies beside it, that one is older: delete it, or "
                 "write it again. Otherwise the file was changed while it was read: start again."
             )
-        images, first_row = table.column(self.column).to_pylist(), int(self.groups.starts_of(group))
+        images, first_row = _values_of(table.column(self.column)), int(self.groups.starts_of(group))
         if self.labels is None:
             return images, None
         return images, self.labels.check(table.column(self.labels.column).to_pylist(), first_row)
@@ -125,6 +127,14 @@ class ParquetRows:
         workers = get_worker_info()
         slots = NUM_SLOTS // math.gcd(NUM_SLOTS, workers.num_workers if workers else 1)
         return slots * (-(-self.buffer_size // NUM_SLOTS) + 2 * self.groups.largest)
+
+
+def _values_of(column: pa.ChunkedArray) -> list[Any]:
+    """Encoded images as bytes or dicts, arrays as those of numpy."""
+    stored = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
+    if pa.types.is_nested(stored) and not pa.types.is_struct(stored):
+        return [array for chunk in column.chunks for array in arrays_of_chunk(chunk)]
+    return column.to_pylist()
 
 
 @dataclass(frozen=True, eq=False)

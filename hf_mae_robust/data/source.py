@@ -11,6 +11,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..hub.network import RETRY_SECONDS
+from ..model.bands_vit_mae_robust import BandForm
+from .array_columns import ArrayColumn, holds_arrays
 from .arrays import MIN_SIDE
 from .labels import Labels
 from .row_groups import RowGroups
@@ -42,6 +44,7 @@ class DataLocation:
     allow_unused_files: whether image files of a local folder may be left out.
     stream_cache, stream_cache_size: folder and size of a `StreamCache` for streamed Parquet files.
     dataset_retry_seconds: how long to retry what cannot be read on the network.
+    bands, channel_axis, frame: as of `BandForm`.
     """
 
     dataset_name: str | None = None
@@ -55,6 +58,9 @@ class DataLocation:
     allow_unused_files: bool = False
     stream_cache: str | None = None
     stream_cache_size: str | None = None
+    bands: Sequence[int] | None = None
+    channel_axis: str | None = None
+    frame: int | None = None
 
     @classmethod
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
@@ -66,6 +72,28 @@ class DataLocation:
     @property
     def stream_cache_bytes(self) -> int | None:
         return None if self.stream_cache_size is None else parse_size(self.stream_cache_size)
+
+
+@dataclass(frozen=True)
+class StoredBands:
+    """What the images of a source hold, by those that were looked at.
+
+    Attributes:
+        num_channels: of each image. dtype: name of the type of their numbers, such as "uint16".
+        kind: for people, such as "TIFF".
+        is_8_bit: whether 8-bit pictures of 1, 3 or 4 channels hold all of it.
+        has_picture: whether Pillow shows something of it, be it in fewer bits or channels.
+    """
+
+    num_channels: int
+    dtype: str
+    kind: str
+    is_8_bit: bool = False
+    has_picture: bool = False
+
+    def __str__(self) -> str:
+        bands = f"{self.num_channels} band{'s' * (self.num_channels > 1)}"
+        return f"{bands} of {self.dtype} ({self.kind})"
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,9 @@ class ImageSource:
         split: name of the split, such as "train"; of images that were held out of it, too.
         min_side: smallest height and width of images that are stored as arrays (arrays.py).
         root: folder of a local data set; "" for others.
+        holds_numbers: whether its column is one of arrays or bytes, and not of type Image.
+        stored: what its images hold (band_detection.py); None: none were looked at.
+        band_form: how the numbers of the files become pixel values; None: the images are read as 8-bit pictures.
     """
 
     rows: Any
@@ -97,10 +128,18 @@ class ImageSource:
     split: str = ""
     min_side: int = MIN_SIDE
     root: str = ""
+    holds_numbers: bool = False
+    stored: StoredBands | None = None
+    band_form: BandForm | None = None
 
     def __post_init__(self) -> None:
         if self.row_groups is not None:
             object.__setattr__(self, "row_groups", RowGroups.of(self.row_groups))
+
+    @property
+    def needs_bands(self) -> bool:
+        """Whether its images are known to hold more than 8-bit pictures do."""
+        return self.stored is not None and not self.stored.is_8_bit
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -146,6 +185,30 @@ class ImageSource:
         row_groups = RowGroups(counts[counts > 0])
         return replace(self, rows=ChosenRows(self.rows, index), row_groups=row_groups, **described)
 
+    def read_as(self, form: BandForm | None, num_channels: int) -> "ImageSource":
+        """The same images, read as a model wants them: with this form, or, where it is None, as 8-bit pictures of so
+        many channels. Raises DataError where its files hold too little, or what no 8-bit picture shows."""
+        stored = self.stored
+        if form is None:
+            if self.needs_bands and stored is not None and not stored.has_picture:
+                raise DataError(
+                    f"{self.description} holds {stored}, and the model takes 8-bit images of {num_channels} "
+                    f"channel{'s' * (num_channels > 1)}. Start from a model for such images, from scratch, or give "
+                    "--inflate_channels mean, which makes the patch projection fit."
+                )
+            return replace(self, band_form=None)
+        if stored is not None and form.bands is None and form.num_channels not in (None, stored.num_channels):
+            raise DataError(
+                f"{self.description} holds {stored}, and the model takes {form.num_channels} bands. Choose them with "
+                "--bands (0-based, in the order of the model's)."
+            )
+        if stored is not None and form.bands is not None and max(form.bands) >= stored.num_channels:
+            raise DataError(
+                f"--bands {' '.join(map(str, form.bands))}: {self.description} holds {stored}; the last band is "
+                f"{stored.num_channels - 1} (0-based)."
+            )
+        return replace(self, band_form=form)
+
     def head(self, num_rows: int | None) -> "ImageSource":
         """The first `num_rows` rows; all of them where None."""
         if num_rows is None or (self.num_rows is not None and self.num_rows <= num_rows):
@@ -190,17 +253,29 @@ class TableRows:
         # All classes are looked at before the training; semantic maps and objects are too large for it.
         self.classes = labels.check(table[labels.column]) if labels is not None and not labels.is_joint else None
         self.column, self.table = column, encoded(table.select_columns([column]))
+        self.arrays = _arrays_of(table, column)
         if labels is not None and labels.is_joint:
             self.annotations = encoded(table.select_columns([labels.column]))
+            self.annotation_arrays = _arrays_of(table, labels.column)
 
     def __getitem__(self, row: int) -> Any:
-        return self.table[row][self.column]
+        return self.table[row][self.column] if self.arrays is None else self.arrays[row]
 
     def label(self, row: int) -> Any:
         if self.classes is not None:
             return self.classes[row]
         labels: Any = self.labels  # there are some where this is called
-        return labels.check([self.annotations[row][labels.column]], row)[0]
+        arrays = self.annotation_arrays
+        return labels.check([self.annotations[row][labels.column] if arrays is None else arrays[row]], row)[0]
+
+
+def _arrays_of(table: datasets.Dataset, column: str) -> ArrayColumn | None:
+    """The column, if it holds arrays. `datasets` would give them as nested lists, a thousand times as slowly."""
+    if not holds_arrays(table.features[column]):
+        return None
+    chosen: Any = table._indices  # a table of row numbers, where the rows were shuffled or selected
+    index = None if chosen is None else chosen.column(0).to_numpy()
+    return ArrayColumn(table.data.column(column), index)
 
 
 def encoded(data: Any) -> Any:

@@ -13,20 +13,17 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..errors import UserError, refused_by_library
+from .band_arguments import BandArguments
 from .machine import check_precision
+from .option import option
 from .optional import check_package, check_reports
 from .peers import joining
 from .ranges import check_ranges
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A field of a dataclass of arguments."""
-    return field(default=default, metadata={"help": help, **metadata})
-
-
 @dataclass
-class DataArguments:
-    """The images. Without --dataset_name and --config: scikit-learn's digits and the recipe made for them."""
+class DatasetArguments:
+    """Which images, and how they are cropped."""
 
     _argument_group_name = "data"
 
@@ -102,6 +99,15 @@ class DataArguments:
                 parse_size(self.stream_cache_size)
             except ValueError as error:
                 raise UserError(f"--stream_cache_size: {error}") from error
+
+
+@dataclass
+class DataArguments(BandArguments, DatasetArguments):
+    """The images. Without --dataset_name and --config: scikit-learn's digits and the recipe made for them."""
+
+    def __post_init__(self) -> None:
+        DatasetArguments.__post_init__(self)
+        BandArguments.__post_init__(self)
 
 
 @dataclass
@@ -269,5 +275,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument(
         "--allow_unused_files", action="store_true", help="Read a local folder although image files are left out."
     )
+    data.add_argument("--channel_axis", choices=["first", "last"], help="Of arrays: where their channels are.")
+    data.add_argument("--frame", type=int, help="Of files with several frames or pages: the one to take (0-based).")
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     return data

@@ -17,7 +17,9 @@ import transformers
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
+from ..conversion.pixels import Pixels
 from ..data.bad_images import describe
+from ..data.brightness import describe_brightness
 from ..data.loaders import end_workers
 from ..data.opening import EMBEDDED
 from ..data.source import ImageSource
@@ -35,7 +37,7 @@ from ..errors import (
 from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run, write_record
 from ..version import __version__
-from .arguments import ImageTrainingArguments
+from .arguments import DataArguments, ImageTrainingArguments
 from .checkpoints import check_config, last_checkpoint
 from .machine import check_activation_checkpointing, check_compiling
 from .parser import RecipeParser
@@ -122,11 +124,21 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
-def with_patches_of(model: PreTrainedModel, source: ImageSource | None) -> ImageSource | None:
-    """The same images; arrays below the size of a patch are no pictures."""
+def as_wanted(
+    model: PreTrainedModel, pixels: Pixels, data: DataArguments, source: ImageSource | None
+) -> ImageSource | None:
+    """The same images, read as the model wants them; arrays below the size of a patch are no pictures."""
+    if source is None:
+        return None
+    form = pixels.band_form
+    if form is not None:
+        form = replace(form, channel_axis=data.channel_axis or form.channel_axis, frame=data.frame)
+    elif source.needs_bands and (warning := first_process(lambda: describe_brightness(source))):
+        say(warning)
+    source = source.read_as(form, pixels.num_channels)
     config = getattr(model.config, "backbone_config", None) or model.config
     patch = getattr(config, "patch_size", None)
-    if source is None or patch is None:
+    if patch is None:
         return source
     return replace(source, min_side=patch if isinstance(patch, int) else min(patch))
 
@@ -143,9 +155,11 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     labelled = cast(ImageSource, source if source is not None else opened.eval_source)
     class_names = labelled.class_names or ()
+    task.look_at_images(arguments, labelled, checkpoint)
+    stop_if_asked()
     model, pixels = task.build_model(arguments, class_names)
     stop_if_asked()
-    source, eval_source = (with_patches_of(model, part) for part in (source, opened.eval_source))
+    source, eval_source = (as_wanted(model, pixels, data, part) for part in (source, opened.eval_source))
     common: dict[str, Any] = {
         "args": training,
         "eval_source": eval_source,

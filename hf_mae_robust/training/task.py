@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from transformers import PreTrainedModel
 
 from ..conversion.pixels import Pixels
+from ..data.source import ImageSource
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .trainer import ImageTrainer
 
@@ -79,6 +80,10 @@ class Task(ABC, Generic[Arguments, Model, AnyTrainer]):
 
     def finish_schedule(self, arguments: Arguments) -> None:
         """Fill in what depends on the learning rate, which `arguments.training` has by now."""
+
+    def look_at_images(self, arguments: Arguments, source: ImageSource, checkpoint: str | None) -> None:
+        """Before the model is built: find out what it must know of the images. source: the training images, or those to
+        evaluate on. checkpoint: to resume from."""
 
     @abstractmethod
     def build_model(self, arguments: Arguments, class_names: Sequence[str]) -> tuple[Model, Pixels]:

@@ -216,6 +216,10 @@ def name_classes(
     return class_names, values, tuple(sorted(value for value in ignored if 0 <= value <= MAX_VALUE))
 
 
+def may_hold_maps(feature: Any) -> bool:
+    return isinstance(feature, datasets.Image | datasets.Array2D)
+
+
 def find_maps(
     features: Features | None,
     wanted: str,
@@ -229,7 +233,7 @@ def find_maps(
     """Choose the column of semantic maps, and name its classes.
 
     Args:
-        wanted: a column, or "auto": the first of NAMES_OF_COLUMNS of type Image, or the only image column beside
+        wanted: a column, or "auto": the first of NAMES_OF_COLUMNS of type Image or Array2D, or the only one beside
             'image'.
         id2label: see `read_id2label`; None: `id2label.json` in `folder`, where the data are.
         do_reduce_labels, ignore_index: see `name_classes`.
@@ -239,7 +243,7 @@ def find_maps(
     if features is None:
         raise DataError(f"{description} does not say which columns it has; its maps cannot be used.")
     columns = ", ".join(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in features.items())
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image) and name != "image"]
+    images = [name for name, feature in features.items() if may_hold_maps(feature) and name != "image"]
     if wanted == "auto":
         known = [name for name in NAMES_OF_COLUMNS if name in images]
         if not known and len(images) != 1:
@@ -251,7 +255,7 @@ def find_maps(
         wanted = known[0] if known else images[0]
     if wanted not in features:
         raise DataError(f"{description} has no column '{wanted}' (--label_column_name). It has: {columns}.")
-    if not isinstance(features[wanted], datasets.Image):
+    if not may_hold_maps(features[wanted]):
         raise DataError(
             f"{description}: column '{wanted}' is not a column of images, as semantic maps are. Choose another one "
             f"with --label_column_name. It has: {columns}."
