@@ -10,6 +10,12 @@ from transformers import ViTMAEConfig
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TARGET_NORMALIZATIONS = ("none", "global_rgb", "global_patch")
+NORM_PIX_AXES = ("patch", "channel")
+# Of 8-bit images, whose mean and deviation are those of values in [0, 1]; and of a band model.
+RESCALE_FACTORS = (1 / 255, 1.0)
+# Fields that config.json names only where they are not at their default: that of an 8-bit model stays as it was
+# before there were band models.
+_NAMED_WHERE_CHANGED = ("rescale_factor", "bands", "nodata", "value_range", "norm_pix_axis")
 
 
 def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -27,6 +33,10 @@ class ViTMAERobustConfig(ViTMAEConfig):
     With `decoder_attention_probs_dropout_prob=0.0`, `target_normalization="global_rgb"` and `mid_mask_ratio=0.0` the
     model computes exactly what the stock one does.
 
+    A *band model* (`rescale_factor=1.0`) takes images of any number of channels ("bands") and any type of number:
+    satellite, hyperspectral, microscopy, medical. Its `image_mean` and `image_std` are in the units of the files, and
+    NaN in its `pixel_values` is a missing pixel.
+
     Args:
         decoder_attention_probs_dropout_prob (`float` in [0, 1), defaults to 0.3):
             Dropout of the attention probabilities in every decoder block, in training only (paper, section 2.1,
@@ -35,13 +45,29 @@ class ViTMAERobustConfig(ViTMAEConfig):
             Population statistics that the target is normalised with first (paper, section 2.2 and Table 1): raw
             pixels in [0, 1]; the per-channel `image_mean` / `image_std` (what MAE has always done); or the mean and
             standard deviation of every pixel of a patch over the data set (eq. 3). The model's input stays
-            normalised with `image_mean` / `image_std` in all three.
+            normalised with `image_mean` / `image_std` in all three. Raw pixels of a band model are in units common to
+            all bands: `pooled_statistics` become mean 0 and deviation 1.
         norm_pix_loss (`bool`, defaults to `True`):
             Whether each patch of the target is then normalised with its own mean and variance (eq. 2).
         norm_pix_unbiased (`bool`, defaults to `True`):
             Divide that variance by D - 1, as the official MAE code does; `False` divides by D, as eq. 2 says.
+        norm_pix_axis (`"patch"` or `"channel"`, defaults to `"patch"`):
+            Over which numbers of a patch that mean and variance are taken: all D, as MAE does; or those of each
+            channel for itself, as VideoMAE does. With `"channel"`, "none" and "global_rgb" are the same target.
         image_mean, image_std (one `float` a channel):
-            What `pixel_values` were normalised with. Default: ImageNet's for 3 channels, 0.5 for any other number.
+            What `pixel_values` were normalised with: of values in [0, 1] (default: ImageNet's for 3 channels, 0.5 for
+            any other number); of a band model in the units of the files (no default).
+        rescale_factor (1/255 or 1.0, defaults to 1/255):
+            What the numbers of a file are multiplied with before `image_mean` is subtracted: 1/255 for images of 8
+            bits; 1.0 makes this a band model.
+        bands (one `int` >= 0 a channel, *optional*):
+            Of a band model: the 0-based numbers of the bands of a file that are its channels, in this order. Default:
+            all, as they come.
+        nodata (`float`, *optional*):
+            Of a band model: the number that stands for a missing pixel in the files, beside NaN and what a file itself
+            names.
+        value_range (a pair (lowest, highest) a channel, *optional*):
+            Of a band model: numbers of the files beyond are clipped, before they are normalised.
         mid_mask_ratio (`float` in [0, mask_ratio], defaults to 0.0):
             Share of all patches whose masked positions get a mid-level mask token inside the encoder (sections 2.3
             and 3.4). The paper's ViT-B/16 study: 0.25 (49 of 196).
@@ -73,15 +99,21 @@ class ViTMAERobustConfig(ViTMAEConfig):
     decoder_attention_probs_dropout_prob: float | int = 0.3
     target_normalization: str = "global_rgb"
     if TYPE_CHECKING:  # what they are after `__post_init__`
-        image_mean: list[float] | tuple[float, ...] = ()
-        image_std: list[float] | tuple[float, ...] = ()
+        image_mean: list[float | int] | tuple[float | int, ...] = ()
+        image_std: list[float | int] | tuple[float | int, ...] = ()
     else:
-        image_mean: list[float] | tuple[float, ...] | None = None
-        image_std: list[float] | tuple[float, ...] | None = None
+        image_mean: list[float | int] | tuple[float | int, ...] | None = None
+        image_std: list[float | int] | tuple[float | int, ...] | None = None
     mid_mask_ratio: float | int = 0.0
     mid_mask_layer_idx: int = 8
+    norm_pix_axis: str = "patch"
+    rescale_factor: float | int = 1 / 255
+    bands: list[int] | tuple[int, ...] | None = None
+    nodata: float | int | None = None
+    value_range: list[Sequence[float | int]] | tuple[Sequence[float | int], ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._check_bands()
         if self.image_mean is None:
             self.image_mean = list(IMAGENET_MEAN) if self.num_channels == 3 else [0.5] * self.num_channels
         if self.image_std is None:
@@ -98,6 +130,39 @@ class ViTMAERobustConfig(ViTMAEConfig):
             value = getattr(self, field)
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{field}={value!r}: a dropout probability must lie in [0, 1).")
+
+    @property
+    def is_band_model(self) -> bool:
+        """Whether `image_mean` and `image_std` are in the units of the files, and NaN is a missing pixel."""
+        return self.rescale_factor == 1.0
+
+    def band_settings(self) -> dict[str, Any]:
+        """How a band model wants the numbers of a file: the arguments of `BandForm` (bands_vit_mae_robust.py).
+
+        Not the form itself: checkpoints of 8-bit models would need the file that it lives in.
+        """
+
+        def as_tuple(values: Any) -> Any:
+            return tuple(as_tuple(value) for value in values) if isinstance(values, Sequence) else values
+
+        names = ("bands", "nodata", "value_range", "image_mean", "image_std")
+        return {name: as_tuple(getattr(self, name)) for name in names}
+
+    @property
+    def pooled_statistics(self) -> tuple[float, float]:
+        """Mean and standard deviation of the numbers of all channels taken together, by `image_mean` and `image_std`,
+        in their units, every channel with the same weight."""
+        mean = sum(self.image_mean) / len(self.image_mean)
+        square = sum(std**2 + (own - mean) ** 2 for own, std in zip(self.image_mean, self.image_std))
+        return mean, (square / len(self.image_mean)) ** 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without those fields of band models that are at their defaults."""
+        settings, defaults = super().to_dict(), type(self).__dataclass_fields__
+        for name in _NAMED_WHERE_CHANGED:
+            if name in settings and settings[name] == defaults[name].default:
+                del settings[name]
+        return settings
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -186,6 +251,8 @@ class ViTMAERobustConfig(ViTMAEConfig):
             raise ValueError(
                 f"target_normalization={self.target_normalization!r}: must be one of {TARGET_NORMALIZATIONS}."
             )
+        if self.norm_pix_axis not in NORM_PIX_AXES:
+            raise ValueError(f"norm_pix_axis={self.norm_pix_axis!r}: must be one of {NORM_PIX_AXES}.")
         for field in ("image_mean", "image_std"):
             value = getattr(self, field)
             if len(value) != self.num_channels:
@@ -199,6 +266,51 @@ class ViTMAERobustConfig(ViTMAEConfig):
                 f"norm_pix_loss=True with patch_size={self.patch_size!r} and num_channels={self.num_channels}: "
                 "a patch of one number has no variance. Set norm_pix_loss=False or take larger patches."
             )
+        if self.norm_pix_loss and self.norm_pix_axis == "channel" and self.patch_dim == self.num_channels:
+            raise ValueError(
+                f"norm_pix_axis={self.norm_pix_axis!r} with patch_size={self.patch_size!r}: a patch of one pixel has "
+                'no variance in a channel. Set norm_pix_axis="patch" or norm_pix_loss=False, or take larger patches.'
+            )
+
+    def _check_bands(self) -> None:
+        """All that concerns band models, before `image_mean` and `image_std` get their defaults."""
+        if self.rescale_factor not in RESCALE_FACTORS:
+            raise ValueError(
+                f"rescale_factor={self.rescale_factor!r}: must be 1/255 (images of 8 bits) or 1.0 (a band model: "
+                "image_mean and image_std in the units of the files)."
+            )
+        if not self.is_band_model:
+            for field in ("bands", "nodata", "value_range"):
+                if (value := getattr(self, field)) is not None:
+                    raise ValueError(f"{field}={value!r}: is for band models only, with rescale_factor=1.0.")
+            return
+        for field in ("image_mean", "image_std"):
+            if getattr(self, field) is None:
+                raise ValueError(
+                    f"{field}=None with rescale_factor=1.0: a band model needs the mean and the standard deviation of "
+                    "each band over the data, in the units of the files; numbers of any range have no default. "
+                    "run_pretrain.py computes them (--image_statistics auto)."
+                )
+        if self.bands is not None:
+            if len(self.bands) != self.num_channels:
+                raise ValueError(f"bands={self.bands!r}: needs one band a channel (num_channels={self.num_channels}).")
+            if min(self.bands, default=0) < 0:
+                raise ValueError(f"bands={self.bands!r}: are 0-based, so they must be at least 0.")
+        if self.nodata is not None and not isfinite(self.nodata):
+            raise ValueError(f"nodata={self.nodata!r}: must be a finite number. NaN is always a missing pixel.")
+        if self.value_range is not None:
+            if len(self.value_range) != self.num_channels:
+                raise ValueError(
+                    f"value_range={self.value_range!r}: needs one pair (lowest, highest) a channel "
+                    f"(num_channels={self.num_channels})."
+                )
+            for pair in self.value_range:
+                if len(pair) != 2 or not all(map(isfinite, pair)) or not pair[0] < pair[1]:
+                    raise ValueError(
+                        f"value_range={self.value_range!r}: {pair!r} is not a pair of finite numbers (lowest, highest) "
+                        "with lowest < highest."
+                    )
+            self.value_range = [list(pair) for pair in self.value_range]  # as config.json gives it back
 
 
 # Copies this file next to every checkpoint and names it in config.json, for `trust_remote_code=True`.

@@ -5,6 +5,9 @@
 3. Mid-level mask tokens that join inside the encoder (sections 2.3 and 3.4).
 
 Masks are 1 where a patch is masked. B images, L patches an image, D numbers a patch, C channels, H x W pixels.
+
+In the `pixel_values` of a band model (`config.is_band_model`) NaN is a missing pixel: 0, the band's mean, for the
+encoder; out of the target's statistics and out of the loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -112,9 +115,11 @@ def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor,
 
 
 class TargetNormalizer(nn.Module):
-    """Mean and standard deviation of each of the D numbers of a patch over the data set (paper, eq. 3), for raw
-    pixels in [0, 1]. Buffers `mean` and `std`, float32, `(D,)`; NaN until `set_statistics` or a checkpoint fills
-    them."""
+    """Mean and standard deviation of each of the D numbers of a patch over the data set (paper, eq. 3). Buffers `mean`
+    and `std`, float32, `(D,)`; NaN until `set_statistics` or a checkpoint fills them.
+
+    They are those of raw pixels in [0, 1]; in a band model those of normalised pixel values, in which float32 has the
+    same resolution whatever the units of the files, and in which the epsilon is relative to the band's deviation."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -185,6 +190,20 @@ def select_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids:
     patches = pixel_values.reshape(batch_size, channels, height // p, p, width // q, q).permute(0, 2, 4, 3, 5, 1)
     rows = torch.arange(batch_size, device=ids.device).unsqueeze(1)
     return patches[rows, ids // (width // q), ids % (width // q)]
+
+
+def fill_missing(values: torch.Tensor) -> torch.Tensor:
+    """0, the band's mean, instead of NaN."""
+    return values.masked_fill(values.isnan(), 0.0)
+
+
+def mean_and_variance(values: torch.Tensor, dim: int, unbiased: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over one dimension, which is kept, of the numbers that are not NaN. Without any the mean is 0; with too few for a
+    variance, that is 0."""
+    count = values.isnan().logical_not().sum(dim=dim, keepdim=True)
+    mean = values.nansum(dim=dim, keepdim=True) / count.clamp(min=1)
+    squares = (values - mean).square().nansum(dim=dim, keepdim=True)
+    return mean, squares / (count - int(unbiased)).clamp(min=1)
 
 
 class PatchProjection(nn.Conv2d):
@@ -563,7 +582,8 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
     ) -> ViTMAERobustModelOutput:
         """
         Args:
-            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
+            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`; of a
+                band model NaN where a pixel is missing.
             noise (`(B, L)`, *optional*): decides both draws of the masking; default: uniform random numbers. The
                 patches with the smallest values stay visible; the next ones get mid-level tokens. Not used when
                 nothing is masked.
@@ -581,6 +601,8 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
             ValueError: the size or the channels of the images, or the shape of the noise, do not fit.
         """
         batch_size, (rows, columns) = len(pixel_values), self.embeddings.check(pixel_values, interpolate_pos_encoding)
+        if self.config.is_band_model:
+            pixel_values = fill_missing(pixel_values)
         num_patches = rows * columns
         ids_visible = mid_tokens = None
         if mask_ratio is None:
@@ -646,12 +668,22 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
 
     def set_target_statistics(self, mean: Any, std: Any) -> None:
         """Fill the statistics of `target_normalization="global_patch"`: `mean`, `std` of shape `(D,)`, of raw pixels
-        in [0, 1]. They are saved with the weights. Raises ValueError where the shape or the setting does not fit."""
+        in [0, 1]; of a band model in the units of the files. They are saved with the weights. Raises ValueError where
+        the shape or the setting does not fit."""
         if self.config.target_normalization != "global_patch":
             raise ValueError(
                 f'target_normalization="{self.config.target_normalization}" uses no patch statistics; build the model '
                 'with target_normalization="global_patch".'
             )
+        if self.config.is_band_model:
+            mean, std = (torch.as_tensor(values).double() for values in (mean, std))
+            if mean.shape == std.shape == (self.config.patch_dim,):  # others are refused below
+                device = mean.device
+                shift = torch.tensor(self.config.image_mean, dtype=torch.float64, device=device)
+                scale = torch.tensor(self.config.image_std, dtype=torch.float64, device=device)
+                by_channel = (-1, self.config.num_channels)
+                mean = ((mean.unflatten(0, by_channel) - shift) / scale).flatten()
+                std = (std.to(device).unflatten(0, by_channel) / scale).flatten()
         self.target_normalizer.set_statistics(mean, std)
 
     def patchify(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
@@ -685,47 +717,118 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         mean = torch.tensor(self.config.image_mean, device=device).view(-1, 1, 1)
         return mean, torch.tensor(self.config.image_std, device=device).view(-1, 1, 1)
 
+    def _raw_units(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Offset and scale `(C,)` that turn normalised pixels into those before the population step. None: the step
+        works on normalised ones.
+
+        They are pixels in [0, 1], or of a band model the units of the files in the affine map of "none". That map and
+        "global_rgb" are affine in each channel, so per-channel statistics of a patch cancel them: they are not made at
+        all, since in a nearly flat patch of a channel with a large offset float32 would round the structure away."""
+        config = self.config
+        if config.target_normalization == "global_rgb":
+            return None
+        if config.target_normalization == "none" and config.norm_pix_loss and config.norm_pix_axis == "channel":
+            return None
+        if not config.is_band_model:
+            mean, std = self._image_statistics(device)
+            return mean.flatten(), std.flatten()
+        if config.target_normalization == "global_patch":
+            return None
+        # In float64, and only then rounded: offsets may be thousands of deviations.
+        center, scale = config.pooled_statistics
+        offsets = [(mean - center) / scale for mean in config.image_mean]
+        scales = [std / scale for std in config.image_std]
+        return torch.tensor(offsets, device=device), torch.tensor(scales, device=device)
+
     def _population_target(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """The target before the per-patch step, `(B, L or n, D)`, float32; see `compute_target`."""
         if ids is None:
             target = self.patchify(pixel_values).float()
         else:
             target = select_patches(pixel_values, to_pair(self.config.patch_size), ids).float().flatten(2)
-        if self.config.target_normalization != "global_rgb":
-            mean, std = (value.flatten() for value in self._image_statistics(target.device))
-            target = (target.unflatten(-1, (-1, self.config.num_channels)) * std + mean).flatten(2)
+        if (units := self._raw_units(target.device)) is not None:
+            offset, scale = units
+            target = (target.unflatten(-1, (-1, self.config.num_channels)) * scale + offset).flatten(2)
         return self.target_normalizer(target) if self.config.target_normalization == "global_patch" else target
 
     def _patch_statistics(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        variance = target.var(dim=-1, keepdim=True, unbiased=self.config.norm_pix_unbiased)
-        return target.mean(dim=-1, keepdim=True), torch.sqrt(variance + TARGET_EPS)
+        """Mean and deviation of each patch, or of each of its channels: `(B, L or n, 1 or D)`."""
+        values, dim = target, -1
+        if by_channel := self.config.norm_pix_axis == "channel":
+            values, dim = target.unflatten(-1, (-1, self.config.num_channels)), -2
+        if self.config.is_band_model:
+            mean, variance = mean_and_variance(values, dim, self.config.norm_pix_unbiased)
+        else:
+            variance = values.var(dim=dim, keepdim=True, unbiased=self.config.norm_pix_unbiased)
+            mean = values.mean(dim=dim, keepdim=True)
+        std = torch.sqrt(variance + TARGET_EPS)
+        if by_channel:
+            mean, std = (value.expand_as(values).flatten(2) for value in (mean, std))
+        return mean, std
 
     @torch.no_grad()
     def compute_target(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """What the decoder has to predict, `(B, L, D)` in float32, for `(B, C, H, W)` normalised images (paper,
         section 2.2: population statistics first, per-patch normalisation second); with `ids` `(B, n)` for these
-        patches only, `(B, n, D)`."""
+        patches only, `(B, n, D)`.
+
+        NaN where a pixel of a band model is missing: such numbers are in no patch's mean and variance. A patch of one
+        number has variance 0. See `reconstruction_error` for a loss of such targets."""
         target = self._population_target(pixel_values, ids)
         if self.config.norm_pix_loss:
             mean, std = self._patch_statistics(target)
             target = (target - mean) / std
         return target
 
+    def target_of_mean(self) -> torch.Tensor:
+        """The target `(D,)` of an image that is the population's mean everywhere: 0 where it is normalised, the mean
+        of each channel in raw pixels. Its loss is the one to beat."""
+        config, units = self.config, self._raw_units(self.device)
+        if config.norm_pix_loss or config.target_normalization == "global_patch" or units is None:
+            return torch.zeros(config.patch_dim, device=self.device)
+        return units[0].repeat(config.patch_dim // config.num_channels)
+
     @torch.no_grad()
     def invert_target(self, patches: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Predictions `(B, L, D)` back to raw pixels (nominally [0, 1]) `(B, C, H, W)`. Undoing the per-patch step
-        takes each patch's mean and variance from the true image `pixel_values`: the model does not predict them."""
+        """Predictions `(B, L, D)` back to raw pixels `(B, C, H, W)`: nominally in [0, 1], of a band model in the units
+        of the files. Undoing the per-patch step takes each patch's mean and variance from the true image
+        `pixel_values`: the model does not predict them. Where all of a true patch is missing, the result is flat."""
         patches = patches.float()
         if self.config.norm_pix_loss:
             mean, std = self._patch_statistics(self._population_target(pixel_values))
             patches = patches * std + mean
         if self.config.target_normalization == "global_patch":
             patches = self.target_normalizer.undo(patches)
+        units = self._raw_units(patches.device)
+        if units is not None and self.config.is_band_model:
+            offset, scale = units
+            patches = ((patches.unflatten(-1, (-1, self.config.num_channels)) - offset) / scale).flatten(2)
         images = self.unpatchify(patches, pixel_values.shape[-2:])
-        if self.config.target_normalization == "global_rgb":
+        if units is None or self.config.is_band_model:
             mean, std = self._image_statistics(images.device)
             images = images * std + mean
         return images
+
+    def reconstruction_error(
+        self, predicted: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared errors of predictions `(B, n, D)`, for a loss that leaves out what is missing.
+
+        Returns:
+            Per patch, `(B, n)` each: the sum of the squared errors over the numbers of the target that are not NaN, in
+            float32, and how many these are.
+        """
+        valid = target.isnan().logical_not()
+        error = (predicted.float() - fill_missing(target)).masked_fill(~valid, 0.0)
+        return error.square().sum(dim=-1), valid.sum(dim=-1)
+
+    def _loss(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        # In float32 whatever the model's type: the differences are squared, and targets may have tiny variances.
+        if not self.config.is_band_model:
+            # The mean over all masked patches, of which every image has as many.
+            return nn.functional.mse_loss(predicted.float(), target)
+        errors, counts = self.reconstruction_error(predicted, target)
+        return errors.sum() / counts.sum().clamp(min=1)
 
     @can_return_tuple
     def forward(
@@ -738,7 +841,8 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
     ) -> ViTMAEForPreTrainingOutput:
         """
         Args:
-            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
+            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`; of a
+                band model NaN where a pixel is missing.
             noise (`(B, L)`, *optional*): decides which patches are masked and which of these get mid-level tokens;
                 see [`ViTMAERobustModel.forward`].
             interpolate_pos_encoding: take images of another size than `config.image_size`.
@@ -747,8 +851,10 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
 
         Returns:
             `loss`: squared error, mean over the D numbers of a patch, then over the masked patches (those with
-            mid-level tokens included), float32. `logits` `(B, L, D)`; `mask` `(B, L)`, 1 = masked; `ids_restore`;
-            `hidden_states` and `attentions` of the encoder on request.
+            mid-level tokens included), float32; of a band model the mean over all numbers of these patches that are
+            not missing, 0 where there are none. Several processes, or accumulated batches, give the mean of their
+            means, so a number weighs a little more where more of the others are missing. `logits` `(B, L, D)`; `mask`
+            `(B, L)`, 1 = masked; `ids_restore`; `hidden_states` and `attentions` of the encoder on request.
 
         Raises:
             ValueError: sizes or channels do not fit, or `target_normalization="global_patch"` has no statistics.
@@ -768,9 +874,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
             outputs.last_hidden_state, outputs.ids_shuffle, grid_size, None if return_logits else num_masked
         ).logits
         target = self.compute_target(pixel_values, outputs.ids_shuffle[:, -num_masked:])
-        # In float32 whatever the model's type: the differences are squared, and targets may have tiny variances. The
-        # mean over all masked patches, of which every image has as many.
-        loss = nn.functional.mse_loss(predicted[:, -num_masked:].float(), target)
+        loss = self._loss(predicted[:, -num_masked:], target)
         logits = None
         if return_logits:
             rows = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)
@@ -798,11 +902,12 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         and contrast. Dropout is off while it runs.
 
         Args:
-            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`.
+            pixel_values (`(B, C, H, W)`): as in `forward`.
             noise, interpolate_pos_encoding: as in `forward`.
 
         Returns:
-            `(B, C, H, W)`, float32, nominally in [0, 1] (predictions are not clipped).
+            `(B, C, H, W)`, float32, nominally in [0, 1], of a band model in the units of the files (predictions are not
+            clipped). A missing pixel of a visible patch stays NaN; masked patches are predictions everywhere.
         """
         was_training = self.training
         self.eval()
