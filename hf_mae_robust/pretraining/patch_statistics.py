@@ -1,18 +1,15 @@
 """Population statistics of image patches (paper, section 2.2, eq. 3): one streaming pass, mergeable, float64."""
 
-import json
-import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from ..errors import MissingFileError, UserError
-from ..hub.run_record import portable
+from ..errors import DataError, MissingFileError, UserError
+from .moments import Count, deviation, merged, moments_of
+from .statistics_file import read_statistics, write_statistics
 
 FORMAT = "hf_mae_robust.patch_statistics"
 # In float64 these fit a processor's cache (D = 768).
@@ -35,62 +32,70 @@ class PatchStatistics:
     processes in any way.
 
     Attributes:
-        count: patches seen.
-        mean, sum_of_squares: float64 `(D,)`, of raw pixels in [0, 1]; the second is about the mean.
+        count: patches seen; where pixels were missing, int64 `(D,)`: how many patches had each of the numbers.
+        mean, sum_of_squares: float64 `(D,)`, the second about the mean; of raw pixels in [0, 1] of 8-bit images, in the
+            units of the file of band images.
         metadata: what they were computed over; kept in the file.
     """
 
-    count: int
+    count: Count
     mean: torch.Tensor
     sum_of_squares: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, dim: int) -> "PatchStatistics":
+    def empty(cls, dim: int) -> Self:
         return cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64))
+
+    def without_content(self) -> Self:
+        """Statistics of nothing, of the same form."""
+        return self.empty(len(self.mean))
+
+    @property
+    def num_patches(self) -> int:
+        """Patches seen; where pixels were missing, by the place of a patch that was missing least often."""
+        return self.count if isinstance(self.count, int) else int(self.count.max())
 
     @property
     def std(self) -> torch.Tensor:
         """Standard deviation over the population (divides by the count), float64 `(D,)`; 0 where nothing varies."""
-        return (self.sum_of_squares / max(self.count, 1)).sqrt()
+        return deviation(self.count, self.sum_of_squares)
 
     def update(self, patches: torch.Tensor) -> None:
-        """Take in `(N, D)` patches of raw pixels in [0, 1]."""
+        """Take in `(N, D)` patches of raw pixels; NaN is a missing pixel, left out of the statistics of its place."""
         for part in patches.split(PATCHES_AT_ONCE):
-            variance, mean = torch.var_mean(part.double(), dim=0, correction=0)
-            self.merge(PatchStatistics(len(part), mean, variance * len(part)))
+            self.merge(PatchStatistics(*moments_of(part, dim=0)))
 
     def merge(self, other: "PatchStatistics") -> None:
         """Add what `other` has counted (Chan et al. 1979): as if all patches had come here."""
-        if other.count == 0:
-            return
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        self.mean = self.mean + delta * (other.count / count)
-        self.sum_of_squares = self.sum_of_squares + other.sum_of_squares + delta**2 * (self.count * other.count / count)
-        self.count = count
+        self.count, self.mean, self.sum_of_squares = merged(
+            (self.count, self.mean, self.sum_of_squares), (other.count, other.mean, other.sum_of_squares)
+        )
 
-    def save(self, path: str | Path) -> None:
-        """Write `mean`, `std` (float64) and the metadata to a .safetensors file, complete or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": FORMAT, "num_patches": self.count, **portable(self.metadata)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            # Not `save_file`, whose files only their owner can read.
-            content = save(
-                {"mean": self.mean.contiguous(), "std": self.std.contiguous()},
-                metadata={
-                    key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()
-                },
-            )
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def check(self, description: str) -> None:
+        """Raise DataError where a place of a patch was missing in every patch: there is no mean to normalise it by.
+        description: of the images."""
+        if isinstance(self.count, int) or self.count.all():
+            return
+        num_lacking = int((self.count == 0).sum())
+        raise DataError(
+            f"{num_lacking:,} of the {len(self.count):,} numbers of a patch are missing in every patch of "
+            f"{description} (--nodata, or the file's own mark): global patch statistics need each of them once. "
+            "Leave out bands that are never measured with --bands, or take another --target_normalization."
+        )
+
+    def save(self, path: str | Path, more: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write `mean`, `std` (float64), the count, and the metadata to a .safetensors file, complete or not at all.
+
+        more: further tensors of the file, under other names, such as those of `BandStatistics`.
+        """
+        tensors = {**(more or {}), "mean": self.mean, "std": self.std}
+        if isinstance(self.count, torch.Tensor):
+            tensors["count"] = self.count
+        write_statistics(Path(path), tensors, {"format": FORMAT, "num_patches": self.num_patches, **self.metadata})
 
     @classmethod
-    def load(cls, path: str | Path, patch_dim: int | None = None) -> "PatchStatistics":
+    def load(cls, path: str | Path, patch_dim: int | None = None) -> Self:
         """Read a file that `save` wrote.
 
         Args:
@@ -105,13 +110,8 @@ class PatchStatistics:
                 f"No patch statistics at {path}. Compute them with `python -m hf_mae_robust statistics`, or let "
                 "run_pretrain.py do it with --target_statistics auto."
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a .safetensors file, or not a complete one: {error}") from error
-        if metadata.get("format") != FORMAT or {"mean", "std"} - set(tensors):
+        tensors, metadata = read_statistics(path)
+        if metadata.pop("format", None) != FORMAT or {"mean", "std"} - set(tensors):
             raise UserError(
                 f"{path} holds no patch statistics (tensors: {', '.join(tensors)}). They are written by "
                 "`python -m hf_mae_robust statistics`."
@@ -123,16 +123,9 @@ class PatchStatistics:
                 f"{metadata.get('patch_size', '?')}, {metadata.get('num_channels', '?')} channels), but the model has "
                 f"patches of {patch_dim}. Compute them for the model's patch size."
             )
-        count = int(metadata.pop("num_patches", 0))
-        metadata.pop("format")
-        return cls(count, mean, std**2 * count, {key: _parse(value) for key, value in metadata.items()})
-
-
-def _parse(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+        num_patches = int(metadata.pop("num_patches", 0))
+        count = tensors.get("count", num_patches)
+        return cls(count, mean, std**2 * count, metadata)
 
 
 @torch.no_grad()
@@ -142,7 +135,8 @@ def compute_patch_statistics(
     """One pass over this process's images.
 
     Args:
-        batches: `{"pixel_values": (B, C, H, W) uint8, "row": (B,)}`; rows of -1 are left out.
+        batches: `{"pixel_values": (B, C, H, W), "row": (B,)}`; rows of -1 are left out. uint8 counts in [0, 1]; floats
+            count as they are, and NaN is a missing pixel.
         patch_size: (height, width). num_channels: C.
     """
     statistics = PatchStatistics.empty(patch_size[0] * patch_size[1] * num_channels)
@@ -151,20 +145,34 @@ def compute_patch_statistics(
         images = batch["pixel_values"][batch["row"] >= 0]
         if len(images):
             for image in images.split(1):  # so that they are worked on in the processor's cache
-                statistics.update(patches_of(image, patch_size).double() / 255)
+                patches = patches_of(image, patch_size)
+                statistics.update(patches.double() / 255 if image.dtype == torch.uint8 else patches)
             num_images += len(images)
     statistics.metadata["num_images"] = num_images
     return statistics
 
 
-def merge_across_processes(statistics: PatchStatistics) -> PatchStatistics:
+class Mergeable(Protocol):
+    """Statistics that can be computed in parts. metadata["num_images"]: how many images a part is of."""
+
+    metadata: dict[str, Any]
+
+    def without_content(self) -> Self: ...
+
+    def merge(self, other: Any, /) -> None: ...
+
+
+Statistics = TypeVar("Statistics", bound=Mergeable)
+
+
+def merge_across_processes(statistics: Statistics) -> Statistics:
     """Merge what the processes of a `torch.distributed` job have seen; each gets the same result. Alone: unchanged."""
     if not torch.distributed.is_initialized():
         return statistics
     parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, asdict(statistics))
-    merged = PatchStatistics.empty(len(statistics.mean))
+    torch.distributed.all_gather_object(parts, statistics)
+    total = statistics.without_content()
     for part in parts:
-        merged.merge(PatchStatistics(**part))
-    merged.metadata = {**statistics.metadata, "num_images": sum(part["metadata"]["num_images"] for part in parts)}
-    return merged
+        total.merge(part)
+    total.metadata = {**statistics.metadata, "num_images": sum(part.metadata["num_images"] for part in parts)}
+    return total

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.errors import DataError
 from hf_mae_robust.pretraining.patch_statistics import PatchStatistics, compute_patch_statistics, patches_of
 
 
@@ -85,6 +86,65 @@ def test_fillers_do_not_count():
     mean, std = two_pass(images[:4].numpy(), 4, 4)
     np.testing.assert_allclose(statistics.mean.numpy(), mean, rtol=1e-6)
     np.testing.assert_allclose(statistics.std.numpy(), std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 33_000.0])
+def test_missing_pixels_are_left_out_of_their_place(dtype, offset):
+    """Against numpy, place by place; batches with and without missing pixels, in any split."""
+    patches = (offset + 250 * torch.randn(700, 6, dtype=torch.float64)).to(dtype)
+    patches[torch.rand(700, 6) < torch.tensor([0.0, 0.1, 0.5, 0.9, 0.99, 0.3])] = torch.nan
+    patches[:300, 5] = torch.nan  # the first part has none of it
+    patches = torch.cat([patches, (offset + 250 * torch.randn(100, 6, dtype=torch.float64)).to(dtype)])
+    numbers = patches.double().numpy()
+    for sizes in ([800], [1, 299, 400, 100], [700, 100]):
+        statistics = PatchStatistics.empty(6)
+        for part in patches.split(sizes):
+            piece = PatchStatistics.empty(6)
+            piece.update(part)
+            statistics.merge(piece)
+        np.testing.assert_allclose(statistics.mean.numpy(), np.nanmean(numbers, axis=0), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(statistics.std.numpy(), np.nanstd(numbers, axis=0), rtol=1e-9)
+        assert statistics.count.tolist() == (~np.isnan(numbers)).sum(axis=0).tolist()
+        assert statistics.num_patches == 800
+        statistics.check("photos")
+
+
+def test_counts_beyond_the_integers_of_a_product_are_merged():
+    """10**10 x 10**10 is more than int64 holds."""
+    parts = [
+        PatchStatistics(torch.tensor([10**10, 10**10]), torch.tensor([value, 1.0]).double(), torch.zeros(2).double())
+        for value in (0.0, 2.0)
+    ]
+    parts[0].merge(parts[1])
+    assert parts[0].mean.tolist() == [1.0, 1.0] and parts[0].std.tolist() == [1.0, 0.0]
+
+
+def test_a_place_that_is_always_missing_is_refused_in_one_sentence():
+    images = torch.rand(3, 2, 8, 8)
+    images[:, 1] = torch.nan
+    statistics = compute_patch_statistics(batches(images, 2), (4, 4), 2)
+    assert not statistics.mean.isnan().any() and not statistics.std.isnan().any()
+    with pytest.raises(DataError, match=r"16 of the 32 numbers of a patch are missing in every patch of photos"):
+        statistics.check("photos")
+
+
+def test_floats_count_in_their_own_units():
+    images = 33_000 + 250 * torch.randn(5, 2, 8, 8)
+    statistics = compute_patch_statistics(batches(images, 2), (4, 4), 2)
+    mean, std = two_pass(images.double().numpy() * 255, 4, 4)
+    np.testing.assert_allclose(statistics.mean.numpy(), mean, rtol=1e-6)
+    np.testing.assert_allclose(statistics.std.numpy(), std, rtol=1e-6)
+
+
+def test_file_round_trip_with_a_count_of_each_place(tmp_path):
+    statistics = PatchStatistics.empty(3)
+    statistics.update(torch.tensor([[1.0, torch.nan, 3.0], [2.0, 5.0, torch.nan], [4.0, 7.0, 3.0]]))
+    statistics.save(tmp_path / "stats.safetensors")
+    loaded = PatchStatistics.load(tmp_path / "stats.safetensors", patch_dim=3)
+    assert loaded.count.tolist() == [3, 2, 2] and loaded.num_patches == 3 and loaded.metadata == {}
+    assert torch.equal(loaded.mean, statistics.mean)
+    torch.testing.assert_close(loaded.sum_of_squares, statistics.sum_of_squares, rtol=1e-12, atol=0)
 
 
 def test_file_round_trip_with_metadata(tmp_path):

@@ -1,0 +1,50 @@
+"""Files of statistics (.safetensors): written completely or not at all, and a sentence for what is wrong with them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..errors import UserError
+from ..hub.run_record import portable
+
+
+def write_statistics(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and metadata (strings as they are, all else as JSON); folders that are missing are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Not `save_file`, whose files only their owner can read.
+        content = save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            metadata={
+                key: value if isinstance(value, str) else json.dumps(value) for key, value in portable(metadata).items()
+            },
+        )
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_statistics(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that `write_statistics` wrote. Raises UserError where it is something else, or cut
+    off."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a .safetensors file, or not a complete one: {error}") from error
+    return tensors, {key: _parse(value) for key, value in metadata.items()}
+
+
+def _parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
