@@ -4,14 +4,17 @@ pixels. By the header of each file or the type of each array, before anything is
 import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, ImageDecodingError
-from ..model.band_files_vit_mae_robust import BandHeader, read_band_header
-from ..model.bands_vit_mae_robust import BandError
+from ..model.band_headers_vit_mae_robust import read_band_header
+from ..model.bands_vit_mae_robust import BandError, BandForm
 from .arrays import as_picture
+from .band_decoding import read_stored
 from .decoding import contents_of, size_of
 from .source import DataLocation, ImageSource, StoredBands
 
@@ -25,32 +28,30 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
     Raises DataError where images that are not 8-bit pictures have different numbers of bands and nothing chooses among
     them, or where it takes a flag to read them.
     """
-    found: list[tuple[BandHeader, bool, bool]] = []
+    found: list[StoredBands] = []
     faults: list[BandError] = []
     for value in _some(source):
         try:
-            header, is_8_bit = _look_at(value, source.min_side, location.channel_axis)
+            found.append(_look_at(value, source.min_side, location))
         except BandError as error:
-            faults.append(error)
-            continue  # as a bad image, counted and named when it is trained on
+            faults.append(error)  # a bad image is counted and named when it is trained on
         except (DataError, ImageDecodingError):
             continue
-        if header is not None:
-            found.append((header, is_8_bit, is_8_bit or _has_picture(value)))
     if faults and not found:
         raise DataError(f"{source.description}: {faults[0]}.")
     if not found:
         return None
-    is_8_bit = all(fits for _, fits, _ in found)
-    numbers = Counter(header.num_channels for header, _, _ in found)
+    is_8_bit = all(stored.is_8_bit for stored in found)
+    numbers = Counter(stored.num_channels for stored in found)
     if len(numbers) > 1 and not is_8_bit and location.bands is None:
         raise DataError(
             f"{source.description}: its images have {' or '.join(map(str, sorted(numbers)))} bands. Choose those to "
             f"train on with --bands (0-based), such as --bands {' '.join(map(str, range(min(numbers))))}."
         )
-    header = next(header for header, fits, _ in found if is_8_bit or not fits)
-    num_channels, has_picture = numbers.most_common(1)[0][0], all(shown for _, _, shown in found)
-    return StoredBands(num_channels, header.dtype, header.format, is_8_bit, has_picture)
+    example = next(stored for stored in found if is_8_bit or not stored.is_8_bit)
+    has_picture = all(stored.has_picture for stored in found)
+    num_channels = numbers.most_common(1)[0][0]
+    return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture)
 
 
 def _some(source: ImageSource) -> Iterable[Any]:
@@ -73,20 +74,21 @@ def _readable(images: Any, rows: list[int]) -> Iterator[Any]:
             continue
 
 
-def _look_at(value: Any, min_side: int, channel_axis: str | None) -> tuple[BandHeader | None, bool]:
-    """The header, and whether the image is an 8-bit picture."""
+def _look_at(value: Any, min_side: int, location: DataLocation) -> StoredBands:
+    """Raises BandError and ImageDecodingError."""
     contents = contents_of(value)
-    if contents is None or (isinstance(contents, bytes) and not contents):
-        return None, True
-    if isinstance(contents, np.ndarray | list):
-        try:
-            as_picture(contents, min_side)
-            return read_band_header(contents, channel_axis=channel_axis), True
-        except ImageDecodingError:
-            return read_band_header(contents, channel_axis=channel_axis), False
     named = {"bytes": contents, "path": value.get("path")} if isinstance(value, dict) else contents
-    header = read_band_header(named, channel_axis=channel_axis)
-    return header, header is None or header.is_8_bit_picture
+    header = read_band_header(named) if contents is not None else None
+    if header is not None and header.is_8_bit_picture:
+        return StoredBands(header.num_channels or 3, "uint8", header.format, is_8_bit=True, has_picture=True)
+    kind, is_8_bit = header.format if header is not None else "file", False
+    if isinstance(contents, np.ndarray | list):
+        kind = f"arrays of the shape {np.shape(contents)}"
+        with suppress(ImageDecodingError):
+            as_picture(contents, min_side)
+            is_8_bit = True
+    image = read_stored(value, BandForm(channel_axis=location.channel_axis, frame=location.frame))
+    return StoredBands(len(image.pixels), image.pixels.dtype.name, kind, is_8_bit, is_8_bit or _has_picture(value))
 
 
 def _has_picture(value: Any) -> bool:

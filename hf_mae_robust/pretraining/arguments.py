@@ -15,6 +15,7 @@ CONFIG_FLAGS = (
     "mask_ratio",
     "target_normalization",
     "norm_pix_loss",
+    "norm_pix_axis",
     "decoder_attention_probs_dropout_prob",
     "mid_mask_ratio",
     "mid_mask_layer_idx",
@@ -52,6 +53,14 @@ class ModelArguments:
         None, "Share of all patches that join inside the encoder as mid-level mask tokens (0; the paper's study: 0.25)."
     )
     mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
+    norm_pix_axis: Literal["patch", "channel"] | None = option(
+        None, "Take that mean and variance over all numbers of a patch (MAE), or of each channel by itself (patch)."
+    )
+    inflate_channels: Literal["mean", "repeat", "zero_new"] | None = option(
+        None,
+        "With --model_name_or_path of 8-bit images, for images of other channels: new weights of the patch projection "
+        "are the mean of the old ones, their repetition, or 0.",
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "drop_edge_cpu"] | None = option(
         None, "Attention kernel; default: drop_edge_cpu on a CPU without --torch_compile, else sdpa."
     )

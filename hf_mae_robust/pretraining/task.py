@@ -1,8 +1,9 @@
 """Masked-autoencoder pre-training as a task of training/run.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
@@ -20,6 +21,7 @@ from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
 from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
+from .bands import settings_of_images
 from .cpu_attention import default_attention
 from .patch_statistics import PatchStatistics
 from .pictures import RECONSTRUCTIONS, save_pictures
@@ -38,6 +40,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
 
     def __init__(self, add_diagnostics: Callable[[MAETrainer, PretrainArguments], None] | None = None):
         self.add_diagnostics = add_diagnostics
+        self.settings_of_images: dict[str, Any] = {}
 
     def check_model(self, arguments: PretrainArguments) -> None:
         build_config(arguments.model)
@@ -45,10 +48,14 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
     def num_views(self, arguments: PretrainArguments) -> int:
         return arguments.training.repeated_augmentation
 
+    def look_at_images(self, arguments: PretrainArguments, source: ImageSource, checkpoint: str | None) -> None:
+        self.settings_of_images = settings_of_images(arguments, source, checkpoint)
+
     def build_model(
         self, arguments: PretrainArguments, class_names: Sequence[str]
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
-        model, training, config = arguments.model, arguments.training, build_config(arguments.model)
+        model, training = arguments.model, arguments.training
+        config = build_config(model, self.settings_of_images)
         if model.attn_implementation is None:
             attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
@@ -88,6 +95,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         config = trainer.model.config
         millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
         target = config.target_normalization + (" + per patch" if config.norm_pix_loss else "")
+        if config.norm_pix_loss and config.norm_pix_axis == "channel":
+            target += " and channel"
         ingredients = f"decoder dropout {config.decoder_attention_probs_dropout_prob}, target {target}"
         if config.mid_mask_ratio:
             ingredients += f", {config.mid_mask_ratio:.0%} mid-level tokens from block {config.mid_mask_layer_idx}"
@@ -120,12 +129,14 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         return "", [RECONSTRUCTIONS]
 
 
-def build_config(arguments: ModelArguments) -> ViTMAERobustConfig:
-    """The configuration that checkpoint, --config_overrides and flags ask for; the later of these wins.
+def build_config(arguments: ModelArguments, of_images: Mapping[str, Any] = MappingProxyType({})) -> ViTMAERobustConfig:
+    """The configuration that checkpoint, images, --config_overrides and flags ask for; the later of these wins.
+
+    of_images: `settings_of_images`.
 
     Raises ValueError for unknown settings and values out of range.
     """
-    overrides = parse_config_overrides(arguments.config_overrides)
+    overrides = {**of_images, **parse_config_overrides(arguments.config_overrides)}
     overrides |= {flag: value for flag in CONFIG_FLAGS if (value := getattr(arguments, flag)) is not None}
     return read_pretraining_config(ModelSource.of(arguments, overrides))
 

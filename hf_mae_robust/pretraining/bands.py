@@ -1,0 +1,167 @@
+"""What the images hold decides over the model: its number of channels, and how the numbers of the files become pixel
+values."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..conversion.pretraining_model import read_pretraining_config
+from ..conversion.source import ModelSource
+from ..data.band_detection import find_stored_bands
+from ..data.source import DataLocation, ImageSource
+from ..errors import UserError
+from ..model import ViTMAERobustConfig
+from ..model.bands_vit_mae_robust import BandForm
+from ..training.arguments import DataArguments
+from ..training.parser import parse_config_overrides
+from ..training.processes import first_process
+from ..training.setup import say
+from .arguments import PretrainArguments
+from .statistics_pass import band_percentiles_of_source, band_statistics_of_source
+
+# Fields of ViTMAERobustConfig that follow from the images.
+FIELDS = ("num_channels", "rescale_factor", "image_mean", "image_std", "bands", "nodata", "value_range")
+
+
+def settings_of_images(
+    arguments: PretrainArguments, source: ImageSource, checkpoint: str | None = None, computes: bool = True
+) -> dict[str, Any]:
+    """Fields of [`ViTMAERobustConfig`] that follow from the training images and the flags about bands; none for a model
+    of 8-bit images with the usual statistics.
+
+    Args:
+        checkpoint: to resume from, whose settings stay.
+        computes: False leaves placeholders where statistics would take a pass over the images (--dry_run).
+
+    Raises UserError (DataError among them) where flags, images and model contradict one another.
+    """
+    data, start = arguments.data, arguments.model.model_name_or_path
+    overrides = parse_config_overrides(arguments.model.config_overrides)
+    base = read_pretraining_config(ModelSource.of(arguments.model, overrides)) if start else None
+    asks = data.asks_for_bands
+    if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
+        if asks:
+            raise UserError(
+                f"{_flag(data)} is for images of bands, and {start} is a model of 8-bit images. --inflate_channels mean "
+                "makes it one for bands."
+            )
+        return _of_8_bit(arguments, source, checkpoint, computes)
+    if base is not None and base.is_band_model:
+        return _of_band_model(arguments, base, source, computes)
+    if not asks and (not source.needs_bands or data.image_statistics == "default"):
+        if base is not None:
+            raise UserError(
+                f"--inflate_channels {arguments.model.inflate_channels}: {source.description} holds 8-bit pictures, "
+                f"which {start} takes as they are. Leave it out."
+            )
+        return _of_8_bit(arguments, source, checkpoint, computes)
+    form = data.band_form(_num_stored(source, arguments))
+    num_channels = len(form.bands) if form.bands is not None else _num_stored(source, arguments)
+    wanted = overrides.get("num_channels", num_channels)
+    if wanted != num_channels:
+        raise UserError(
+            f"--config_overrides num_channels={wanted}: {source.description} holds {source.stored}, so the model would "
+            f"have {num_channels} channels. Leave it out, or choose {wanted} bands with --bands."
+        )
+    if checkpoint is not None and (kept := _of_checkpoint(checkpoint)):
+        return {**kept, **_given(data, form)}
+    settings = {"num_channels": num_channels, "rescale_factor": 1.0, **_given(data, form)}
+    return settings | _statistics(arguments, source, form, num_channels, computes)
+
+
+def _flag(data: DataArguments) -> str:
+    """The first flag about bands that was given."""
+    return next(
+        f"--{name}"
+        for name in ("bands", "nodata", "value_range", "clip_percentiles")
+        if getattr(data, name) is not None
+    )
+
+
+def _given(data: DataArguments, form: BandForm) -> dict[str, Any]:
+    settings = {"bands": data.bands, "nodata": data.nodata, "value_range": form.value_range}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _num_stored(source: ImageSource, arguments: PretrainArguments) -> int:
+    """Channels of the files."""
+    stored = source.stored
+    if stored is None:  # of pictures on the Hub, which nobody has looked at so far
+        location = DataLocation.of(arguments.data, arguments.model.token)
+        stored = first_process(lambda: find_stored_bands(source, location))
+    if stored is None:
+        raise UserError(f"{source.description}: none of the images that were looked at can be decoded.")
+    return stored.num_channels
+
+
+def _of_checkpoint(checkpoint: str) -> dict[str, Any]:
+    """What a run that resumes began with: statistics are not computed again."""
+    config = json.loads((Path(checkpoint) / "config.json").read_text())
+    return {name: config[name] for name in FIELDS if name in config}
+
+
+def _of_8_bit(
+    arguments: PretrainArguments, source: ImageSource, checkpoint: str | None, computes: bool
+) -> dict[str, Any]:
+    """--image_statistics auto: mean and deviation of values in [0, 1]."""
+    if arguments.data.image_statistics != "auto" or not computes:
+        return {}
+    if checkpoint is not None:
+        kept = _of_checkpoint(checkpoint)
+        return {name: kept[name] for name in ("image_mean", "image_std") if name in kept}
+    overrides = parse_config_overrides(arguments.model.config_overrides)
+    config = read_pretraining_config(ModelSource.of(arguments.model, overrides))
+    statistics = band_statistics_of_source(source, num_channels=config.num_channels, **_running(arguments))
+    return {
+        "image_mean": (statistics.mean / 255).tolist(),
+        "image_std": [std / 255 if std else 1.0 for std in statistics.std.tolist()],
+    }
+
+
+def _of_band_model(
+    arguments: PretrainArguments, base: ViTMAERobustConfig, source: ImageSource, computes: bool
+) -> dict[str, Any]:
+    """Starting from a model for such images: its settings, with the flags that say what is different in these files."""
+    data = arguments.data
+    if data.bands is not None and len(data.bands) != base.num_channels:
+        raise UserError(
+            f"--bands {' '.join(map(str, data.bands))}: {arguments.model.model_name_or_path} takes {base.num_channels} "
+            f"bands, not {len(data.bands)}."
+        )
+    form = replace(base.band_form(), bands=data.bands and tuple(data.bands), nodata=data.nodata)
+    given = data.band_form(base.num_channels)
+    if given.value_range is not None:
+        form = replace(form, value_range=given.value_range)
+    settings = _given(data, form)
+    if data.image_statistics == "auto" or data.clip_percentiles is not None:
+        form = replace(form, image_mean=None, image_std=None)
+        settings |= _statistics(arguments, source, form, base.num_channels, computes)
+    return settings
+
+
+def _statistics(
+    arguments: PretrainArguments, source: ImageSource, form: BandForm, num_channels: int, computes: bool
+) -> dict[str, Any]:
+    """Clipping by percentiles, if asked for, then mean and deviation of each band after it, in the units of the
+    files."""
+    if not computes:
+        return {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
+    settings: dict[str, Any] = {}
+    if arguments.data.clip_percentiles is not None:
+        low, high = arguments.data.clip_percentiles
+        percentiles = band_percentiles_of_source(source.read_as(form, num_channels), **_running(arguments))
+        form = replace(form, value_range=tuple(percentiles.value_range(low, high, form.bands)))
+        settings["value_range"] = [list(pair) for pair in form.value_range or ()]
+    statistics = band_statistics_of_source(source.read_as(form, num_channels), **_running(arguments))
+    for warning in statistics.warnings():
+        say(f"Warning: {warning}")
+    say(f"{source.description}: {statistics.describe()}")
+    return {**settings, "image_mean": statistics.mean.tolist(), "image_std": statistics.usable_std.tolist()}
+
+
+def _running(arguments: PretrainArguments) -> dict[str, Any]:
+    return {
+        "num_workers": arguments.training.dataloader_num_workers,
+        "max_bad_images": arguments.data.max_bad_images,
+    }
