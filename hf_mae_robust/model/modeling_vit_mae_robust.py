@@ -809,9 +809,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
             images = images * std + mean
         return images
 
-    def reconstruction_error(
-        self, predicted: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def reconstruction_error(self, predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared errors of predictions `(B, n, D)`, for a loss that leaves out what is missing.
 
         Returns:

@@ -1,10 +1,17 @@
 import inspect
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_mae_robust import ViTMAERobustConfig
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm, BandImage
 from tests.model_helpers import TINY, tiny_config
+
+CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "v0_1_0" / "checkpoint-3"
 
 DEFAULTS = {
     "decoder_attention_probs_dropout_prob": 0.3,
@@ -15,6 +22,11 @@ DEFAULTS = {
     "image_std": [0.229, 0.224, 0.225],
     "mid_mask_ratio": 0.0,
     "mid_mask_layer_idx": 8,
+    "norm_pix_axis": "patch",
+    "rescale_factor": 1 / 255,
+    "bands": None,
+    "nodata": None,
+    "value_range": None,
     "layer_norm_eps": 1e-6,
     # The official ViT-B/16.
     "image_size": 224,
@@ -42,6 +54,8 @@ POSITIVE = (
     "decoder_intermediate_size",
 )
 DROPOUTS = ("attention_probs_dropout_prob", "decoder_attention_probs_dropout_prob", "hidden_dropout_prob")
+
+BANDS = {"num_channels": 2, "rescale_factor": 1.0, "image_mean": [33144, 0.01], "image_std": [254.0, 1e-4]}
 
 # Settings, then what the message has to say: the field, the value, what is allowed.
 WRONG = [
@@ -82,6 +96,26 @@ WRONG = [
         {"patch_size": 1, "num_channels": 1},
         ["norm_pix_loss=True", "patch_size=1", "num_channels=1", "norm_pix_loss=False"],
     ),
+    ({"norm_pix_axis": "band"}, ["norm_pix_axis='band'", "patch", "channel"]),
+    ({"norm_pix_axis": "channel", "patch_size": 1}, ["norm_pix_axis='channel'", "patch_size=1", "one pixel"]),
+    *[({"rescale_factor": value}, [f"rescale_factor={value}", "1/255", "1.0"]) for value in (0.5, float("nan"))],
+    *[
+        ({field: value}, [f"{field}={value}", "band models only", "rescale_factor=1.0"])
+        for field, value in {"bands": [2, 1, 0], "nodata": 0, "value_range": [[0, 255]] * 3}.items()
+    ],
+    *[
+        ({**BANDS, field: None}, [f"{field}=None", "in the units of the files", "--image_statistics auto"])
+        for field in ("image_mean", "image_std")
+    ],
+    ({**BANDS, "image_mean": [1.0]}, ["image_mean=[1.0]", "num_channels=2"]),
+    ({**BANDS, "bands": [0]}, ["bands=[0]", "num_channels=2"]),
+    ({**BANDS, "bands": [0, -1]}, ["bands=[0, -1]", "at least 0"]),
+    ({**BANDS, "nodata": float("inf")}, ["nodata=inf", "finite", "NaN is always"]),
+    ({**BANDS, "value_range": [[0, 1]]}, ["value_range=[[0, 1]]", "num_channels=2"]),
+    *[
+        ({**BANDS, "value_range": [[0, 1], pair]}, ["value_range=[[0, 1], ", str(pair), "lowest < highest"])
+        for pair in ([1, 1], [2, 1], [0, float("inf")], [float("nan"), 1], [0, 1, 2])
+    ],
 ]
 
 
@@ -124,6 +158,11 @@ def test_wrong_setting_is_refused_and_the_message_helps(settings, parts):
         ("mask_ratio", "0.75"),
         ("image_size", "224"),
         ("hidden_size", 64.0),
+        ("rescale_factor", None),
+        ("bands", [0.0, 1.0, 2.0]),
+        ("nodata", "0"),
+        ("value_range", [0, 255]),
+        ("norm_pix_axis", 1),
     ],
 )
 def test_wrong_type_is_refused(field, value):
@@ -139,6 +178,8 @@ def test_wrong_type_is_refused(field, value):
         {"mid_mask_ratio": 0.25, "mid_mask_layer_idx": 0},
         {"decoder_attention_probs_dropout_prob": 0},
         {"patch_size": 1, "num_channels": 1, "norm_pix_loss": False},
+        {"patch_size": 1, "norm_pix_axis": "channel", "norm_pix_loss": False},
+        {**BANDS, "bands": [5, 5], "nodata": -9999.0, "value_range": [[-1, 0.5], [0, 1]]},
     ],
     ids=str,
 )
@@ -164,8 +205,9 @@ def test_limits_are_allowed(settings):
             "image_size": [32, 48],
             "patch_size": [8, 4],
         },
+        {**BANDS, "bands": [3, 1], "nodata": 0, "value_range": [[0.0, 4e4], [0.0, 1.0]], "norm_pix_axis": "channel"},
     ],
-    ids=["defaults", "everything changed"],
+    ids=["defaults", "everything changed", "bands"],
 )
 def test_saved_and_loaded(tmp_path, settings):
     config = tiny_config(**settings)
@@ -197,3 +239,31 @@ def test_grid(image_size, patch_size, channels, grid_size, patch_dim):
 def test_image_statistics_default_to_one_half_where_there_are_not_three_channels(channels):
     config = tiny_config(num_channels=channels)
     assert list(config.image_mean) == list(config.image_std) == [0.5] * channels
+
+
+def test_config_of_an_8_bit_model_names_no_field_of_band_models(tmp_path):
+    """As before there were any, byte for byte."""
+    config = ViTMAERobustConfig.from_pretrained(CHECKPOINT)
+    assert config.to_dict().keys().isdisjoint({"rescale_factor", "bands", "nodata", "value_range", "norm_pix_axis"})
+    config.save_pretrained(tmp_path)
+    before = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
+    del before["use_cache"]  # the Trainer's
+    before["transformers_version"] = transformers.__version__
+    expected = json.dumps(before, indent=2, sort_keys=True) + "\n"
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == expected
+
+
+def test_band_settings_are_those_of_a_form():
+    settings = {**BANDS, "bands": [3, 1], "nodata": -1.0, "value_range": [[32000.0, 40000.0], [0.0, 1.0]]}
+    form = BandForm(**tiny_config(**settings).band_settings())
+    pixels = np.array([9, 0.02, 9, 33398.0]).reshape(4, 1, 1).repeat(3, axis=-1)
+    pixels[3, 0, 1], pixels[1, 0, 2] = 1e9, -1.0
+    expected = [[[1.0, (40000 - 33144) / 254, 1.0]], [[100.0, 100.0, np.nan]]]
+    np.testing.assert_allclose(form.apply(BandImage(pixels)), expected, rtol=1e-6)
+
+
+def test_pooled_statistics():
+    """Of the numbers of all channels taken together, against a large sample of them."""
+    config = tiny_config(**{**BANDS, "image_mean": [3.0, -2.0], "image_std": [0.5, 4.0]})
+    sample = np.random.default_rng(0).standard_normal((2, 1_000_000)) * [[0.5], [4.0]] + [[3.0], [-2.0]]
+    np.testing.assert_allclose(config.pooled_statistics, (sample.mean(), sample.std()), rtol=5e-3, atol=5e-3)
