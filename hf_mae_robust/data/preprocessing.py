@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2.functional import center_crop
 from transformers import (
     CLIPImageProcessor,
     PreTrainedConfig,
@@ -16,11 +15,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import UserError
 from ..model.configuration_vit_mae_robust import to_pair
+from ..model.resizing_vit_mae_robust import cut_to_middle, resize_with_missing
 
 # Of random crops, width / height.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-# Narrower images are cut to the middle before they are resized; it is far more than the centre crop keeps.
-MAX_ASPECT_RATIO = 8
 
 
 def evaluation_processor(
@@ -112,17 +110,18 @@ def in_two_steps(transform: Transform | Callable[..., Any]) -> Transform:
 
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
-    device, for the whole batch."""
+    device, for the whole batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        short, long = sorted(image.shape[-2:])
-        if long > MAX_ASPECT_RATIO * short and "shortest_edge" in self.processor.size:
-            # Of 20,000 x 3 pixels, resized to 256 at the short side, nothing but the centre would be kept.
-            image = center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])
-        # Of 1 x 1 pixels the processor could not tell where the channels are.
+        if "shortest_edge" in self.processor.size:
+            image = cut_to_middle(image)
+        return resize_with_missing(image, self._resize_and_crop)
+
+    def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
+        # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
         layout: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
         return self.processor(images=image, do_rescale=False, do_normalize=False, **layout).pixel_values[0]
 
@@ -134,12 +133,32 @@ class EvaluationTransform:
 
 
 class RandomCrop:
-    """MAE's augmentation on uint8 tensors: a random crop of a share of the area (bicubic, aspect ratio 3/4 to 4/3) and
-    a horizontal flip. It draws from torch's global random number generator. In two steps, so that no more than the part
-    needs to be decoded: `region` says which, `finish` takes its pixels. Called with a complete image it does both."""
+    """MAE's augmentation: a random crop of a share of the area (bicubic, aspect ratio 3/4 to 4/3) and a horizontal
+    flip; for images from above, which have no top, also a vertical flip and quarter turns. It draws from torch's global
+    random number generator, for what is on alone. In two steps, so that no more than the part needs to be decoded:
+    `region` says which, `finish` takes its pixels. Called with a complete image it does both.
 
-    def __init__(self, image_size: tuple[int, int], scale: tuple[float, float], horizontal_flip: bool):
+    Images are uint8, or floats that are normalised, NaN where a pixel is missing (see `resize_with_missing`).
+
+    Args:
+        image_size: (height, width). vertical_flip: flips half of the images. rot90: turns them by 0, 90, 180 or 270
+            degrees.
+
+    Raises ValueError for quarter turns of images that are not square.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        scale: tuple[float, float],
+        horizontal_flip: bool,
+        vertical_flip: bool = False,
+        rot90: bool = False,
+    ):
+        if rot90 and image_size[0] != image_size[1]:
+            raise UserError(f"--rot90 is for square images, not for {image_size[0]} x {image_size[1]} pixels.")
         self.image_size, self.scale, self.horizontal_flip = image_size, scale, horizontal_flip
+        self.vertical_flip, self.rot90 = vertical_flip, rot90
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of an image of this size: the draws of torchvision's RandomResizedCrop,
@@ -159,27 +178,51 @@ class RandomCrop:
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(C, h, w)` of the crop -> `(C, H, W)`."""
-        resized = interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]
-        return resized.flip(-1) if self.horizontal_flip and torch.rand(()) < 0.5 else resized
+        if pixels.shape[-2:] != self.image_size:  # otherwise interpolation changes nothing
+            pixels = resize_with_missing(pixels, self._resize)
+        if self.horizontal_flip and torch.rand(()) < 0.5:
+            pixels = pixels.flip(-1)
+        return turned(pixels, *draw_turns(self.vertical_flip, self.rot90))
+
+    def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
+        return interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         top, left, height, width = self.region(*image.shape[-2:])
         return self.finish(image[:, top : top + height, left : left + width])
 
     def __repr__(self) -> str:
-        flip = ", horizontal flip" if self.horizontal_flip else ""
-        return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{flip}"
+        flips = {"horizontal flip": self.horizontal_flip, "vertical flip": self.vertical_flip}
+        changes = "".join(f", {name}" for name, is_on in {**flips, "quarter turns": self.rot90}.items() if is_on)
+        return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{changes}"
+
+
+def draw_turns(vertical_flip: bool, rot90: bool) -> tuple[bool, int]:
+    """Whether to flip an image vertically, and by how many quarter turns to rotate it. Draws for what is on alone."""
+    flips = vertical_flip and bool(torch.rand(()) < 0.5)
+    return flips, int(torch.randint(4, ())) if rot90 else 0
+
+
+def turned(image: torch.Tensor, flips: bool, quarter_turns: int) -> torch.Tensor:
+    """`(..., h, w)`, flipped vertically and then rotated counterclockwise."""
+    image = image.flip(-2) if flips else image
+    return image.rot90(quarter_turns, (-2, -1)) if quarter_turns else image
 
 
 def training_transform(
-    image_size: int | Sequence[int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
+    image_size: int | Sequence[int],
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    horizontal_flip: bool = True,
+    vertical_flip: bool = False,
+    rot90: bool = False,
 ) -> RandomCrop:
     """MAE's augmentation, `(C, h, w)` uint8 -> `(C, H, W)`. `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L,
-    (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is not a pair of shares."""
+    (0.5, 1.0) for its ViT-B (section 3.1). vertical_flip, rot90: see `RandomCrop`. Raises ValueError where `crop_scale`
+    is not a pair of shares, or images that are not square would be turned."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
-    return RandomCrop(to_pair(image_size), (low, high), horizontal_flip)
+    return RandomCrop(to_pair(image_size), (low, high), horizontal_flip, vertical_flip, rot90)
 
 
 def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
