@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,8 +15,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..errors import UserError
+from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import to_pair
-from ..model.resizing_vit_mae_robust import cut_to_middle, resize_with_missing
+from ..model.image_processing_vit_mae_robust import ViTMAERobustImageProcessor
+from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
 
 # Of random crops, width / height.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -42,35 +45,67 @@ def evaluation_processor(
 
     Raises ValueError where `crop_pct` does not lie in (0, 1].
     """
-    if not 0 < crop_pct <= 1:
-        raise UserError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
-    height, width = to_pair(image_size)
-    resized = int(height / crop_pct), int(width / crop_pct)
     return CLIPImageProcessor(
-        size={"shortest_edge": resized[0]} if height == width else {"height": resized[0], "width": resized[1]},
-        crop_size={"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
+        **_geometry(image_size, crop_pct),
         do_convert_rgb=num_channels == 3,
         image_mean=list(image_mean),
         image_std=list(image_std),
     )
 
 
+def band_processor(
+    form: BandForm,
+    image_size: int | Sequence[int],
+    crop_pct: float = 0.875,
+    show_bands: Sequence[int] | None = None,
+) -> ViTMAERobustImageProcessor:
+    """The same for images of any number of bands: choose bands, mark missing pixels, clip and normalise as `form` says,
+    then resize and crop as `evaluation_processor`. show_bands: what pictures show, see `ViTMAERobustImageProcessor`.
+
+    Raises ValueError where `crop_pct` does not lie in (0, 1].
+    """
+    return ViTMAERobustImageProcessor(**_geometry(image_size, crop_pct), **asdict(form), show_bands=show_bands)
+
+
+def _geometry(image_size: int | Sequence[int], crop_pct: float) -> dict[str, Any]:
+    """Settings of `CLIPImageProcessor`."""
+    if not 0 < crop_pct <= 1:
+        raise UserError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
+    height, width = to_pair(image_size)
+    resized = int(height / crop_pct), int(width / crop_pct)
+    return {
+        "size": {"shortest_edge": resized[0]} if height == width else {"height": resized[0], "width": resized[1]},
+        "crop_size": {"height": height, "width": width},
+        "resample": PILImageResampling.BICUBIC,
+    }
+
+
 class Normalization:
     """`(B, C, H, W)` uint8 -> float32 with the mean and deviation of an image processor: its other half, for a whole
-    batch on the device. Floats are taken for normalised and come back as they are."""
+    batch on the device. Floats are taken for normalised and come back as they are, but for missing pixels (NaN), where
+    the processor is one of bands: those are filled with 0, the mean of the band.
 
-    def __init__(self, processor: BaseImageProcessor, device: torch.device):
-        settings: Any = processor
+    Args:
+        keeps_missing: NaN stays, for pre-training models, which fill it themselves and leave it out of the loss.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, device: torch.device, keeps_missing: bool = False):
+        self.processor: Any = processor
+        self.fills_missing = isinstance(processor, ViTMAERobustImageProcessor) and not keeps_missing
+        if isinstance(processor, ViTMAERobustImageProcessor):
+            return  # its images are normalised where they are decoded
         mean, std = (
-            torch.tensor(value, device=device).view(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
+            torch.tensor(value, device=device).view(-1, 1, 1)
+            for value in (self.processor.image_mean, self.processor.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
-            return images
+            return fill_missing_pixels(images) if self.fills_missing else images
         images = images.float()
+        if isinstance(self.processor, ViTMAERobustImageProcessor):
+            return images  # fillers, which stand for no image
         return torch.addcmul(self.shift, images, self.scale, out=images)
 
     def undo(self, image: torch.Tensor) -> torch.Tensor:
@@ -118,7 +153,20 @@ class EvaluationTransform:
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         if "shortest_edge" in self.processor.size:
             image = cut_to_middle(image)
-        return resize_with_missing(image, self._resize_and_crop)
+        return image if self._leaves_alone(image) else resize_with_missing(image, self._resize_and_crop)
+
+    def _leaves_alone(self, image: torch.Tensor) -> bool:
+        """Whether an image has its size already. The processor would find nothing to do, and take long for it."""
+        if type(self.processor) not in (CLIPImageProcessor, ViTMAERobustImageProcessor):
+            return False  # others may do more
+        height, width = image.shape[-2:]
+        given = {"shortest_edge": min(height, width)}, {"height": height, "width": width}
+        return (
+            self.processor.do_resize
+            and self.processor.do_center_crop
+            and dict(self.processor.size) in given
+            and dict(self.processor.crop_size) == given[1]
+        )
 
     def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
@@ -227,7 +275,10 @@ def training_transform(
 
 def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
     """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
-    else ImageNet's, or 0.5 where the images have no 3 channels."""
+    else ImageNet's, or 0.5 where the images have no 3 channels. For a band model `band_processor`'s."""
+    if getattr(config, "is_band_model", False):
+        settings: Any = config
+        return band_processor(BandForm(**settings.band_settings()), config.image_size)
     statistics: dict[str, Any] = {}
     if hasattr(config, "image_mean"):
         statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
