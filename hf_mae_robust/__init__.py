@@ -1,8 +1,8 @@
 """Robustly and effectively optimized pre-training of masked autoencoders, the Hugging Face way.
 
-Importing the package makes `AutoConfig`, `AutoModel` and `AutoModelForPreTraining` know `vit_mae_robust`, and
-`AutoConfig`, `AutoModelForObjectDetection`, `AutoModelForInstanceSegmentation` and `AutoImageProcessor` the detector,
-`vit_mae_robust_detection`.
+Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForPreTraining` and `AutoImageProcessor` know
+`vit_mae_robust`, and `AutoConfig`, `AutoModelForObjectDetection`, `AutoModelForInstanceSegmentation` and
+`AutoImageProcessor` the detector, `vit_mae_robust_detection`.
 """
 
 from transformers import (
@@ -19,6 +19,7 @@ from .model import (
     ViTMAERobustDetectionImageProcessor,
     ViTMAERobustForInstanceSegmentation,
     ViTMAERobustForPreTraining,
+    ViTMAERobustImageProcessor,
     ViTMAERobustInstanceSegmentationConfig,
     ViTMAERobustModel,
 )
@@ -27,6 +28,10 @@ from .version import __version__
 AutoConfig.register(ViTMAERobustConfig.model_type, ViTMAERobustConfig, exist_ok=True)
 AutoModel.register(ViTMAERobustConfig, ViTMAERobustModel, exist_ok=True)
 AutoModelForPreTraining.register(ViTMAERobustConfig, ViTMAERobustForPreTraining, exist_ok=True)
+# Also makes its name known, so that it is found beside models of other classes.
+AutoImageProcessor.register(
+    ViTMAERobustConfig, image_processor_classes={"torchvision": ViTMAERobustImageProcessor}, exist_ok=True
+)
 
 _detector = (ViTMAERobustInstanceSegmentationConfig, ViTMAERobustForInstanceSegmentation)
 AutoConfig.register(ViTMAERobustInstanceSegmentationConfig.model_type, _detector[0], exist_ok=True)
@@ -43,6 +48,7 @@ __all__ = [
     "ViTMAERobustDetectionImageProcessor",
     "ViTMAERobustForInstanceSegmentation",
     "ViTMAERobustForPreTraining",
+    "ViTMAERobustImageProcessor",
     "ViTMAERobustInstanceSegmentationConfig",
     "ViTMAERobustModel",
     "__version__",

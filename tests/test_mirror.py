@@ -36,6 +36,7 @@ ELSEWHERE = {
     "model/configuration_vit_mae_robust.py": "model/test_configuration.py",
     "model/configuration_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
     "model/image_processing_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
+    "model/resizing_vit_mae_robust.py": "data/test_preprocessing.py, for missing pixels and narrow images",
     "model/modeling_vit_mae_robust.py": "the other files of tests/model, one for each of its concepts",
     "model/modeling_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
     "pretraining/arguments.py": "test_pretrain.py, for refused settings; training/test_parser.py",

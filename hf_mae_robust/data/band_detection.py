@@ -48,7 +48,8 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
             f"{source.description}: its images have {' or '.join(map(str, sorted(numbers)))} bands. Choose those to "
             f"train on with --bands (0-based), such as --bands {' '.join(map(str, range(min(numbers))))}."
         )
-    example = next(stored for stored in found if is_8_bit or not stored.is_8_bit)
+    deep = [stored for stored in found if not stored.is_8_bit] or found
+    example = next((stored for stored in deep if not stored.fault), deep[0])
     has_picture = all(stored.has_picture for stored in found)
     num_channels = numbers.most_common(1)[0][0]
     return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture)
@@ -87,7 +88,13 @@ def _look_at(value: Any, min_side: int, location: DataLocation) -> StoredBands:
         with suppress(ImageDecodingError):
             as_picture(contents, min_side)
             is_8_bit = True
-    image = read_stored(value, BandForm(channel_axis=location.channel_axis, frame=location.frame))
+    try:
+        image = read_stored(value, BandForm(channel_axis=location.channel_axis, frame=location.frame))
+    except BandError as error:
+        if header is None or header.num_channels is None or header.dtype is None or not _has_picture(value):
+            raise
+        # Pillow shows something of it, and a model of 8-bit images needs no more.
+        return StoredBands(header.num_channels, header.dtype, kind, has_picture=True, fault=str(error))
     return StoredBands(len(image.pixels), image.pixels.dtype.name, kind, is_8_bit, is_8_bit or _has_picture(value))
 
 

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2.functional import center_crop
 from transformers import (
     CLIPImageProcessor,
     PreTrainedConfig,
@@ -15,12 +15,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..errors import UserError
+from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import to_pair
+from ..model.image_processing_vit_mae_robust import ViTMAERobustImageProcessor
+from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
 
 # Of random crops, width / height.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-# Narrower images are cut to the middle before they are resized; it is far more than the centre crop keeps.
-MAX_ASPECT_RATIO = 8
 
 
 def evaluation_processor(
@@ -44,35 +45,67 @@ def evaluation_processor(
 
     Raises ValueError where `crop_pct` does not lie in (0, 1].
     """
-    if not 0 < crop_pct <= 1:
-        raise UserError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
-    height, width = to_pair(image_size)
-    resized = int(height / crop_pct), int(width / crop_pct)
     return CLIPImageProcessor(
-        size={"shortest_edge": resized[0]} if height == width else {"height": resized[0], "width": resized[1]},
-        crop_size={"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
+        **_geometry(image_size, crop_pct),
         do_convert_rgb=num_channels == 3,
         image_mean=list(image_mean),
         image_std=list(image_std),
     )
 
 
+def band_processor(
+    form: BandForm,
+    image_size: int | Sequence[int],
+    crop_pct: float = 0.875,
+    show_bands: Sequence[int] | None = None,
+) -> ViTMAERobustImageProcessor:
+    """The same for images of any number of bands: choose bands, mark missing pixels, clip and normalise as `form` says,
+    then resize and crop as `evaluation_processor`. show_bands: what pictures show, see `ViTMAERobustImageProcessor`.
+
+    Raises ValueError where `crop_pct` does not lie in (0, 1].
+    """
+    return ViTMAERobustImageProcessor(**_geometry(image_size, crop_pct), **asdict(form), show_bands=show_bands)
+
+
+def _geometry(image_size: int | Sequence[int], crop_pct: float) -> dict[str, Any]:
+    """Settings of `CLIPImageProcessor`."""
+    if not 0 < crop_pct <= 1:
+        raise UserError(f"crop_pct={crop_pct!r}: must lie in (0, 1].")
+    height, width = to_pair(image_size)
+    resized = int(height / crop_pct), int(width / crop_pct)
+    return {
+        "size": {"shortest_edge": resized[0]} if height == width else {"height": resized[0], "width": resized[1]},
+        "crop_size": {"height": height, "width": width},
+        "resample": PILImageResampling.BICUBIC,
+    }
+
+
 class Normalization:
     """`(B, C, H, W)` uint8 -> float32 with the mean and deviation of an image processor: its other half, for a whole
-    batch on the device. Floats are taken for normalised and come back as they are."""
+    batch on the device. Floats are taken for normalised and come back as they are, but for missing pixels (NaN), where
+    the processor is one of bands: those are filled with 0, the mean of the band.
 
-    def __init__(self, processor: BaseImageProcessor, device: torch.device):
-        settings: Any = processor
+    Args:
+        keeps_missing: NaN stays, for pre-training models, which fill it themselves and leave it out of the loss.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, device: torch.device, keeps_missing: bool = False):
+        self.processor: Any = processor
+        self.fills_missing = isinstance(processor, ViTMAERobustImageProcessor) and not keeps_missing
+        if isinstance(processor, ViTMAERobustImageProcessor):
+            return  # its images are normalised where they are decoded
         mean, std = (
-            torch.tensor(value, device=device).view(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
+            torch.tensor(value, device=device).view(-1, 1, 1)
+            for value in (self.processor.image_mean, self.processor.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
-            return images
+            return fill_missing_pixels(images) if self.fills_missing else images
         images = images.float()
+        if isinstance(self.processor, ViTMAERobustImageProcessor):
+            return images  # fillers, which stand for no image
         return torch.addcmul(self.shift, images, self.scale, out=images)
 
     def undo(self, image: torch.Tensor) -> torch.Tensor:
@@ -112,17 +145,31 @@ def in_two_steps(transform: Transform | Callable[..., Any]) -> Transform:
 
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
-    device, for the whole batch."""
+    device, for the whole batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        short, long = sorted(image.shape[-2:])
-        if long > MAX_ASPECT_RATIO * short and "shortest_edge" in self.processor.size:
-            # Of 20,000 x 3 pixels, resized to 256 at the short side, nothing but the centre would be kept.
-            image = center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])
-        # Of 1 x 1 pixels the processor could not tell where the channels are.
+        if "shortest_edge" in self.processor.size:
+            image = cut_to_middle(image)
+        return image if self._leaves_alone(image) else resize_with_missing(image, self._resize_and_crop)
+
+    def _leaves_alone(self, image: torch.Tensor) -> bool:
+        """Whether an image has its size already. The processor would find nothing to do, and take long for it."""
+        if type(self.processor) not in (CLIPImageProcessor, ViTMAERobustImageProcessor):
+            return False  # others may do more
+        height, width = image.shape[-2:]
+        given = {"shortest_edge": min(height, width)}, {"height": height, "width": width}
+        return (
+            self.processor.do_resize
+            and self.processor.do_center_crop
+            and dict(self.processor.size) in given
+            and dict(self.processor.crop_size) == given[1]
+        )
+
+    def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
+        # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
         layout: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
         return self.processor(images=image, do_rescale=False, do_normalize=False, **layout).pixel_values[0]
 
@@ -134,12 +181,32 @@ class EvaluationTransform:
 
 
 class RandomCrop:
-    """MAE's augmentation on uint8 tensors: a random crop of a share of the area (bicubic, aspect ratio 3/4 to 4/3) and
-    a horizontal flip. It draws from torch's global random number generator. In two steps, so that no more than the part
-    needs to be decoded: `region` says which, `finish` takes its pixels. Called with a complete image it does both."""
+    """MAE's augmentation: a random crop of a share of the area (bicubic, aspect ratio 3/4 to 4/3) and a horizontal
+    flip; for images from above, which have no top, also a vertical flip and quarter turns. It draws from torch's global
+    random number generator, for what is on alone. In two steps, so that no more than the part needs to be decoded:
+    `region` says which, `finish` takes its pixels. Called with a complete image it does both.
 
-    def __init__(self, image_size: tuple[int, int], scale: tuple[float, float], horizontal_flip: bool):
+    Images are uint8, or floats that are normalised, NaN where a pixel is missing (see `resize_with_missing`).
+
+    Args:
+        image_size: (height, width). vertical_flip: flips half of the images. rot90: turns them by 0, 90, 180 or 270
+            degrees.
+
+    Raises ValueError for quarter turns of images that are not square.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        scale: tuple[float, float],
+        horizontal_flip: bool,
+        vertical_flip: bool = False,
+        rot90: bool = False,
+    ):
+        if rot90 and image_size[0] != image_size[1]:
+            raise UserError(f"--rot90 is for square images, not for {image_size[0]} x {image_size[1]} pixels.")
         self.image_size, self.scale, self.horizontal_flip = image_size, scale, horizontal_flip
+        self.vertical_flip, self.rot90 = vertical_flip, rot90
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of an image of this size: the draws of torchvision's RandomResizedCrop,
@@ -159,32 +226,59 @@ class RandomCrop:
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(C, h, w)` of the crop -> `(C, H, W)`."""
-        resized = interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]
-        return resized.flip(-1) if self.horizontal_flip and torch.rand(()) < 0.5 else resized
+        if pixels.shape[-2:] != self.image_size:  # otherwise interpolation changes nothing
+            pixels = resize_with_missing(pixels, self._resize)
+        if self.horizontal_flip and torch.rand(()) < 0.5:
+            pixels = pixels.flip(-1)
+        return turned(pixels, *draw_turns(self.vertical_flip, self.rot90))
+
+    def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
+        return interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         top, left, height, width = self.region(*image.shape[-2:])
         return self.finish(image[:, top : top + height, left : left + width])
 
     def __repr__(self) -> str:
-        flip = ", horizontal flip" if self.horizontal_flip else ""
-        return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{flip}"
+        flips = {"horizontal flip": self.horizontal_flip, "vertical flip": self.vertical_flip}
+        changes = "".join(f", {name}" for name, is_on in {**flips, "quarter turns": self.rot90}.items() if is_on)
+        return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{changes}"
+
+
+def draw_turns(vertical_flip: bool, rot90: bool) -> tuple[bool, int]:
+    """Whether to flip an image vertically, and by how many quarter turns to rotate it. Draws for what is on alone."""
+    flips = vertical_flip and bool(torch.rand(()) < 0.5)
+    return flips, int(torch.randint(4, ())) if rot90 else 0
+
+
+def turned(image: torch.Tensor, flips: bool, quarter_turns: int) -> torch.Tensor:
+    """`(..., h, w)`, flipped vertically and then rotated counterclockwise."""
+    image = image.flip(-2) if flips else image
+    return image.rot90(quarter_turns, (-2, -1)) if quarter_turns else image
 
 
 def training_transform(
-    image_size: int | Sequence[int], crop_scale: tuple[float, float] = (0.2, 1.0), horizontal_flip: bool = True
+    image_size: int | Sequence[int],
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    horizontal_flip: bool = True,
+    vertical_flip: bool = False,
+    rot90: bool = False,
 ) -> RandomCrop:
     """MAE's augmentation, `(C, h, w)` uint8 -> `(C, H, W)`. `crop_scale`: (0.2, 1.0) in MAE and for the paper's ViT-L,
-    (0.5, 1.0) for its ViT-B (section 3.1). Raises ValueError where it is not a pair of shares."""
+    (0.5, 1.0) for its ViT-B (section 3.1). vertical_flip, rot90: see `RandomCrop`. Raises ValueError where `crop_scale`
+    is not a pair of shares, or images that are not square would be turned."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"crop_scale={tuple(crop_scale)}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
-    return RandomCrop(to_pair(image_size), (low, high), horizontal_flip)
+    return RandomCrop(to_pair(image_size), (low, high), horizontal_flip, vertical_flip, rot90)
 
 
 def default_processor(config: PreTrainedConfig) -> CLIPImageProcessor:
     """MAE's evaluation preprocessing for a model with this config: its `image_mean` and `image_std` where it has them,
-    else ImageNet's, or 0.5 where the images have no 3 channels."""
+    else ImageNet's, or 0.5 where the images have no 3 channels. For a band model `band_processor`'s."""
+    if getattr(config, "is_band_model", False):
+        settings: Any = config
+        return band_processor(BandForm(**settings.band_settings()), config.image_size)
     statistics: dict[str, Any] = {}
     if hasattr(config, "image_mean"):
         statistics = {"image_mean": config.image_mean, "image_std": config.image_std}

@@ -83,6 +83,7 @@ class StoredBands:
         kind: for people, such as "TIFF".
         is_8_bit: whether 8-bit pictures of 1, 3 or 4 channels hold all of it.
         has_picture: whether Pillow shows something of it, be it in fewer bits or channels.
+        fault: why all of it cannot be read here, such as a package that is missing; "" where it can.
     """
 
     num_channels: int
@@ -90,6 +91,7 @@ class StoredBands:
     kind: str
     is_8_bit: bool = False
     has_picture: bool = False
+    fault: str = ""
 
     def __str__(self) -> str:
         bands = f"{self.num_channels} band{'s' * (self.num_channels > 1)}"
@@ -197,6 +199,8 @@ class ImageSource:
                     "--inflate_channels mean, which makes the patch projection fit."
                 )
             return replace(self, band_form=None)
+        if stored is not None and stored.fault:
+            raise DataError(f"{self.description}: {stored.fault}.")
         if stored is not None and form.bands is None and form.num_channels not in (None, stored.num_channels):
             raise DataError(
                 f"{self.description} holds {stored}, and the model takes {form.num_channels} bands. Choose them with "

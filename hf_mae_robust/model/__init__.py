@@ -6,6 +6,7 @@ Nothing here may import the rest of the package: in a process that loads a check
 
 from .configuration_vit_mae_robust import ViTMAERobustConfig
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
+from .image_processing_vit_mae_robust import ViTMAERobustImageProcessor
 from .image_processing_vit_mae_robust_detection import ViTMAERobustDetectionImageProcessor
 from .modeling_vit_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from .modeling_vit_mae_robust_detection import ViTMAERobustForInstanceSegmentation
@@ -15,6 +16,7 @@ __all__ = [
     "ViTMAERobustDetectionImageProcessor",
     "ViTMAERobustForInstanceSegmentation",
     "ViTMAERobustForPreTraining",
+    "ViTMAERobustImageProcessor",
     "ViTMAERobustInstanceSegmentationConfig",
     "ViTMAERobustModel",
 ]

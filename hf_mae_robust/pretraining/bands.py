@@ -80,7 +80,7 @@ def _flag(data: DataArguments) -> str:
 
 
 def _given(data: DataArguments, form: BandForm) -> dict[str, Any]:
-    settings = {"bands": data.bands, "nodata": data.nodata, "value_range": form.value_range}
+    settings = {"bands": form.bands, "nodata": form.nodata, "value_range": form.value_range}
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -129,11 +129,8 @@ def _of_band_model(
             f"--bands {' '.join(map(str, data.bands))}: {arguments.model.model_name_or_path} takes {base.num_channels} "
             f"bands, not {len(data.bands)}."
         )
-    form = replace(base.band_form(), bands=data.bands and tuple(data.bands), nodata=data.nodata)
-    given = data.band_form(base.num_channels)
-    if given.value_range is not None:
-        form = replace(form, value_range=given.value_range)
-    settings = _given(data, form)
+    settings = _given(data, data.band_form(base.num_channels))
+    form = BandForm(**{**base.band_settings(), **settings, "channel_axis": data.channel_axis, "frame": data.frame})
     if data.image_statistics == "auto" or data.clip_percentiles is not None:
         form = replace(form, image_mean=None, image_std=None)
         settings |= _statistics(arguments, source, form, base.num_channels, computes)

@@ -17,7 +17,8 @@ from ..training.trainer import ImageTrainer
 class MAETrainer(ImageTrainer):
     """Masked-autoencoder training with MAE's parameter groups, and an evaluation loss that is exact.
 
-    Args (beside `ImageTrainer`'s): crop_scale, horizontal_flip: see `training_transform`.
+    Args (beside `ImageTrainer`'s): crop_scale, horizontal_flip, vertical_flip, rot90: see
+    `training_transform`.
     """
 
     model: ViTMAERobustForPreTraining
@@ -28,12 +29,14 @@ class MAETrainer(ImageTrainer):
         model: ViTMAERobustForPreTraining,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         horizontal_flip: bool = True,
+        vertical_flip: bool = False,
+        rot90: bool = False,
         **kwargs: Any,
     ):
         config = model.config
         super().__init__(
             model=model,
-            train_transform=training_transform(config.image_size, crop_scale, horizontal_flip),
+            train_transform=training_transform(config.image_size, crop_scale, horizontal_flip, vertical_flip, rot90),
             num_channels=config.num_channels,
             noise_length=config.num_patches,
             **kwargs,

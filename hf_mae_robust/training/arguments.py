@@ -78,6 +78,8 @@ class DatasetArguments:
         },
     )
     horizontal_flip: bool = option(True, "Flip half of the images.")
+    vertical_flip: bool = option(False, "Flip half of the images vertically, too: for images from above.")
+    rot90: bool = option(False, "Turn images by 0, 90, 180 or 270 degrees at random: for images from above.")
     crop_pct: float = option(
         0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
     )

@@ -223,6 +223,8 @@ def record_of(
         "shuffle_buffer_size": data.shuffle_buffer_size if data.dataset_streaming else None,
         "crop_scale": list(data.crop_scale),
         "horizontal_flip": data.horizontal_flip,
+        # Only where they are on: older checkpoints do not know of them.
+        **{flag: True for flag in ("vertical_flip", "rot90") if getattr(data, flag)},
         **({NEW_ORDER_FROM: 0} if source.row_groups is not None and not source.seekable_at_no_cost else {}),
         **more,
     }
