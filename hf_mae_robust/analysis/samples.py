@@ -25,7 +25,7 @@ class Samples:
         self.source, self.config, self.batch_size, self.device = source, config, batch_size, device
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        config, normalize = self.config, Normalization(self.processor, self.device)
+        config, normalize = self.config, Normalization(self.processor, self.device, keeps_missing=True)
         transform, channels = EvaluationTransform(self.processor), config.num_channels
         augmented = ImageDataset(self.source, training_transform(config.image_size), channels)
         plan: dict[str, Any] = {"batch_size": self.batch_size, "rank": 0, "world_size": 1}

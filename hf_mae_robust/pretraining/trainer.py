@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.preprocessing import training_transform
+from ..data.preprocessing import Normalization, training_transform
 from ..errors import DataError
 from ..model import ViTMAERobustForPreTraining
 from ..training.optimization import decayed_parameter_names
@@ -41,6 +41,8 @@ class MAETrainer(ImageTrainer):
             noise_length=config.num_patches,
             **kwargs,
         )
+        # The model leaves missing pixels out of its loss.
+        self.normalization = Normalization(self.processing_class, self.args.device, keeps_missing=True)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decayed_parameter_names(model)
@@ -55,6 +57,19 @@ class MAETrainer(ImageTrainer):
         return result
 
     # ---- evaluation ----
+
+    @staticmethod
+    def _loss_by_image(
+        model: ViTMAERobustForPreTraining, prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean over the masked patches of each image, of a band model over those of their numbers that are not
+        missing, `(B,)`; and which images have any, `(B,)` bool."""
+        if not model.config.is_band_model:
+            error = ((prediction - target) ** 2).mean(dim=-1)
+            return (error * mask).sum(dim=1) / mask.sum(dim=1), torch.ones_like(mask[:, 0], dtype=torch.bool)
+        errors, numbers = model.reconstruction_error(prediction.expand_as(target), target)
+        numbers = (numbers * mask).sum(dim=1)
+        return (errors * mask).sum(dim=1) / numbers.clamp(min=1), numbers > 0
 
     @torch.no_grad()
     def evaluation_loop(
@@ -73,20 +88,16 @@ class MAETrainer(ImageTrainer):
         """
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        constant = torch.zeros(model.config.patch_dim, device=self.args.device)
-        if model.config.target_normalization == "none" and not model.config.norm_pix_loss:
-            constant = torch.tensor(model.config.image_mean, device=self.args.device)
-            constant = constant.repeat(model.config.patch_dim // len(constant))
+        constant = model.target_of_mean()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)  # loss, loss of the mean, images
         for inputs, valid in self.evaluation_batches(dataloader):
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
             target = model.compute_target(inputs["pixel_values"])
             for i, prediction in enumerate((outputs.logits.float(), constant)):
-                error = ((prediction - target) ** 2).mean(dim=-1)
-                per_image = (error * outputs.mask).sum(dim=1) / outputs.mask.sum(dim=1)
-                sums[i] += per_image[valid].sum()
-            sums[2] += valid.sum()
+                per_image, counts = self._loss_by_image(model, prediction, target, outputs.mask)
+                sums[i] += per_image[valid & counts].sum()
+            sums[2] += (valid & counts).sum()
         sums = self.accelerator.reduce(sums, reduction="sum")
         num_images = int(sums[2].item())
         if not num_images:
