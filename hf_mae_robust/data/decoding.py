@@ -31,6 +31,7 @@ KINDS = {
     "corrupt": "the bytes contradict the format",
     "unsupported": "an image that Pillow cannot decode or convert, or a value that is not an image",
     "mismatch": "an annotation that does not fit its image",
+    "not_finite": "infinite numbers",
 }
 
 TRANSPOSITIONS = {
