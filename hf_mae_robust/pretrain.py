@@ -79,15 +79,14 @@ def pretrain(
 
 def plan(arguments: PretrainArguments) -> str:
     """--dry_run: the text of the plan. Raises as `prepare` for arguments and data that cannot be used."""
-    from .pretraining.bands import settings_of_images
     from .pretraining.dry_run import describe_plan
-    from .pretraining.task import build_config
+    from .pretraining.model_config import config_of, settings_of_images
     from .training import run
 
     opened = run.open_run(make_task(), arguments, resumes=False)
     source = cast("ImageSource", opened.source)
     of_images = settings_of_images(opened.arguments, source, computes=False)
-    return describe_plan(build_config(opened.arguments.model, of_images), opened.arguments.training, source)
+    return describe_plan(config_of(opened.arguments.model, of_images), opened.arguments.training, source)
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:

@@ -20,7 +20,7 @@ from hf_mae_robust.errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
 from hf_mae_robust.pretrain import make_parser
-from hf_mae_robust.pretraining.task import build_config
+from hf_mae_robust.pretraining.model_config import config_of
 from hf_mae_robust.recipes import recipe_path
 
 ROOT = Path(__file__).parents[1]
@@ -246,7 +246,7 @@ def test_changelog_has_this_version():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_say_how_to_run_them(path):
     model, data, recipe, training = make_parser().parse(["--config", str(path)])
-    config = build_config(model)
+    config = config_of(model)
     training_transform(config.image_size, data.crop_scale)
     if config.target_normalization == "global_patch":
         assert model.target_statistics == "auto"
@@ -343,7 +343,7 @@ def test_a_task_without_a_recipe_has_that_of_vit_b(task):
 
 def settings(name):
     model, data, recipe, training = make_parser().parse(["--config", name])
-    return build_config(model), data, recipe, training
+    return config_of(model), data, recipe, training
 
 
 @pytest.mark.parametrize("name", [path.stem for path in RECIPES if path.stem.startswith("vit_")])

@@ -79,11 +79,12 @@ def _look_at(value: Any, min_side: int, location: DataLocation) -> StoredBands:
     """Raises BandError and ImageDecodingError."""
     contents = contents_of(value)
     named = {"bytes": contents, "path": value.get("path")} if isinstance(value, dict) else contents
-    header = read_band_header(named) if contents is not None else None
+    is_array = isinstance(contents, np.ndarray | list)
+    header = None if contents is None or is_array else read_band_header(named)
     if header is not None and header.is_8_bit_picture:
         return StoredBands(header.num_channels or 3, "uint8", header.format, is_8_bit=True, has_picture=True)
     kind, is_8_bit = header.format if header is not None else "file", False
-    if isinstance(contents, np.ndarray | list):
+    if is_array:
         kind = f"arrays of the shape {np.shape(contents)}"
         with suppress(ImageDecodingError):
             as_picture(contents, min_side)

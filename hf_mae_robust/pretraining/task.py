@@ -1,15 +1,14 @@
 """Masked-autoencoder pre-training as a task of training/run.py."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
 
 from ..conversion.pixels import Pixels, pixels_of
-from ..conversion.pretraining_model import load_pretraining_model, read_pretraining_config
+from ..conversion.pretraining_model import load_pretraining_model
 from ..conversion.source import ModelSource
 from ..data.preprocessing import evaluation_processor
 from ..data.source import ImageSource
@@ -17,11 +16,10 @@ from ..errors import UserError
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
-from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
-from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
-from .bands import settings_of_images
+from .arguments import ModelArguments, PretrainArguments
+from .model_config import config_of, settings_of_images
 from .cpu_attention import default_attention
 from .patch_statistics import PatchStatistics
 from .pictures import RECONSTRUCTIONS, save_pictures
@@ -43,7 +41,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         self.settings_of_images: dict[str, Any] = {}
 
     def check_model(self, arguments: PretrainArguments) -> None:
-        build_config(arguments.model)
+        config_of(arguments.model)
 
     def num_views(self, arguments: PretrainArguments) -> int:
         return arguments.training.repeated_augmentation
@@ -55,7 +53,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         self, arguments: PretrainArguments, class_names: Sequence[str]
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
         model, training = arguments.model, arguments.training
-        config = build_config(model, self.settings_of_images)
+        config = config_of(model, self.settings_of_images)
         if model.attn_implementation is None:
             attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
@@ -127,18 +125,6 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
 
     def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
         return "", [RECONSTRUCTIONS]
-
-
-def build_config(arguments: ModelArguments, of_images: Mapping[str, Any] = MappingProxyType({})) -> ViTMAERobustConfig:
-    """The configuration that checkpoint, images, --config_overrides and flags ask for; the later of these wins.
-
-    of_images: `settings_of_images`.
-
-    Raises ValueError for unknown settings and values out of range.
-    """
-    overrides = {**of_images, **parse_config_overrides(arguments.config_overrides)}
-    overrides |= {flag: value for flag in CONFIG_FLAGS if (value := getattr(arguments, flag)) is not None}
-    return read_pretraining_config(ModelSource.of(arguments, overrides))
 
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:

@@ -8,7 +8,7 @@ import pytest
 from hf_mae_robust import finetune, pretrain
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.__main__ import make_parser as main_parser
-from hf_mae_robust.pretraining.task import build_config
+from hf_mae_robust.pretraining.model_config import config_of
 from hf_mae_robust.studies.definitions import STUDIES, studies
 from hf_mae_robust.studies.reproduce import add_reproduce_arguments, paper_commands, runs_of
 from tests.helpers import TINY_OVERRIDES
@@ -49,7 +49,7 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
             continue
         groups = PARSERS[run.module]().parse(run.words())
         if run.module == "pretrain":
-            config = build_config(groups[0])
+            config = config_of(groups[0])
             assert config.num_hidden_layers == blocks
             variant = next(v for v in study.variants if v.name == run.described["variant"])
             is_patch = config.target_normalization == "global_patch"

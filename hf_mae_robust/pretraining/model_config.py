@@ -1,9 +1,11 @@
-"""What the images hold decides over the model: its number of channels, and how the numbers of the files become pixel
-values."""
+"""The configuration of the model. What the images hold decides over a part of it: the number of channels, and how the
+numbers of the files become pixel values."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..conversion.pretraining_model import read_pretraining_config
@@ -17,11 +19,23 @@ from ..training.arguments import DataArguments
 from ..training.parser import parse_config_overrides
 from ..training.processes import first_process
 from ..training.setup import say
-from .arguments import PretrainArguments
-from .statistics_pass import band_percentiles_of_source, band_statistics_of_source
+from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
+from .statistics_pass import band_statistics_of_source, cached_statistics_of_band_source, value_range_of_source
 
 # Fields of ViTMAERobustConfig that follow from the images.
 FIELDS = ("num_channels", "rescale_factor", "image_mean", "image_std", "bands", "nodata", "value_range")
+
+
+def config_of(arguments: ModelArguments, of_images: Mapping[str, Any] = MappingProxyType({})) -> ViTMAERobustConfig:
+    """The configuration that checkpoint, images, --config_overrides and flags ask for; the later of these wins.
+
+    of_images: `settings_of_images`.
+
+    Raises ValueError for unknown settings and values out of range.
+    """
+    overrides = {**of_images, **parse_config_overrides(arguments.config_overrides)}
+    overrides |= {flag: value for flag in CONFIG_FLAGS if (value := getattr(arguments, flag)) is not None}
+    return read_pretraining_config(ModelSource.of(arguments, overrides))
 
 
 def settings_of_images(
@@ -38,7 +52,7 @@ def settings_of_images(
     """
     data, start = arguments.data, arguments.model.model_name_or_path
     overrides = parse_config_overrides(arguments.model.config_overrides)
-    base = read_pretraining_config(ModelSource.of(arguments.model, overrides)) if start else None
+    base = config_of(replace(arguments.model, **dict.fromkeys(CONFIG_FLAGS))) if start else None
     asks = data.asks_for_bands
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:
@@ -67,7 +81,7 @@ def settings_of_images(
     if checkpoint is not None and (kept := _of_checkpoint(checkpoint)):
         return {**kept, **_given(data, form)}
     settings = {"num_channels": num_channels, "rescale_factor": 1.0, **_given(data, form)}
-    return settings | _statistics(arguments, source, form, num_channels, computes)
+    return settings | _statistics(arguments, source, form, settings, computes)
 
 
 def _flag(data: DataArguments) -> str:
@@ -110,9 +124,12 @@ def _of_8_bit(
     if checkpoint is not None:
         kept = _of_checkpoint(checkpoint)
         return {name: kept[name] for name in ("image_mean", "image_std") if name in kept}
-    overrides = parse_config_overrides(arguments.model.config_overrides)
-    config = read_pretraining_config(ModelSource.of(arguments.model, overrides))
-    statistics = band_statistics_of_source(source, num_channels=config.num_channels, **_running(arguments))
+    statistics = band_statistics_of_source(
+        source,
+        config_of(arguments.model).num_channels,
+        num_workers=arguments.training.dataloader_num_workers,
+        max_bad_images=arguments.data.max_bad_images,
+    )
     return {
         "image_mean": (statistics.mean / 255).tolist(),
         "image_std": [std / 255 if std else 1.0 for std in statistics.std.tolist()],
@@ -133,32 +150,43 @@ def _of_band_model(
     form = BandForm(**{**base.band_settings(), **settings, "channel_axis": data.channel_axis, "frame": data.frame})
     if data.image_statistics == "auto" or data.clip_percentiles is not None:
         form = replace(form, image_mean=None, image_std=None)
-        settings |= _statistics(arguments, source, form, base.num_channels, computes)
+        known = {**base.band_settings(), **settings, "num_channels": base.num_channels}
+        settings |= _statistics(arguments, source, form, known, computes)
     return settings
 
 
 def _statistics(
-    arguments: PretrainArguments, source: ImageSource, form: BandForm, num_channels: int, computes: bool
+    arguments: PretrainArguments,
+    source: ImageSource,
+    form: BandForm,
+    settings: dict[str, Any],
+    computes: bool,
 ) -> dict[str, Any]:
     """Clipping by percentiles, if asked for, then mean and deviation of each band after it, in the units of the
-    files."""
+    files. settings: those known so far, with `num_channels`."""
+    num_channels, model = settings["num_channels"], arguments.model
     if not computes:
         return {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
-    settings: dict[str, Any] = {}
-    if arguments.data.clip_percentiles is not None:
-        low, high = arguments.data.clip_percentiles
-        percentiles = band_percentiles_of_source(source.read_as(form, num_channels), **_running(arguments))
-        form = replace(form, value_range=tuple(percentiles.value_range(low, high, form.bands)))
-        settings["value_range"] = [list(pair) for pair in form.value_range or ()]
-    statistics = band_statistics_of_source(source.read_as(form, num_channels), **_running(arguments))
-    for warning in statistics.warnings():
-        say(f"Warning: {warning}")
-    say(f"{source.description}: {statistics.describe()}")
-    return {**settings, "image_mean": statistics.mean.tolist(), "image_std": statistics.usable_std.tolist()}
-
-
-def _running(arguments: PretrainArguments) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {}
+    running = {
         "num_workers": arguments.training.dataloader_num_workers,
         "max_bad_images": arguments.data.max_bad_images,
     }
+    if arguments.data.clip_percentiles is not None:
+        images = source.read_as(form, num_channels)
+        ranges = value_range_of_source(images, num_channels, arguments.data.clip_percentiles, **running)
+        form = replace(form, value_range=tuple(ranges))
+        found["value_range"] = [list(pair) for pair in ranges]
+    placeholders = {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
+    config = config_of(model, {**settings, **placeholders})
+    # Statistics of the patches come with the same pass, and wait in the cache.
+    with_patches = config.target_normalization == "global_patch" and model.target_statistics == "auto"
+    bands, _ = cached_statistics_of_band_source(
+        source.read_as(form, num_channels),
+        config,
+        crop_pct=arguments.data.crop_pct,
+        with_patches=with_patches,
+        **running,
+    )
+    say(f"{source.description}: {bands.describe()}")
+    return {**found, "image_mean": bands.mean.tolist(), "image_std": bands.usable_std.tolist()}
