@@ -1,6 +1,7 @@
 """Pictures that come out nearly black, white or cut off are warned of, with the range of what is stored."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from hf_mae_robust.conversion.pixels import Pixels
 from hf_mae_robust.data.brightness import describe_brightness
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.model import ViTMAERobustConfig
+from hf_mae_robust.training.arguments import DataArguments
+from hf_mae_robust.training.run import as_wanted
 from tests.helpers import photos
 
 RNG = np.random.default_rng(0)
@@ -72,5 +77,7 @@ def test_a_run_says_it_at_its_start(tmp_path, capsys, streaming):
     table = Dataset.from_dict(rows, features=Features({"image": ImageFeature()}))
     table.to_parquet(tmp_path / "train.parquet")
     source, _ = open_splits(DataLocation(str(tmp_path), dataset_streaming=streaming))
+    assert "holds 1 band of uint16 (PNG)" in capsys.readouterr().out
+    as_wanted(SimpleNamespace(config=ViTMAERobustConfig()), Pixels(), DataArguments(), source)  # of a model of 8-bit images
     assert "4 pictures looked at come out nearly black (up to 15 of 255)" in capsys.readouterr().out
     assert not getattr(source.rows, "rows", None)  # no row group is kept for it
