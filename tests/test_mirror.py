@@ -49,6 +49,7 @@ ELSEWHERE = {
     "model/modeling_vit_mae_robust.py": "the other files of tests/model, one for each of its concepts",
     "model/modeling_vit_mae_robust_detection.py": "model/test_instance_segmentation.py",
     "pretraining/arguments.py": "test_pretrain.py, for refused settings; training/test_parser.py",
+    "pretraining/image_pass.py": "pretraining/test_statistics_pass.py and test_band_pass.py; data/test_bad_images.py",
     "pretraining/moments.py": "pretraining/test_patch_statistics.py and test_band_statistics.py, against numpy",
     "pretraining/pictures.py": "pretraining/test_trainer.py, for what a run leaves; training/test_pictures.py",
     "pretraining/statistics_file.py": "pretraining/test_patch_statistics.py and test_band_statistics.py, for files",

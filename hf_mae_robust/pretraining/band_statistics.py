@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, MissingFileError, UserError
-from .moments import deviation, merged, moments_of
+from .moments import deviation, merged, merged_all, moments_of
 from .statistics_file import read_statistics, write_statistics
 
 FORMAT = "hf_mae_robust.band_statistics"
@@ -116,8 +116,11 @@ class BandStatistics:
 
     @classmethod
     def unpacked(cls, packed: torch.Tensor) -> Self:
-        """What `packed` gave."""
-        return cls(packed[0].long(), packed[1].long(), *packed[2:])
+        """`(B, 6, C)`, what `packed` gave for each of several parts -> the statistics of all of them."""
+        count, missing, mean, squares, minimum, maximum = packed.unbind(1)
+        counts: Any
+        counts, *moments = merged_all(count, mean, squares)
+        return cls(counts, missing.sum(0).long(), *moments, minimum.amin(0), maximum.amax(0))
 
     def names(self) -> list[str]:
         """A name for each band: "band 7", by its number in the file, from 0 (metadata["bands"], where a choice was

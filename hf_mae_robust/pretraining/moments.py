@@ -40,6 +40,13 @@ def merged(one: Moments, other: Moments) -> Moments:
     return count, one_mean + delta * weight, one_squares + other_squares + delta**2 * weight * one_count
 
 
+def merged_all(counts: torch.Tensor, means: torch.Tensor, squares: torch.Tensor) -> Moments:
+    """Moments of the numbers of all parts; each argument `(parts, places)`, float64, the counts too."""
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count.clamp(min=1)
+    return count.long(), mean, squares.sum(0) + (counts * (means - mean) ** 2).sum(0)
+
+
 def deviation(count: Count, sum_of_squares: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the population (divides by the count); 0 where nothing varies, or nothing was seen."""
     return (sum_of_squares / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))).sqrt()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 
 from ..errors import DataError, MissingFileError, UserError
-from .moments import Count, deviation, merged, moments_of
+from .moments import Count, deviation, merged, merged_all, moments_of
 from .statistics_file import read_statistics, write_statistics
 
 FORMAT = "hf_mae_robust.patch_statistics"
@@ -71,6 +71,18 @@ class PatchStatistics:
         self.count, self.mean, self.sum_of_squares = merged(
             (self.count, self.mean, self.sum_of_squares), (other.count, other.mean, other.sum_of_squares)
         )
+
+    def packed(self) -> torch.Tensor:
+        """float64 `(3, D)`, exact for counts up to 2**53: all but the metadata, as one tensor."""
+        return torch.stack([torch.zeros_like(self.mean) + self.count, self.mean, self.sum_of_squares])
+
+    @classmethod
+    def unpacked(cls, packed: torch.Tensor) -> Self:
+        """`(B, 3, D)`, what `packed` gave for each of several parts -> the statistics of all of them."""
+        count, mean, sum_of_squares = merged_all(*packed.unbind(1))
+        if isinstance(count, torch.Tensor) and len(count) and bool((count == count[0]).all()):
+            count = int(count[0])
+        return cls(count, mean, sum_of_squares)
 
     def check(self, description: str) -> None:
         """Raise DataError where a place of a patch was missing in every patch: there is no mean to normalise it by.

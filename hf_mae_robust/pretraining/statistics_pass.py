@@ -1,30 +1,26 @@
-"""The statistics pass over a data set: on every process, with a progress bar, cached."""
+"""The statistics passes over a data set, cached."""
 
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
-from tqdm.auto import tqdm
 
-from ..data.bad_images import SkippedImages, describe
-from ..data.loaders import sequential_loader
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
-from ..errors import DataError
 from ..model import ViTMAERobustConfig
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.processes import first_process
-from ..training.signals import SIGNALS
 from ..training.stopping import stop_if_asked
 from ..version import __version__
+from .band_pass import about, in_units_of_files, percentiles_of_band_source, statistics_of_band_source, warn
+from .band_statistics import BandStatistics
+from .image_pass import ImagePass
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
-
-logger = logging.getLogger(__name__)
+from .statistics_file import read_statistics, write_statistics
 
 
 def statistics_of_source(
@@ -40,29 +36,29 @@ def statistics_of_source(
     centre crop, nothing random). Under `accelerate launch` or torchrun each process reads its part, and all get the
     same result. Images that cannot be decoded are left out, counted and logged.
 
-    Raises DataError, in every process, where these are more than a share of `max_bad_images`, or all.
+    Of a source of bands in the units of its files (see `statistics_of_band_source`), and of others of pixels in [0, 1].
+
+    Raises DataError, in every process, where bad images are more than a share of `max_bad_images`, or all.
     """
-    skipped = SkippedImages(None, max_bad_images)
-    state = PartialState()
+    if source.band_form is not None:
+        given = {"batch_size": batch_size, "num_workers": num_workers, "max_bad_images": max_bad_images}
+        _, of_patches = statistics_of_band_source(source, config, crop_pct=crop_pct, **given)
+        return of_patches
     form = config.num_channels, config.image_mean, config.image_std
     transform = EvaluationTransform(evaluation_processor(config.image_size, crop_pct, *form))
-    loader = sequential_loader(
+    images = ImagePass(
         source,
         transform,
         config.num_channels,
+        title="Patch statistics",
         batch_size=batch_size,
-        rank=state.process_index,
-        world_size=state.num_processes,
         num_workers=num_workers,
+        max_bad_images=max_bad_images,
     )
-    total = None if source.num_rows is None else len(loader)
-    batches = tqdm(loader, total=total, desc="Patch statistics", unit="batch", disable=not state.is_main_process)
-    statistics = compute_patch_statistics(
-        _collecting(batches, skipped, source), to_pair(config.patch_size), config.num_channels
-    )
+    statistics = compute_patch_statistics(images, to_pair(config.patch_size), config.num_channels)
     stop_if_asked()
     statistics = merge_across_processes(statistics)
-    _report(skipped, source, statistics.metadata["num_images"])
+    images.check(statistics.metadata["num_images"])
     statistics.metadata |= {
         "dataset": source.description,
         "dataset_fingerprint": source.fingerprint,
@@ -75,48 +71,24 @@ def statistics_of_source(
     return statistics
 
 
-def _collecting(
-    batches: Iterable[dict[str, Any]], skipped: SkippedImages, source: ImageSource
-) -> Iterator[dict[str, Any]]:
-    """The same batches, their bad images taken in. Ends early where these are too many or a signal came: the other
-    processes learn of it when all of them meet at the end."""
-    for batch in batches:
-        if SIGNALS.received:
-            return
-        is_new = skipped.add(batch.pop("skipped", ()))
-        if is_new and source.num_rows is not None and skipped.exceeds(source.description, source.num_rows):
-            return
-        yield batch
-
-
-def _report(skipped: SkippedImages, source: ImageSource, num_images: int) -> None:
-    """Count over all processes. Raises DataError in all of them."""
-    skipped.add(gather_object(list(skipped)))
-    # The pass has seen all of the split: of a stream too the number is known by now.
-    num_rows = source.num_rows if source.num_rows is not None else num_images + len(skipped)
-    skipped.check(source.description, num_rows)
-    if num_images == 0:
-        raise DataError(f"No image of {source.description} can be decoded ({describe(skipped.counts())}).")
-    if len(skipped) and PartialState().is_main_process:
-        logger.warning(
-            "%s: %d of %d images cannot be decoded and were left out (%s).",
-            source.description,
-            len(skipped),
-            num_rows,
-            describe(skipped.counts()),
-        )
+def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
+    if source.band_form is not None:
+        form += f" {in_units_of_files(source).band_form}"
+    key = hashlib.sha256(f"{source.fingerprint} {form}".encode()).hexdigest()[:16]
+    return Path(HF_HOME) / "hf_mae_robust" / f"{kind}-{key}.safetensors"
 
 
 def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop_pct: float) -> Path:
     """Where the statistics of exactly these images in exactly this form are kept (under HF_HOME)."""
     form = f"{to_pair(config.image_size)} {to_pair(config.patch_size)} {config.num_channels} {crop_pct}"
-    key = hashlib.sha256(f"{source.fingerprint} {form}".encode()).hexdigest()[:16]
-    return Path(HF_HOME) / "hf_mae_robust" / f"patch_statistics-{key}.safetensors"
+    return _cache_path("patch_statistics", source, form)
 
 
 def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options: Any) -> PatchStatistics:
     """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
     machines of a run need not share one."""
+    if source.band_form is not None:
+        return cached_statistics_of_band_source(source, config, **options)[1]
     path = cached_statistics_path(source, config, options["crop_pct"])
     cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
@@ -125,3 +97,67 @@ def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig,
     if PartialState().is_main_process:
         statistics.save(path)
     return statistics
+
+
+def cached_statistics_of_band_source(
+    source: ImageSource, config: ViTMAERobustConfig, *, crop_pct: float, with_patches: bool = True, **options: Any
+) -> tuple[BandStatistics, PatchStatistics | None]:
+    """As `statistics_of_band_source`, each of the two from the cache where both were computed before."""
+    path = _cache_path("band_statistics", source, f"{config.num_channels}")
+    patch_path = cached_statistics_path(source, config, crop_pct)
+
+    def load() -> tuple[BandStatistics | None, PatchStatistics | None]:
+        return (
+            BandStatistics.load(path, config.num_channels) if path.is_file() else None,
+            PatchStatistics.load(patch_path, config.patch_dim) if with_patches and patch_path.is_file() else None,
+        )
+
+    bands, patches = first_process(load)
+    if bands is not None and (patches is not None or not with_patches):
+        warn(bands)
+        return bands, patches
+    bands, patches = statistics_of_band_source(source, config, crop_pct=crop_pct, with_patches=with_patches, **options)
+    if PartialState().is_main_process:
+        bands.save(path)
+        if patches is not None:
+            patches.save(patch_path)
+    return bands, patches
+
+
+def band_statistics_of_source(source: ImageSource, num_channels: int, **options: Any) -> BandStatistics:
+    """Statistics of the bands alone, from the cache where they were computed before; no image is resized.
+
+    num_channels: bands after the choice. options: batch_size, num_workers and max_bad_images, as of
+    `statistics_of_band_source`, whose errors it raises.
+    """
+    config = ViTMAERobustConfig(num_channels=num_channels)  # its sizes are for patches
+    return cached_statistics_of_band_source(source, config, crop_pct=1.0, with_patches=False, **options)[0]
+
+
+def value_range_of_source(
+    source: ImageSource, num_channels: int, percentiles: Sequence[float], **options: Any
+) -> list[tuple[float, float]]:
+    """What --clip_percentiles LO HI makes of each band, from the cache where it was computed before: `value_range` of
+    the form. A pass of its own, because mean and deviation are those of the clipped numbers.
+
+    num_channels: bands after the choice. options: num_workers and max_bad_images.
+
+    Raises as `BandPercentiles.value_range` and `percentiles_of_band_source`.
+    """
+    low, high = percentiles
+    form = in_units_of_files(source).band_form
+    path = _cache_path("band_percentiles", source, f"{num_channels} {low} {high}")
+
+    def load() -> list[tuple[float, float]] | None:
+        if not path.is_file():
+            return None
+        return [(first, last) for first, last in read_statistics(path)[0]["value_range"].tolist()]
+
+    found = first_process(load)
+    if found is None:
+        distribution = percentiles_of_band_source(source, num_channels, **options)
+        found = distribution.value_range(low, high, None if form is None else form.bands)
+        if PartialState().is_main_process:
+            tensors = {"value_range": torch.tensor(found, dtype=torch.float64)}
+            write_statistics(path, tensors, about(source, num_channels))
+    return found

@@ -86,8 +86,11 @@ def test_merging_in_any_split_gives_the_same_and_nothing_adds_nothing():
     assert torch.equal(merged.count, total.count) and torch.equal(merged.missing, total.missing)
     torch.testing.assert_close(merged.mean, total.mean, rtol=1e-10, atol=0)
     torch.testing.assert_close(merged.std, total.std, rtol=1e-10, atol=0)
-    again = BandStatistics.unpacked(merged.packed())
-    assert all(torch.equal(getattr(again, name), getattr(merged, name)) for name in ("count", "mean", "maximum"))
+    at_once = BandStatistics.unpacked(torch.stack([of([image]).packed() for image in images]))
+    for name in ("count", "missing", "minimum", "maximum"):
+        assert torch.equal(getattr(at_once, name), getattr(total, name)), name
+    torch.testing.assert_close(at_once.mean, total.mean, rtol=1e-10, atol=0)
+    torch.testing.assert_close(at_once.std, total.std, rtol=1e-10, atol=0)
 
 
 def test_a_constant_band_is_divided_by_one_and_named():
