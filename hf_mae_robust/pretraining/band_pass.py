@@ -26,9 +26,9 @@ IMAGES_AT_ONCE = 4
 
 
 def in_units_of_files(source: ImageSource) -> ImageSource:
-    """The same images, read without mean and deviation. Raises ValueError where they are read as 8-bit pictures."""
+    """The same images, read without mean and deviation; 8-bit pictures as they are, from 0 to 255."""
     if source.band_form is None:
-        raise ValueError(f"{source.description} is read as 8-bit pictures, and not as bands.")
+        return source
     return replace(source, band_form=replace(source.band_form, image_mean=None, image_std=None))
 
 

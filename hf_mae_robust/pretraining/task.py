@@ -10,7 +10,6 @@ from transformers.utils import is_flash_attn_2_available
 from ..conversion.pixels import Pixels, pixels_of
 from ..conversion.pretraining_model import load_pretraining_model
 from ..conversion.source import ModelSource
-from ..data.preprocessing import evaluation_processor
 from ..data.source import ImageSource
 from ..errors import UserError
 from ..hub.model_card import PRETRAINING
@@ -76,11 +75,11 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         config, data = model.config, arguments.data
         return MAETrainer(
             model=model,
-            processing_class=evaluation_processor(
-                config.image_size, data.crop_pct, config.num_channels, config.image_mean, config.image_std
-            ),
+            processing_class=pixels.processor(config.image_size, data.crop_pct, data.show_bands),
             crop_scale=(data.crop_scale[0], data.crop_scale[1]),
             horizontal_flip=data.horizontal_flip,
+            vertical_flip=data.vertical_flip,
+            rot90=data.rot90,
             repeated_augmentation=self.num_views(arguments),
             **common,
         )

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.preprocessing import Normalization, training_transform
+from ..data.preprocessing import training_transform
 from ..errors import DataError
 from ..model import ViTMAERobustForPreTraining
 from ..training.optimization import decayed_parameter_names
@@ -41,8 +41,6 @@ class MAETrainer(ImageTrainer):
             noise_length=config.num_patches,
             **kwargs,
         )
-        # The model leaves missing pixels out of its loss.
-        self.normalization = Normalization(self.processing_class, self.args.device, keeps_missing=True)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decayed_parameter_names(model)
