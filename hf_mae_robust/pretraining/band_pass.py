@@ -34,7 +34,7 @@ def in_units_of_files(source: ImageSource) -> ImageSource:
 
 class Reduction:
     """A transform from an image to its statistics, so that no pixels travel between processes: `(C, h, w)`, in the
-    units of the file, NaN where a pixel is missing -> float64 `(6 C + 3 D)`, the packed `BandStatistics` and
+    units of the file, NaN where a pixel is missing (or uint8) -> float64 `(6 C + 3 D)`, the packed `BandStatistics` and
     `PatchStatistics` of the image.
 
     Args:
@@ -93,7 +93,7 @@ def statistics_of_band_source(
     """Statistics of the bands of all images of a source, of the pixels as they are stored, and population statistics of
     their patches, preprocessed as for evaluation (resize and centre crop, nothing random), in one pass. Both are in the
     units of the files, after the choice of bands and clipping (`source.band_form`, whose mean and deviation do not
-    count).
+    count). Of 8-bit pictures the numbers are those from 0 to 255.
 
     Under `accelerate launch` or torchrun each process reads its part, and all get the same result. Images that cannot
     be decoded are left out, counted and logged.
@@ -182,7 +182,8 @@ def percentiles_of_band_source(
     """The distribution of the numbers of each band, of the pixels as they are stored, in the units of the files,
     without mean, deviation and clipping. On every process, as `statistics_of_band_source`, and with its errors."""
     source = in_units_of_files(source)
-    source = replace(source, band_form=replace(source.band_form or BandForm(), value_range=None))
+    if source.band_form is not None:
+        source = replace(source, band_form=replace(source.band_form, value_range=None))
     images = ImagePass(
         source,
         _unchanged,

@@ -146,6 +146,25 @@ class BandStatistics:
             if is_constant
         ]
 
+    def describe(self) -> str:
+        """One line, such as "13 bands, mean 0.12 to 2310, standard deviation 0.05 to 870, 1.5% of the numbers
+        missing"."""
+        missing = float(self.missing.sum()) / max(1, int((self.count + self.missing).sum()))
+        return (
+            f"{self.num_bands} band{'s' * (self.num_bands > 1)}, mean {_span(self.mean)}, standard deviation "
+            f"{_span(self.std)}, {missing:.2%} of the numbers missing"
+        )
+
+    def table(self) -> str:
+        """A line for each band, under a line of titles: mean, standard deviation, smallest and largest number, and the
+        share of pixels that is missing."""
+        lines = ["band            mean           std       minimum       maximum  missing"]
+        values = (self.mean, self.std, self.minimum, self.maximum, self.missing_share)
+        for name, *numbers, share in zip(self.names(), *(value.tolist() for value in values), strict=True):
+            row = "".join(f"{number:14.6g}" for number in numbers)
+            lines.append(f"{name.removeprefix('band '):<6}{row}{share:9.2%}")
+        return "\n".join(lines)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """As they stand in a file: `image_mean` and `image_std` (float64, `usable_std`) are those of the config."""
         values = self.mean, self.usable_std, self.minimum, self.maximum, self.count, self.missing
@@ -184,6 +203,11 @@ class BandStatistics:
 
 
 _PACKED = ("count", "missing", "mean", "sum_of_squares", "minimum", "maximum")
+
+
+def _span(numbers: torch.Tensor) -> str:
+    low, high = f"{numbers.min().item():.4g}", f"{numbers.max().item():.4g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def band_names(num_bands: int, bands: Sequence[int] | None = None) -> list[str]:

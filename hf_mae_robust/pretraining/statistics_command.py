@@ -1,18 +1,23 @@
 """python -m hf_mae_robust statistics: the population statistics of a data set's patches, as a file."""
 
 import argparse
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 
+from ..data.band_detection import find_stored_bands
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
 from ..training.arguments import add_data_arguments
-from .statistics_pass import statistics_of_source
+from ..training.band_arguments import BandArguments
+from ..training.processes import first_process
+from .band_pass import statistics_of_band_source
+from .statistics_pass import statistics_of_source, value_range_of_source
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,41 +27,87 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
-    form.add_argument("--num_channels", type=int, default=3, choices=(1, 3, 4), help="(%(default)s)")
+    form.add_argument(
+        "--num_channels", type=int, help="Channels; default: 3 for 8-bit pictures, and what the files hold for others."
+    )
     form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    _add_band_arguments(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
     running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
     parser.add_argument("--output", required=True, type=Path, help="The .safetensors file to write.")
 
 
+def _add_band_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `BandArguments` that say how numbers become pixel values."""
+    bands = parser.add_argument_group("images that are not 8-bit pictures (see run_pretrain.py)")
+    bands.add_argument("--bands", type=int, nargs="+", help="Bands to take, 0-based, in this order; default: all.")
+    bands.add_argument("--nodata", type=float, help="Number that marks a missing pixel, beside NaN and the file's own.")
+    bands.add_argument("--value_range", type=float, nargs="+", help="Clip to LO HI: a pair for all, or for each band.")
+    bands.add_argument("--clip_percentiles", type=float, nargs=2, help="Clip each band to these percentiles: LO HI.")
+
+
 def run_statistics(args: argparse.Namespace) -> None:
-    """Compute the population statistics of a data set's patches and write them to a file."""
+    """Compute the population statistics of a data set's patches, and of the bands of images that are not 8-bit
+    pictures, and write them to a file."""
     if args.output.is_dir():
         example = args.output / "statistics.safetensors"
         raise UserError(f"--output {args.output} is a folder; name a file, such as {example}.")
+    if args.num_channels is not None and args.num_channels < 1:
+        raise UserError(f"--num_channels {args.num_channels}: must be at least 1.")
+    flags = BandArguments(**{field.name: getattr(args, field.name, field.default) for field in fields(BandArguments)})
     state = PartialState(cpu=not torch.accelerator.is_available())
     sizes = {
         name: given[0] if len(given) == 1 else given
         for name, given in (("image_size", args.image_size), ("patch_size", args.patch_size))
     }
-    with refused_by_library(" ".join(f"--{name} {' '.join(map(str, getattr(args, name)))}" for name in sizes)):
-        config = ViTMAERobustConfig(**sizes, num_channels=args.num_channels)
-    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
-    source = cast(ImageSource, opened)  # a split was named
-    statistics = statistics_of_source(
-        source.sample(args.max_samples),
-        config,
-        crop_pct=args.crop_pct,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-    )
+    refusal = " ".join(f"--{name} {' '.join(map(str, getattr(args, name)))}" for name in sizes)
+    with refused_by_library(refusal):
+        ViTMAERobustConfig(**sizes)  # before any data are opened
+    location = DataLocation.of(args, args.token)
+    opened, _ = open_splits(location, args.split, eval_split=None)
+    source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
+    running = {"num_workers": args.num_workers}
+    bands = None
+    if flags.asks_for_bands or source.needs_bands:
+        source, num_channels = _as_bands(source, location, flags, args.num_channels, **running)
+        config = ViTMAERobustConfig(**sizes, num_channels=num_channels)
+        bands, statistics = statistics_of_band_source(
+            source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, **running
+        )
+    else:
+        config = ViTMAERobustConfig(**sizes, num_channels=3 if args.num_channels is None else args.num_channels)
+        statistics = statistics_of_source(source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, **running)
     if state.is_main_process:
-        statistics.save(args.output)
+        statistics.save(args.output, None if bands is None else bands.tensors())
         print(
-            f"{args.output}: {statistics.count:,} patches of {statistics.metadata['num_images']:,} images; mean "
+            f"{args.output}: {statistics.num_patches:,} patches of {statistics.metadata['num_images']:,} images; mean "
             f"{statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
             f"{len(statistics.mean)} numbers of a patch)"
         )
+        if bands is not None:
+            print(bands.table())
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def _as_bands(
+    source: ImageSource, location: DataLocation, flags: BandArguments, num_channels: int | None, **running: Any
+) -> tuple[ImageSource, int]:
+    """The images read as the flags ask for, and how many bands that makes. Raises UserError where `num_channels` is
+    given and another number."""
+    stored = source.stored or first_process(lambda: find_stored_bands(source, location))
+    if stored is None:
+        raise UserError(f"{source.description}: none of the images that were looked at can be decoded.")
+    form = flags.band_form(stored.num_channels)
+    number = stored.num_channels if form.bands is None else len(form.bands)
+    if num_channels not in (None, number):
+        raise UserError(
+            f"--num_channels {num_channels}: {source.description} holds {stored}, and {number} of them are taken. "
+            "Leave it out, or choose with --bands."
+        )
+    source = source.read_as(form, number)
+    if flags.clip_percentiles is not None:
+        limits = value_range_of_source(source, number, flags.clip_percentiles, **running)
+        source = source.read_as(replace(form, value_range=tuple(limits)), number)
+    return source, number

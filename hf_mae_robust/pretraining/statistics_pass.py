@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
@@ -16,7 +17,7 @@ from ..model.configuration_vit_mae_robust import to_pair
 from ..training.processes import first_process
 from ..training.stopping import stop_if_asked
 from ..version import __version__
-from .band_pass import about, in_units_of_files, percentiles_of_band_source, statistics_of_band_source, warn
+from .band_pass import about, percentiles_of_band_source, statistics_of_band_source, warn
 from .band_statistics import BandStatistics
 from .image_pass import ImagePass
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
@@ -73,7 +74,11 @@ def statistics_of_source(
 
 def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
     if source.band_form is not None:
-        form += f" {in_units_of_files(source).band_form}"
+        read = source.band_form
+        limits = None if read.value_range is None else np.asarray(read.value_range, dtype=np.float64).tolist()
+        nodata = None if read.nodata is None else float(read.nodata)  # the same key for 0 and 0.0
+        bands = None if read.bands is None else list(read.bands)
+        form += f" {bands} {nodata} {limits} {read.channel_axis} {read.frame}"
     key = hashlib.sha256(f"{source.fingerprint} {form}".encode()).hexdigest()[:16]
     return Path(HF_HOME) / "hf_mae_robust" / f"{kind}-{key}.safetensors"
 
@@ -145,7 +150,7 @@ def value_range_of_source(
     Raises as `BandPercentiles.value_range` and `percentiles_of_band_source`.
     """
     low, high = percentiles
-    form = in_units_of_files(source).band_form
+    bands = None if source.band_form is None else source.band_form.bands
     path = _cache_path("band_percentiles", source, f"{num_channels} {low} {high}")
 
     def load() -> list[tuple[float, float]] | None:
@@ -156,7 +161,7 @@ def value_range_of_source(
     found = first_process(load)
     if found is None:
         distribution = percentiles_of_band_source(source, num_channels, **options)
-        found = distribution.value_range(low, high, None if form is None else form.bands)
+        found = distribution.value_range(low, high, bands)
         if PartialState().is_main_process:
             tensors = {"value_range": torch.tensor(found, dtype=torch.float64)}
             write_statistics(path, tensors, about(source, num_channels))

@@ -110,6 +110,18 @@ def test_numbers_are_clipped_before_they_are_counted():
     )
 
 
+def test_pictures_of_8_bits_have_numbers_to_255():
+    draw = np.random.default_rng(0)
+    images = [draw.integers(1, 256, (9, 12, 3), dtype=np.uint8) for _ in range(5)]
+    source = ImageSource(HeldRows(images), [5], True, "photos (train)", "a2")
+    found = band_statistics_of_source(source, 3)
+    assert_bands(found, [image.transpose(2, 0, 1) for image in images], range(3))
+    assert found.describe() == (
+        f"3 bands, mean {found.mean.min():.4g} to {found.mean.max():.4g}, standard deviation {found.std.min():.4g} to "
+        f"{found.std.max():.4g}, 0.00% of the numbers missing"
+    )
+
+
 def test_percentiles_become_a_range_for_each_band():
     images = stored(sides=((40, 30), (16, 16)))
     found = value_range_of_source(source_of(images, bands=(1, 2)), 2, (1, 99))
@@ -194,6 +206,7 @@ state.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # test_statistics_pass.py has two processes, and the tests of both classes merge them
 def test_two_processes_agree_with_one(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     both = offline().run([tmp_path / "program.py", tmp_path], tmp_path / "logs", processes=2)

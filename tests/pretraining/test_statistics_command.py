@@ -1,9 +1,12 @@
 """python -m hf_mae_robust statistics"""
 
+import datasets
+import numpy as np
 import pytest
 import torch
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.pretraining.band_statistics import BandStatistics
 from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
 from tests.helpers import write_parquet_set
 from tests.processes import offline
@@ -27,6 +30,56 @@ def test_statistics_are_written_with_what_they_are_of(photos_dir, tmp_path, caps
     statistics = PatchStatistics.load(tmp_path / "stats.safetensors", patch_dim=96)
     assert statistics.metadata["num_images"] == 21 and statistics.metadata["patch_size"] == [4, 8]
     assert "train" in statistics.metadata["dataset"]
+
+
+@pytest.fixture(scope="module")
+def bands(tmp_path_factory):
+    """A folder of arrays `(4, 16, 16)` of 16 bits, and these arrays; 0 is missing."""
+    images = np.random.default_rng(0).integers(0, 2_000, (9, 4, 16, 16), dtype=np.uint16)
+    features = datasets.Features({"image": datasets.Array3D((4, 16, 16), "uint16")})
+    folder = tmp_path_factory.mktemp("bands") / "set"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"image": list(images)}, features).to_parquet(folder / "train.parquet")
+    return folder, images
+
+
+def test_bands_are_printed_in_a_table_and_stored_beside_the_patches(bands, tmp_path, capsys):
+    folder, images = bands
+    main(words(folder, tmp_path / "stats.safetensors", "--bands", "3", "1", "--nodata", "0"))
+    table = capsys.readouterr().out.splitlines()[-3:]
+    chosen = np.where(images == 0, np.nan, images.astype(np.float64))[:, [3, 1]]
+    mean, std = np.nanmean(chosen, axis=(0, 2, 3)), np.nanstd(chosen, axis=(0, 2, 3))
+    assert [line.split()[0] for line in table] == ["band", "3", "1"]
+    assert float(table[1].split()[1]) == pytest.approx(mean[0], rel=1e-5)
+    found = BandStatistics.load(tmp_path / "stats.safetensors", num_bands=2)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(found.std, std, rtol=1e-9)
+    assert found.missing.sum() == (images[:, [3, 1]] == 0).sum() and found.metadata["nodata"] == 0
+    patches = PatchStatistics.load(tmp_path / "stats.safetensors", patch_dim=64)
+    assert patches.num_patches == 9 * 8
+    np.testing.assert_allclose(patches.mean.reshape(4, 8, 2).mean(dim=(0, 1)), mean, rtol=0.01)
+
+
+def test_bands_are_clipped_to_percentiles(bands, tmp_path, capsys):
+    folder, images = bands
+    main(words(folder, tmp_path / "stats.safetensors", "--clip_percentiles", "5", "95", "--num_channels", "4"))
+    found = BandStatistics.load(tmp_path / "stats.safetensors", num_bands=4)
+    low, high = np.percentile(images, (5, 95), axis=(0, 2, 3))
+    np.testing.assert_allclose(found.minimum, low, rtol=1e-6)
+    np.testing.assert_allclose(found.maximum, high, rtol=1e-6)
+
+
+def test_bands_that_are_not_there_are_refused(bands, tmp_path, capsys):
+    for more, message in [
+        (["--num_channels", "3"], "--num_channels 3: "),
+        (["--num_channels", "0"], "--num_channels 0: must be at least 1"),
+        (["--bands", "4"], "the last band is 3"),
+        (["--value_range", "5"], "needs pairs LO HI"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main(words(bands[0], tmp_path / "stats.safetensors", *more))
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow  # test_statistics_pass.py has two processes
