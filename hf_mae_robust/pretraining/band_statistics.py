@@ -119,8 +119,8 @@ class BandStatistics:
         """`(B, 6, C)`, what `packed` gave for each of several parts -> the statistics of all of them."""
         count, missing, mean, squares, minimum, maximum = packed.unbind(1)
         counts: Any
-        counts, *moments = merged_all(count, mean, squares)
-        return cls(counts, missing.sum(0).long(), *moments, minimum.amin(0), maximum.amax(0))
+        counts, mean, squares = merged_all(count, mean, squares)
+        return cls(counts, missing.sum(0).long(), mean, squares, minimum.amin(0), maximum.amax(0))
 
     def names(self) -> list[str]:
         """A name for each band: "band 7", by its number in the file, from 0 (metadata["bands"], where a choice was

@@ -2,7 +2,7 @@
 decoded are left out, counted and limited."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import PartialState
@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from ..data.bad_images import SkippedImages, describe
 from ..data.loaders import sequential_loader
-from ..data.preprocessing import Transform
 from ..data.source import ImageSource
 from ..errors import DataError
 from ..training.signals import SIGNALS
@@ -25,14 +24,14 @@ class ImagePass:
     all of them meet at the end, `stop_if_asked` and `check`.
 
     Args:
-        transform: see `sequential_loader`. title: of the progress bar.
+        transform: `Transform`, or a function of the decoded image. title: of the progress bar.
         max_bad_images: which share of the images may be bad.
     """
 
     def __init__(
         self,
         source: ImageSource,
-        transform: Transform | Callable[..., Any],
+        transform: Any,
         num_channels: int,
         *,
         title: str,

@@ -17,6 +17,7 @@ from ..training.arguments import add_data_arguments
 from ..training.band_arguments import BandArguments
 from ..training.processes import first_process
 from .band_pass import statistics_of_band_source
+from .patch_statistics import PatchStatistics
 from .statistics_pass import statistics_of_source, value_range_of_source
 
 
@@ -55,7 +56,8 @@ def run_statistics(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output} is a folder; name a file, such as {example}.")
     if args.num_channels is not None and args.num_channels < 1:
         raise UserError(f"--num_channels {args.num_channels}: must be at least 1.")
-    flags = BandArguments(**{field.name: getattr(args, field.name, field.default) for field in fields(BandArguments)})
+    given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(BandArguments)}
+    flags = BandArguments(**given)
     state = PartialState(cpu=not torch.accelerator.is_available())
     sizes = {
         name: given[0] if len(given) == 1 else given
@@ -67,14 +69,15 @@ def run_statistics(args: argparse.Namespace) -> None:
     location = DataLocation.of(args, args.token)
     opened, _ = open_splits(location, args.split, eval_split=None)
     source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
-    running = {"num_workers": args.num_workers}
+    running: dict[str, Any] = {"num_workers": args.num_workers}
     bands = None
     if flags.asks_for_bands or source.needs_bands:
         source, num_channels = _as_bands(source, location, flags, args.num_channels, **running)
         config = ViTMAERobustConfig(**sizes, num_channels=num_channels)
-        bands, statistics = statistics_of_band_source(
+        bands, of_patches = statistics_of_band_source(
             source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, **running
         )
+        statistics = cast(PatchStatistics, of_patches)  # they were asked for
     else:
         config = ViTMAERobustConfig(**sizes, num_channels=3 if args.num_channels is None else args.num_channels)
         statistics = statistics_of_source(source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, **running)

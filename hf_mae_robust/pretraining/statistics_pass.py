@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,9 +42,15 @@ def statistics_of_source(
     Raises DataError, in every process, where bad images are more than a share of `max_bad_images`, or all.
     """
     if source.band_form is not None:
-        given = {"batch_size": batch_size, "num_workers": num_workers, "max_bad_images": max_bad_images}
-        _, of_patches = statistics_of_band_source(source, config, crop_pct=crop_pct, **given)
-        return of_patches
+        _, of_patches = statistics_of_band_source(
+            source,
+            config,
+            crop_pct=crop_pct,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            max_bad_images=max_bad_images,
+        )
+        return cast(PatchStatistics, of_patches)  # they were asked for
     form = config.num_channels, config.image_mean, config.image_std
     transform = EvaluationTransform(evaluation_processor(config.image_size, crop_pct, *form))
     images = ImagePass(
@@ -93,7 +99,7 @@ def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig,
     """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
     machines of a run need not share one."""
     if source.band_form is not None:
-        return cached_statistics_of_band_source(source, config, **options)[1]
+        return cast(PatchStatistics, cached_statistics_of_band_source(source, config, **options)[1])
     path = cached_statistics_path(source, config, options["crop_pct"])
     cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
