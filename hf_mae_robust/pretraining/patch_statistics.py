@@ -169,9 +169,11 @@ class Mergeable(Protocol):
 
     metadata: dict[str, Any]
 
-    def without_content(self) -> Self: ...
+    def without_content(self) -> Self:
+        """Statistics of nothing, of the same form."""
 
-    def merge(self, other: Any, /) -> None: ...
+    def merge(self, other: Any, /) -> None:
+        """Add what `other`, of the same class and form, has counted."""
 
 
 Statistics = TypeVar("Statistics", bound=Mergeable)
