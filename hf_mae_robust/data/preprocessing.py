@@ -90,13 +90,13 @@ class Normalization:
     """
 
     def __init__(self, processor: BaseImageProcessor, device: torch.device, keeps_missing: bool = False):
-        self.processor: Any = processor
-        self.fills_missing = isinstance(processor, ViTMAERobustImageProcessor) and not keeps_missing
-        if isinstance(processor, ViTMAERobustImageProcessor):
-            return  # its images are normalised where they are decoded
+        settings: Any = processor
+        self.is_of_bands = isinstance(processor, ViTMAERobustImageProcessor)
+        self.fills_missing = self.is_of_bands and not keeps_missing
+        if self.is_of_bands:
+            return  # images are normalised where they are decoded
         mean, std = (
-            torch.tensor(value, device=device).view(-1, 1, 1)
-            for value in (self.processor.image_mean, self.processor.image_std)
+            torch.tensor(value, device=device).view(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -104,7 +104,7 @@ class Normalization:
         if images.dtype != torch.uint8:
             return fill_missing_pixels(images) if self.fills_missing else images
         images = images.float()
-        if isinstance(self.processor, ViTMAERobustImageProcessor):
+        if self.is_of_bands:
             return images  # fillers, which stand for no image
         return torch.addcmul(self.shift, images, self.scale, out=images)
 
@@ -203,8 +203,7 @@ class RandomCrop:
         vertical_flip: bool = False,
         rot90: bool = False,
     ):
-        if rot90 and image_size[0] != image_size[1]:
-            raise UserError(f"--rot90 is for square images, not for {image_size[0]} x {image_size[1]} pixels.")
+        check_turns(image_size, rot90)
         self.image_size, self.scale, self.horizontal_flip = image_size, scale, horizontal_flip
         self.vertical_flip, self.rot90 = vertical_flip, rot90
 
@@ -243,6 +242,12 @@ class RandomCrop:
         flips = {"horizontal flip": self.horizontal_flip, "vertical flip": self.vertical_flip}
         changes = "".join(f", {name}" for name, is_on in {**flips, "quarter turns": self.rot90}.items() if is_on)
         return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{changes}"
+
+
+def check_turns(image_size: tuple[int, int], rot90: bool) -> None:
+    """Raises ValueError for quarter turns of images of (height, width) that are not square."""
+    if rot90 and image_size[0] != image_size[1]:
+        raise UserError(f"--rot90 is for square images, not for {image_size[0]} x {image_size[1]} pixels.")
 
 
 def draw_turns(vertical_flip: bool, rot90: bool) -> tuple[bool, int]:
