@@ -19,6 +19,7 @@ from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.image_processing_vit_mae_robust import ViTMAERobustImageProcessor
 from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
+from .shown import to_shown
 
 # Of random crops, width / height.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -62,8 +63,13 @@ def band_processor(
     """The same for images of any number of bands: choose bands, mark missing pixels, clip and normalise as `form` says,
     then resize and crop as `evaluation_processor`. show_bands: what pictures show, see `ViTMAERobustImageProcessor`.
 
-    Raises ValueError where `crop_pct` does not lie in (0, 1].
+    Raises ValueError where `crop_pct` does not lie in (0, 1], or `show_bands` are not among the bands.
     """
+    if show_bands is not None:
+        known = range(form.num_channels or max(show_bands) + 1) if form.bands is None else form.bands
+        if not set(show_bands) <= set(known):
+            given = " ".join(map(str, show_bands))
+            raise UserError(f"--show_bands {given}: must be some of the bands {', '.join(map(str, known))}.")
     return ViTMAERobustImageProcessor(**_geometry(image_size, crop_pct), **asdict(form), show_bands=show_bands)
 
 
@@ -92,6 +98,7 @@ class Normalization:
     def __init__(self, processor: BaseImageProcessor, device: torch.device, keeps_missing: bool = False):
         settings: Any = processor
         self.is_of_bands = isinstance(processor, ViTMAERobustImageProcessor)
+        self.shown_channels = settings.shown_channels if self.is_of_bands else None
         self.fills_missing = self.is_of_bands and not keeps_missing
         if self.is_of_bands:
             return  # images are normalised where they are decoded
@@ -110,7 +117,9 @@ class Normalization:
 
     def undo(self, image: torch.Tensor) -> torch.Tensor:
         """`(C, H, W)` normalised -> `(3, H, W)` uint8, for pictures; of 4 channels the first 3, and of any other
-        number the first, as gray."""
+        number the first, as gray. Of bands: as `to_shown`."""
+        if self.is_of_bands:
+            return (to_shown(image, self.shown_channels) * 255).round().to(torch.uint8)
         pixels = ((image - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
         return pixels[:3] if len(pixels) in (3, 4) else pixels[:1].expand(3, -1, -1)
 

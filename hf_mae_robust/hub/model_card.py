@@ -43,6 +43,8 @@ METRICS = {
 }
 PICTURES = {
     "reconstructions.png": "Held-out images: original, masked, reconstruction",
+    "reconstruction_error_by_band.png": "Mean squared error of what the decoder fills in, by band, in squares of the "
+    "band's deviation",
     "loss.png": "Loss and results during the training",
     "confusion_matrix.png": "Confusion matrix",
     "classes.png": "Results of each class",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, CLIPImageProcessor, SegformerImageProcessor
 
+from .band_files_vit_mae_robust import read_band_image
 from .bands_vit_mae_robust import BandError, BandForm, BandImage
 from .resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
 
@@ -72,6 +73,16 @@ class ViTMAERobustImageProcessor(CLIPImageProcessor):
             frame=self.frame,
         )
 
+    @property
+    def shown_channels(self) -> tuple[int, ...] | None:
+        """`show_bands` as channels of `pixel_values`; None: by default. Raises ValueError for one that is not among
+        `bands`."""
+        if self.show_bands is None:
+            return None
+        if self.bands is not None and not set(self.show_bands) <= set(self.bands):
+            raise ValueError(f"show_bands={self.show_bands}: must be some of bands={self.bands}.")
+        return tuple(band if self.bands is None else self.bands.index(band) for band in self.show_bands)
+
     def preprocess(
         self,
         images: Any,
@@ -122,8 +133,6 @@ class ViTMAERobustImageProcessor(CLIPImageProcessor):
             return image
         if isinstance(image, torch.Tensor):
             image = image.numpy(force=True)
-        from .band_files_vit_mae_robust import read_band_image
-
         return read_band_image(image, channel_axis=self.channel_axis, frame=self.frame)
 
     def _resize_and_crop(self, image: torch.Tensor, **kwargs: Any) -> torch.Tensor:
