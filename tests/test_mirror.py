@@ -15,7 +15,6 @@ ELSEWHERE = {
     "conversion/finetuned.py": "finetuning/*/test_models.py, which read fine-tuned models",
     "conversion/frozen.py": "analysis/test_knn.py and finetuning/classification/test_linear_probe.py",
     "conversion/loading.py": "finetuning/*/test_models.py, with tensors that are missing, renamed and misshapen",
-    "conversion/pixels.py": "finetuning/classification/test_models.py, for mean and deviation of images",
     "conversion/positions.py": "conversion/test_encoders.py, for images of another size",
     "conversion/settings.py": "finetuning/*/test_models.py, for configs and overrides",
     "conversion/source.py": "finetuning/*/test_models.py and hub/test_models.py",

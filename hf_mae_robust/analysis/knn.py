@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +13,7 @@ from ..conversion.frozen import load_encoder
 from ..conversion.pixels import read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
-from ..data.preprocessing import EvaluationTransform, evaluation_processor
+from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
@@ -104,7 +103,7 @@ def run_knn(args: argparse.Namespace) -> None:
         )
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
-        processor = evaluation_processor(encoder.image_size, args.crop_pct or 0.875, **asdict(pixels))
+        processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
     transform = EvaluationTransform(processor)
     parts: list[torch.Tensor] = []
     limits = (args.max_train_samples, args.max_eval_samples)

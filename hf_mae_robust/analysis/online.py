@@ -91,7 +91,8 @@ class OnlineDiagnostics(TrainerCallback):
         save_pictures(found, folder, "")
         batch = next(iter(self.samples))
         images, noise = batch["pixel_values"][:NUM_PICTURES], batch["noise"][:NUM_PICTURES]
-        save_reconstructions(model, images, noise, folder / "reconstructions.png")
+        channels = self.trainer.normalization.shown_channels
+        save_reconstructions(model, images, noise, folder / "reconstructions.png", channels)
 
     def _accuracies(self, model: ViTMAERobustForPreTraining) -> dict[str, float]:
         was_training, config = model.training, model.config

@@ -5,9 +5,10 @@ from typing import Any, cast
 
 import torch
 
+from ..conversion.pixels import pixels_of
 from ..data.dataset import ImageDataset, collate
 from ..data.loaders import sequential_loader
-from ..data.preprocessing import EvaluationTransform, Normalization, evaluation_processor, training_transform
+from ..data.preprocessing import EvaluationTransform, Normalization, training_transform
 from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
 
@@ -20,8 +21,7 @@ class Samples:
         self, source: ImageSource, config: ViTMAERobustConfig, crop_pct: float, batch_size: int, device: torch.device
     ):
         """source: with random access."""
-        form = (config.num_channels, config.image_mean, config.image_std)
-        self.processor = evaluation_processor(config.image_size, crop_pct, *form)
+        self.processor = pixels_of(config).processor(config.image_size, crop_pct)
         self.source, self.config, self.batch_size, self.device = source, config, batch_size, device
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:

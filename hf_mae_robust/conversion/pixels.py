@@ -2,30 +2,48 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import AutoImageProcessor, CLIPImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..data.preprocessing import band_processor, evaluation_processor
 from ..errors import UserError, refused_by_library
+from ..model import ViTMAERobustImageProcessor
+from ..model.bands_vit_mae_robust import BandForm
 from .source import ModelSource
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How images must be prepared: channels, and the mean and deviation per channel of values in [0, 1]."""
+    """How images must be prepared: channels, and the mean and deviation per channel of values in [0, 1].
+
+    Attributes:
+        band_form: of a band model, whose mean and deviation are in the units of the files; None: 8-bit images.
+    """
 
     num_channels: int = 3
     image_mean: Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN)
     image_std: Sequence[float] = tuple(IMAGENET_DEFAULT_STD)
+    band_form: BandForm | None = None
+
+    def processor(
+        self, image_size: int | Sequence[int], crop_pct: float, show_bands: Sequence[int] | None = None
+    ) -> CLIPImageProcessor:
+        """MAE's evaluation preprocessing of such images: `band_processor` or `evaluation_processor`."""
+        if self.band_form is not None:
+            return band_processor(self.band_form, image_size, crop_pct, show_bands)
+        return evaluation_processor(image_size, crop_pct, self.num_channels, self.image_mean, self.image_std)
 
 
 def read_pixels(source: ModelSource, config: PreTrainedConfig) -> Pixels:
-    """How a checkpoint wants its images: as its config says, or its image processor, or as ImageNet's."""
-    has_own = hasattr(config, "image_mean")
+    """How a checkpoint wants its images: as its config says, or its image processor, or as ImageNet's. Of a band model,
+    which axis of arrays and which frame of files it takes stands in the image processor alone."""
+    has_own = hasattr(config, "image_mean") and not getattr(config, "is_band_model", False)
     return pixels_of(config, None if has_own else read_processor(source.checkpoint, source.access.token))
 
 
@@ -51,9 +69,33 @@ def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | 
 
 def pixels_of(config: PreTrainedConfig, processor: BaseImageProcessor | None = None) -> Pixels:
     """By the processor, else by the config; where neither fits the channels, ImageNet's, or 0.5 of other channels."""
+    if (form := _band_form(config, processor)) is not None:
+        return _checked(form, config.num_channels)
     channels, holder = config.num_channels, processor if processor is not None else config
     mean, std = getattr(holder, "image_mean", None), getattr(holder, "image_std", None)
     if mean is None or std is None or len(mean) != channels:
         is_rgb = channels == 3
         mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_rgb else ([0.5] * channels, [0.5] * channels)
     return Pixels(channels, tuple(mean), tuple(std))
+
+
+def _band_form(config: PreTrainedConfig, processor: BaseImageProcessor | None) -> BandForm | None:
+    """Of a band model, by its config where that knows of bands (our own), else by its image processor. None: 8-bit
+    images."""
+    form = processor.band_form if isinstance(processor, ViTMAERobustImageProcessor) else None
+    if getattr(config, "is_band_model", False):
+        settings: Any = config
+        told = form or BandForm()
+        return replace(BandForm(**settings.band_settings()), channel_axis=told.channel_axis, frame=told.frame)
+    return form
+
+
+def _checked(form: BandForm, num_channels: int) -> Pixels:
+    """Raises UserError where the images of a form do not fit the channels of its model."""
+    mean = (0.0,) * num_channels if form.image_mean is None else form.image_mean
+    std = (1.0,) * num_channels if form.image_std is None else form.image_std
+    for name, values in (("bands", form.bands), ("image_mean", mean), ("image_std", std)):
+        if values is not None and len(values) != num_channels:
+            given = f"{IMAGE_PROCESSOR_NAME}: {name} has {len(values)} numbers"
+            raise UserError(f"{given}, and the model takes {num_channels} channels.")
+    return Pixels(num_channels, mean, std, form)

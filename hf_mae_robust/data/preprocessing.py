@@ -19,6 +19,7 @@ from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.image_processing_vit_mae_robust import ViTMAERobustImageProcessor
 from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
+from .shown import to_shown
 
 # Of random crops, width / height.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -62,8 +63,13 @@ def band_processor(
     """The same for images of any number of bands: choose bands, mark missing pixels, clip and normalise as `form` says,
     then resize and crop as `evaluation_processor`. show_bands: what pictures show, see `ViTMAERobustImageProcessor`.
 
-    Raises ValueError where `crop_pct` does not lie in (0, 1].
+    Raises ValueError where `crop_pct` does not lie in (0, 1], or `show_bands` are not among the bands.
     """
+    if show_bands is not None:
+        known = range(form.num_channels or max(show_bands) + 1) if form.bands is None else form.bands
+        if not set(show_bands) <= set(known):
+            given = " ".join(map(str, show_bands))
+            raise UserError(f"--show_bands {given}: must be some of the bands {', '.join(map(str, known))}.")
     return ViTMAERobustImageProcessor(**_geometry(image_size, crop_pct), **asdict(form), show_bands=show_bands)
 
 
@@ -90,13 +96,14 @@ class Normalization:
     """
 
     def __init__(self, processor: BaseImageProcessor, device: torch.device, keeps_missing: bool = False):
-        self.processor: Any = processor
-        self.fills_missing = isinstance(processor, ViTMAERobustImageProcessor) and not keeps_missing
-        if isinstance(processor, ViTMAERobustImageProcessor):
-            return  # its images are normalised where they are decoded
+        settings: Any = processor
+        self.is_of_bands = isinstance(processor, ViTMAERobustImageProcessor)
+        self.shown_channels = settings.shown_channels if self.is_of_bands else None
+        self.fills_missing = self.is_of_bands and not keeps_missing
+        if self.is_of_bands:
+            return  # images are normalised where they are decoded
         mean, std = (
-            torch.tensor(value, device=device).view(-1, 1, 1)
-            for value in (self.processor.image_mean, self.processor.image_std)
+            torch.tensor(value, device=device).view(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -104,13 +111,15 @@ class Normalization:
         if images.dtype != torch.uint8:
             return fill_missing_pixels(images) if self.fills_missing else images
         images = images.float()
-        if isinstance(self.processor, ViTMAERobustImageProcessor):
+        if self.is_of_bands:
             return images  # fillers, which stand for no image
         return torch.addcmul(self.shift, images, self.scale, out=images)
 
     def undo(self, image: torch.Tensor) -> torch.Tensor:
         """`(C, H, W)` normalised -> `(3, H, W)` uint8, for pictures; of 4 channels the first 3, and of any other
-        number the first, as gray."""
+        number the first, as gray. Of bands: as `to_shown`."""
+        if self.is_of_bands:
+            return (to_shown(image, self.shown_channels) * 255).round().to(torch.uint8)
         pixels = ((image - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
         return pixels[:3] if len(pixels) in (3, 4) else pixels[:1].expand(3, -1, -1)
 
@@ -203,8 +212,7 @@ class RandomCrop:
         vertical_flip: bool = False,
         rot90: bool = False,
     ):
-        if rot90 and image_size[0] != image_size[1]:
-            raise UserError(f"--rot90 is for square images, not for {image_size[0]} x {image_size[1]} pixels.")
+        check_turns(image_size, rot90)
         self.image_size, self.scale, self.horizontal_flip = image_size, scale, horizontal_flip
         self.vertical_flip, self.rot90 = vertical_flip, rot90
 
@@ -243,6 +251,12 @@ class RandomCrop:
         flips = {"horizontal flip": self.horizontal_flip, "vertical flip": self.vertical_flip}
         changes = "".join(f", {name}" for name, is_on in {**flips, "quarter turns": self.rot90}.items() if is_on)
         return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area to {self.image_size}{changes}"
+
+
+def check_turns(image_size: tuple[int, int], rot90: bool) -> None:
+    """Raises ValueError for quarter turns of images of (height, width) that are not square."""
+    if rot90 and image_size[0] != image_size[1]:
+        raise UserError(f"--rot90 is for square images, not for {image_size[0]} x {image_size[1]} pixels.")
 
 
 def draw_turns(vertical_flip: bool, rot90: bool) -> tuple[bool, int]:

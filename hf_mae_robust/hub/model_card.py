@@ -43,6 +43,8 @@ METRICS = {
 }
 PICTURES = {
     "reconstructions.png": "Held-out images: original, masked, reconstruction",
+    "reconstruction_error_by_band.png": "Mean squared error of what the decoder fills in, by band, in squares of the "
+    "band's deviation",
     "loss.png": "Loss and results during the training",
     "confusion_matrix.png": "Confusion matrix",
     "classes.png": "Results of each class",
@@ -58,12 +60,36 @@ processor = AutoImageProcessor.from_pretrained("{model}")
 model = {auto}.from_pretrained("{model}"{trust})
 inputs = processor({image}, return_tensors="pt")
 """
+_LOAD_BANDS = """\
+from transformers import AutoImageProcessor, {auto}
+
+processor = AutoImageProcessor.from_pretrained("{model}", trust_remote_code=True)
+model = {auto}.from_pretrained("{model}"{trust})
+inputs = processor("{path}", return_tensors="pt")  # or an array, or a list of them
+"""
 _PIPELINE = """\
 from transformers import pipeline
 
 run = pipeline("{pipeline}", "{model}"{trust})
 print(run({path}))
 """
+_AUTO_CLASSES = {
+    PRETRAINING: "AutoModel",
+    "classification": "AutoModelForImageClassification",
+    "segmentation": "AutoModelForSemanticSegmentation",
+    "detection": "AutoModelForObjectDetection",
+}
+_LAST_LINES = {
+    PRETRAINING: "features = model(**inputs).last_hidden_state  # (1, 1 + patches, width); the first is CLS",
+    "classification": "print(model.config.id2label[int(model(**inputs).logits.argmax())])",
+    "segmentation": "classes = processor.post_process_semantic_segmentation(model(**inputs))",
+    "detection": "objects = processor.post_process_object_detection(model(**inputs))",
+}
+_OF_BANDS = (
+    "The model takes images of the same bands, in the same order and units, as those that it was trained on; another "
+    "sensor, or another scaling of its numbers, gives features without meaning and no error. Pipelines and the widgets "
+    "of the Hub cannot run it."
+)
 _LIMITATIONS = {
     PRETRAINING: (
         "The features are what filling in masked patches teaches; for most uses the encoder has to be fine-tuned. What "
@@ -113,7 +139,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     task, name = about["task"], model_id or path.resolve().name
     # An absolute path says nothing on another machine.
     model = model_id or (name if path.is_absolute() else path.as_posix())
-    is_gray = _encoder(config).get("num_channels", 3) == 1
+    is_gray, is_of_bands = _encoder(config).get("num_channels", 3) == 1, _is_of_bands(folder)
     measured = [(label, kind, results[key]) for key, kind, label in METRICS[task] if key in results]
     examples = [example for example in EXAMPLES if (folder / example).exists()]
     # Widgets make three channels of an image with one.
@@ -148,13 +174,17 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         figures=figures,
         figures_title=f"{about['evaluated_on']}: {about['num_evaluated'] or 0:,} images",
         note="Measured at the end of the training by the same program.",
-        use_note=_use_note(task),
-        code=_code(task, model, examples[0] if examples else None, model_id, is_gray),
+        use_note=_use_note_of_bands(task) if is_of_bands else _use_note(task),
+        code=(
+            _code_of_bands(task, model)
+            if is_of_bands
+            else _code(task, model, examples[0] if examples else None, model_id, is_gray)
+        ),
         pictures=[(picture, caption) for picture, caption in PICTURES.items() if (folder / picture).exists()],
         training=_training(about, run, results, history, folder),
         settings=_settings(run, config),
         software=", ".join(f"{package} {number}" for package, number in about["software"].items()),
-        limitations=f"{_LIMITATIONS[task]} {_ALL_LIMITATIONS}",
+        limitations=_limitations(task, is_of_bands),
         licence=_OWN_LICENCE.format(name=about["license"]),
     )
 
@@ -280,6 +310,27 @@ def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[s
     )
 
 
+def _limitations(task: str, is_of_bands: bool) -> str:
+    if not is_of_bands:
+        return f"{_LIMITATIONS[task]} {_ALL_LIMITATIONS}"
+    return f"{_LIMITATIONS[task].replace('The pipeline', 'The image processor')} {_OF_BANDS} {_ALL_LIMITATIONS}"
+
+
+def _is_of_bands(folder: Path) -> bool:
+    """Whether the images of a model are not 8-bit pictures, by its image processor."""
+    path = folder / "preprocessor_config.json"
+    return path.exists() and _read_json(path).get("image_processor_type") == "ViTMAERobustImageProcessor"
+
+
+def _use_note_of_bands(task: str) -> str:
+    return (
+        "Only transformers and torchvision are needed, and for TIFF files tifffile and imagecodecs, for DICOM pydicom. "
+        "`trust_remote_code=True` runs the code that lies beside the weights: the image processor, which chooses the "
+        "bands, fills missing pixels and normalises as in the training"
+        + (", and the model. Nothing is masked:" if task == PRETRAINING else ". The model is a stock one:")
+    )
+
+
 def _use_note(task: str) -> str:
     if task == PRETRAINING:
         return (
@@ -301,24 +352,18 @@ def _code(task: str, model: str, example: str | None, model_id: str | None, is_g
         path, imports = f'hf_hub_download("{model_id}", "{example}")', "from huggingface_hub import hf_hub_download\n"
     if task != PRETRAINING and not is_gray:
         return (imports + _PIPELINE.format(pipeline=PIPELINES[task], model=model, trust=trust, path=path)).rstrip()
-    auto = {PRETRAINING: "AutoModel", "classification": "AutoModelForImageClassification"}.get(task)
-    if auto is None:
-        auto = {"segmentation": "AutoModelForSemanticSegmentation", "detection": "AutoModelForObjectDetection"}[task]
+    auto = _AUTO_CLASSES[task]
     # Pipelines and load_image make three channels of an image with one.
     image = f'Image.open({path}).convert("L")' if is_gray else f"load_image({path})"
     code = imports + _LOAD.format(auto=auto, model=model, trust=trust, image=image)
     if is_gray:
         code = code.replace("from transformers.image_utils import load_image", "from PIL import Image")
-    if task == PRETRAINING:
-        return code + "features = model(**inputs).last_hidden_state  # (1, 1 + patches, width); the first is CLS"
-    return (
-        code
-        + {
-            "classification": "print(model.config.id2label[int(model(**inputs).logits.argmax())])",
-            "segmentation": "classes = processor.post_process_semantic_segmentation(model(**inputs))",
-            "detection": "objects = processor.post_process_object_detection(model(**inputs))",
-        }[task]
-    )
+    return code + _LAST_LINES[task]
+
+
+def _code_of_bands(task: str, model: str) -> str:
+    trust = ", trust_remote_code=True" if task == PRETRAINING else ""
+    return _LOAD_BANDS.format(auto=_AUTO_CLASSES[task], model=model, trust=trust, path="image.tif") + _LAST_LINES[task]
 
 
 def _training(

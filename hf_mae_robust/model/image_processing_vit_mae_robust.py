@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import BatchFeature, CLIPImageProcessor
+from transformers import BatchFeature, CLIPImageProcessor, SegformerImageProcessor
 
+from .band_files_vit_mae_robust import read_band_image
 from .bands_vit_mae_robust import BandError, BandForm, BandImage
 from .resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
 
@@ -35,8 +34,8 @@ class ViTMAERobustImageProcessor(CLIPImageProcessor):
     do_rescale = False
     rescale_factor = 1.0
     do_convert_rgb = False
-    image_mean = None
-    image_std = None
+    image_mean = None  # type: ignore[assignment]  # of stock processors they have defaults
+    image_std = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -74,7 +73,17 @@ class ViTMAERobustImageProcessor(CLIPImageProcessor):
             frame=self.frame,
         )
 
-    def preprocess(  # type: ignore[override]
+    @property
+    def shown_channels(self) -> tuple[int, ...] | None:
+        """`show_bands` as channels of `pixel_values`; None: by default. Raises ValueError for one that is not among
+        `bands`."""
+        if self.show_bands is None:
+            return None
+        if self.bands is not None and not set(self.show_bands) <= set(self.bands):
+            raise ValueError(f"show_bands={self.show_bands}: must be some of bands={self.bands}.")
+        return tuple(band if self.bands is None else self.bands.index(band) for band in self.show_bands)
+
+    def preprocess(
         self,
         images: Any,
         do_normalize: bool | None = None,
@@ -84,8 +93,9 @@ class ViTMAERobustImageProcessor(CLIPImageProcessor):
     ) -> BatchFeature:
         """
         Args:
-            images: an image, a list of images, or an array or tensor `(B, ...)` of images. An image is an array or
-                tensor `(H, W, C)`, `(C, H, W)` or `(H, W)`, the bytes or the path of a file, or a picture of Pillow.
+            images: an image, a list of images, or an array or tensor `(B, ...)` of images. An image is what
+                `read_band_image` takes (an array `(H, W, C)`, `(C, H, W)` or `(H, W)`, the bytes or the path of a file,
+                a picture of Pillow), or a tensor.
             do_normalize: `False`: images are `(C, H, W)` pixel values already, NaN where a pixel is missing, and are
                 resized and cropped only.
             fill_missing: as in the settings. return_tensors: "pt", "np" or None, a list of tensors.
@@ -115,19 +125,15 @@ class ViTMAERobustImageProcessor(CLIPImageProcessor):
             pixel_values.append(fill_missing_pixels(values) if fills else values)
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
+    # Only its arguments count.
+    post_process_semantic_segmentation = SegformerImageProcessor.post_process_semantic_segmentation
+
     def _read(self, image: Any) -> BandImage:
         if isinstance(image, BandImage):
             return image
-        axis = self.channel_axis
         if isinstance(image, torch.Tensor):
             image = image.numpy(force=True)
-        elif isinstance(image, Image.Image):
-            image, axis = np.asarray(image), "last"
-        elif isinstance(image, list):
-            image = np.asarray(image)
-        from .band_files_vit_mae_robust import read_band_image
-
-        return read_band_image(image, channel_axis=axis, frame=self.frame)
+        return read_band_image(image, channel_axis=self.channel_axis, frame=self.frame)
 
     def _resize_and_crop(self, image: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`(C, h, w)` without NaN -> `(C, H, W)`, of the same type."""

@@ -22,6 +22,7 @@ class MAETrainer(ImageTrainer):
     """
 
     model: ViTMAERobustForPreTraining
+    KEEPS_MISSING = True  # out of its loss
 
     def __init__(
         self,

@@ -50,11 +50,23 @@ class BandArguments:
         None, "Where arrays have their channels; default: found out by their shape."
     )
     frame: int | None = option(None, "Frame or page to take of files that hold several (0-based).")
+    show_bands: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Bands that pictures show as red, green and blue, or one as gray, with their numbers in the files; "
+            "default: the first three, or the first.",
+            "nargs": "+",
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.bands is not None and (min(self.bands) < 0 or len(set(self.bands)) < len(self.bands)):
             raise UserError(
                 f"--bands {' '.join(map(str, self.bands))}: must be different numbers of bands, counted from 0."
+            )
+        if self.show_bands is not None and (len(self.show_bands) not in (1, 3) or min(self.show_bands) < 0):
+            raise UserError(
+                f"--show_bands {' '.join(map(str, self.show_bands))}: must be one band or three, counted from 0."
             )
         if self.frame is not None and self.frame < 0:
             raise UserError(f"--frame {self.frame}: must be at least 0, the first one.")

@@ -22,12 +22,16 @@ class DataFeeding(TypedTrainer):
         train_source, eval_source: the images. `processing_class`: the image processor of evaluation, which also says
             how uint8 batches are normalised on the device.
         train_transform: `(C, h, w)` uint8 -> `(C, H, W)`, uint8 or, normalised already, float; see also `ImageDataset`.
+            Images of band models are normalised floats before it, too.
         eval_transform: the same for evaluation; None: the geometric part of the image processor.
         num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
         repeated_augmentation: views of each image in a batch, see `training_loader`; what is called images elsewhere
             (per second, an epoch's number of samples) are views then.
         max_bad_images: share of the images that may be undecodable, see data/bad_images.py.
     """
+
+    # Whether the model takes missing pixels (NaN) of band images; otherwise it gets 0, the mean of the band, for them.
+    KEEPS_MISSING = False
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class DataFeeding(TypedTrainer):
         self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
         self.num_channels, self.noise_length = num_channels, noise_length
         self.shuffle_buffer_size, self.repeated_augmentation = shuffle_buffer_size, repeated_augmentation
-        self.normalization = Normalization(self.processing_class, self.args.device)
+        self.normalization = Normalization(self.processing_class, self.args.device, self.KEEPS_MISSING)
         self.bad_images = BadImages(self, max_bad_images)
         # Of the checkpoint that the training resumes from; the loader is made before the Trainer knows it.
         self.resumed_step = 0

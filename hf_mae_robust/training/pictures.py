@@ -10,6 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 
 from ..data.decoding import decode_image
+from ..data.shown import to_shown
 from ..data.source import ImageSource, load_head_of_stream
 from ..errors import ImageDecodingError
 from ..model import ViTMAERobustForPreTraining
@@ -19,38 +20,92 @@ MASK_GRAY = 0.5
 
 @torch.no_grad()
 def reconstruction_grid(
-    model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor
+    model: ViTMAERobustForPreTraining,
+    pixel_values: torch.Tensor,
+    noise: torch.Tensor,
+    channels: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Three rows of pictures: original, masked (gray where masked), reconstruction.
 
     Args:
         pixel_values (`(N, C, H, W)`): normalised images. noise (`(N, L)`): decides the masks.
+        channels: of a band model, see `to_shown`; an image and its reconstruction are shown with the same contrast.
 
     Returns:
         `(3, h, w)` in [0, 1]. Small images are enlarged by an integer factor, without smoothing.
     """
-    # Where the noise says "masked" follows from its ranks, as in the model.
-    num_visible = int(noise.shape[1] * (1 - model.config.mask_ratio))
-    mask = (noise.argsort(dim=1).argsort(dim=1) >= num_visible).float()
-    mask = model.unpatchify(mask.unsqueeze(-1).expand(-1, -1, model.config.patch_dim), pixel_values.shape[-2:])
-    mean, std = (
-        torch.tensor(value, device=pixel_values.device).view(-1, 1, 1)
-        for value in (model.config.image_mean, model.config.image_std)
-    )
-    original = pixel_values.float() * std + mean
-    masked = torch.where(mask.bool(), MASK_GRAY, original)
-    images = torch.cat([original, masked, model.reconstruct(pixel_values, noise=noise)]).clamp(0, 1)
+    mask = _masked_pixels(model, pixel_values, noise)
+    original, rebuilt = _original(model, pixel_values), model.reconstruct(pixel_values, noise=noise)
+    if model.config.is_band_model:
+        rebuilt = torch.stack([to_shown(image, channels, like=like) for image, like in zip(rebuilt, original)])
+        original = torch.stack([to_shown(image, channels) for image in original])
+        mask = mask[:, :1]
+    masked = torch.where(mask, MASK_GRAY, original)
+    images = torch.cat([original, masked, rebuilt]).clamp(0, 1)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     scale = max(1, 96 // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
     return make_grid(images.cpu(), nrow=len(pixel_values), padding=max(2, scale), pad_value=1.0)
 
 
+def _masked_pixels(model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """`(N, C, H, W)` bool. Where the noise says "masked" follows from its ranks, as in the model."""
+    num_visible = int(noise.shape[1] * (1 - model.config.mask_ratio))
+    mask = (noise.argsort(dim=1).argsort(dim=1) >= num_visible).float()
+    mask = mask.unsqueeze(-1).expand(-1, -1, model.config.patch_dim)
+    return model.unpatchify(mask, pixel_values.shape[-2:]).bool()
+
+
+def _original(model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor) -> torch.Tensor:
+    """In [0, 1], or of a band model in the units of the files."""
+    mean, std = (
+        torch.tensor(value, device=pixel_values.device).view(-1, 1, 1)
+        for value in (model.config.image_mean, model.config.image_std)
+    )
+    return pixel_values.float() * std + mean
+
+
 def save_reconstructions(
-    model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor, path: str | Path
+    model: ViTMAERobustForPreTraining,
+    pixel_values: torch.Tensor,
+    noise: torch.Tensor,
+    path: str | Path,
+    channels: Sequence[int] | None = None,
 ) -> None:
     """Write `reconstruction_grid` as a PNG."""
-    save_image(reconstruction_grid(model, pixel_values, noise), path)
+    save_image(reconstruction_grid(model, pixel_values, noise, channels), path)
+
+
+@torch.no_grad()
+def reconstruction_errors(
+    model: ViTMAERobustForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared errors of the pixels that a model fills in, by band, in squares of the band's deviation over the data.
+
+    Args: as of `reconstruction_grid`.
+
+    Returns:
+        `(C,)` each, float64, on the CPU: the sum over the masked valid pixels, and how many these are.
+    """
+    std = torch.tensor(model.config.image_std, device=pixel_values.device).view(-1, 1, 1)
+    error = (model.reconstruct(pixel_values, noise=noise) - _original(model, pixel_values)) / std
+    counted = _masked_pixels(model, pixel_values, noise) & ~pixel_values.isnan()
+    squares = error.double().square().masked_fill(~counted, 0)
+    return squares.sum(dim=(0, 2, 3)).cpu(), counted.sum(dim=(0, 2, 3)).double().cpu()
+
+
+def save_errors_by_band(errors: Sequence[float], path: str | Path, bands: Sequence[int] | None = None) -> None:
+    """Mean squared errors of the bands, in squares of their deviations, as a PNG. bands: their numbers in the files."""
+    figure, axes = plt.subplots(figsize=(max(6, min(16, 1 + 0.35 * len(errors))), 4), layout="constrained")
+    places = range(len(errors))
+    axes.bar(places, errors, width=0.8 if len(errors) <= 60 else 1.0)
+    axes.axhline(1, linestyle="--", color="gray", label="predicting the mean of the band")
+    step = -(-len(errors) // 40)
+    axes.set_xticks(places[::step], [str(band) for band in (bands or places)][::step])
+    axes.set(xlabel="band", ylabel="error / (deviation of the band)²", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def save_examples(source: ImageSource, names: Sequence[str], folder: Path, num_channels: int) -> None:

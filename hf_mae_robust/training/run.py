@@ -289,7 +289,8 @@ def save_examples_and_card(trainer: ImageTrainer) -> None:
     folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_source
     for name in EXAMPLES:
         (folder / name).unlink(missing_ok=True)  # of another run
-    save_examples(source, EXAMPLES, folder, trainer.num_channels)
+    if source.band_form is None:  # pipelines and widgets of the Hub take no others
+        save_examples(source, EXAMPLES, folder, trainer.num_channels)
     trainer.create_model_card()
 
 

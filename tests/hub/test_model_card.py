@@ -5,22 +5,30 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, AutoModelForPreTraining, SegformerImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForPreTraining,
+    BeitConfig,
+    BeitForImageClassification,
+    SegformerImageProcessor,
+)
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustDetectionImageProcessor, ViTMAERobustForPreTraining
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.source import ModelSource
-from hf_mae_robust.data.preprocessing import evaluation_processor
+from hf_mae_robust.data.preprocessing import band_processor, evaluation_processor
 from hf_mae_robust.finetune import main as finetune
 from hf_mae_robust.finetuning.classification.models import classifier_from_checkpoint
 from hf_mae_robust.finetuning.detection.models import DetectorSettings, detector_from_scratch
 from hf_mae_robust.finetuning.segmentation.models import SegmenterSettings, segmenter_from_scratch
-from hf_mae_robust.hub.model_card import METRICS, PIPELINES, card_of_recipe, card_of_run
+from hf_mae_robust.hub.model_card import METRICS, PIPELINES, card_of_recipe, card_of_run, save_card
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.recipes import recipe_path
@@ -204,6 +212,47 @@ def test_the_card_of_a_classifier(channels, tmp_path, photos_dir, monkeypatch):
     assert "confusion_matrix.png" in card.text and (card.data.get("widget") is None) is (channels == 1)
     printed = run_without_the_package(code_of_card(folder / "README.md"), tmp_path)
     assert "'label': 'a'" in printed if channels == 3 else printed.strip() in ("a", "b")
+
+
+def bands_of(folder: Path, model, form: BandForm) -> Path:
+    """A finished run's folder, with a model of bands and its image processor in the place of its own."""
+    for name in ("example_1.png", "example_2.png"):
+        (folder / name).unlink(missing_ok=True)
+    model.save_pretrained(folder)
+    band_processor(form, 16, 1.0).save_pretrained(folder)
+    save_card(folder, path=folder.name)
+    np.save(folder.parent / "image.npy", np.random.default_rng(0).integers(0, 9000, (5, 20, 30)).astype(np.uint16))
+    return folder
+
+
+def test_the_card_of_a_band_model_reads_files_by_its_own_image_processor(pretrained, tmp_path):
+    form = BandForm(image_mean=(4500.0,) * 5, image_std=(2500.0,) * 5)
+    settings = {**TINY, "num_channels": 5, "rescale_factor": 1.0}
+    config = ViTMAERobustConfig(**settings, image_mean=list(form.image_mean), image_std=list(form.image_std))
+    model = ViTMAERobustForPreTraining(config)
+    folder = bands_of(shutil.copytree(pretrained, tmp_path / "bands"), model, form)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.get("widget") is None and "Pipelines and the widgets of the Hub cannot run it" in card.text
+    code = code_of_card(folder / "README.md")
+    assert "image.tif" in code and "pipeline(" not in code
+    code = code.replace("image.tif", "image.npy") + "\nprint(tuple(features.shape))"
+    assert run_without_the_package(code, tmp_path).strip() == "(1, 17, 32)"
+
+
+def test_the_card_of_a_classifier_of_bands(pretrained, tmp_path):
+    config = BeitConfig(
+        num_channels=5, image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, id2label={0: "a", 1: "b"},
+    )  # fmt: skip
+    form = BandForm(image_mean=(4500.0,) * 5, image_std=(2500.0,) * 5)
+    folder = shutil.copytree(pretrained, tmp_path / "classifier")
+    run = json.loads((folder / "run.json").read_text())
+    run["about"]["task"] = "classification"
+    (folder / "run.json").write_text(json.dumps(run))
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    code = code_of_card(bands_of(folder, BeitForImageClassification(config), form) / "README.md")
+    assert run_without_the_package(code.replace("image.tif", "image.npy"), tmp_path).strip() in ("a", "b")
 
 
 @pytest.mark.parametrize(

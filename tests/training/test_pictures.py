@@ -3,7 +3,15 @@ import torch
 from PIL import Image
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.training.pictures import MASK_GRAY, reconstruction_grid, save_loss_plot, save_reconstructions
+from hf_mae_robust.data.shown import MISSING_GRAY, to_shown
+from hf_mae_robust.training.pictures import (
+    MASK_GRAY,
+    reconstruction_errors,
+    reconstruction_grid,
+    save_errors_by_band,
+    save_loss_plot,
+    save_reconstructions,
+)
 from tests.helpers import TINY
 
 
@@ -35,3 +43,53 @@ def test_loss_plot_is_a_picture(tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "loss.png").convert("L"))
     assert pixels.std() > 5
     save_loss_plot([], tmp_path / "empty.png", "mean squared error")
+
+
+def band_model() -> ViTMAERobustForPreTraining:
+    statistics = {"image_mean": [900.0, -3.0, 5e4, 0.2, 10.0], "image_std": [300.0, 0.5, 1e4, 0.01, 2.0]}
+    config = ViTMAERobustConfig(**{**TINY, "num_channels": 5}, rescale_factor=1.0, **statistics)
+    return ViTMAERobustForPreTraining(config)
+
+
+def test_bands_are_shown_with_the_contrast_of_the_original():
+    model = band_model()
+    size = model.config.image_size
+    images, noise = torch.randn(2, 5, size, size), torch.rand(2, model.config.num_patches)
+    images[:, :, :3, :3] = torch.nan
+    grid = reconstruction_grid(model, images, noise, (4, 0, 1))
+    scale = 96 // size
+    tops = [scale + i * (size + 1) * scale for i in range(3)]
+    rows = [grid[:, y : y + scale * size : scale, scale : scale + scale * size : scale] for y in tops]
+    std, mean = (torch.tensor(value).view(-1, 1, 1) for value in (model.config.image_std, model.config.image_mean))
+    original = images[0] * std + mean
+    torch.testing.assert_close(rows[0], to_shown(original, (4, 0, 1)))
+    assert (rows[0][:, :3, :3] == MISSING_GRAY).all()
+    rebuilt = model.reconstruct(images, noise=noise)[0].detach()
+    torch.testing.assert_close(rows[2], to_shown(rebuilt, (4, 0, 1), like=original))
+    hidden = (rows[1] == MASK_GRAY).all(0)
+    assert abs(hidden.float().mean() - model.config.mask_ratio) < 0.1
+    assert torch.equal(rows[1][:, ~hidden], rows[0][:, ~hidden])
+
+
+def test_errors_by_band_are_in_units_of_the_deviation_and_leave_out_what_is_missing():
+    model = band_model()
+    size = model.config.image_size
+    images, noise = torch.randn(2, 5, size, size), torch.rand(2, model.config.num_patches)
+    images[:, 1:3, :, :5] = torch.nan
+    sums, counts = reconstruction_errors(model, images, noise)
+    with torch.no_grad():
+        mask = model(images, noise=noise).mask.unsqueeze(-1).expand(-1, -1, model.config.patch_dim)
+        rebuilt = model.reconstruct(images, noise=noise)
+    mask = model.unpatchify(mask, images.shape[-2:]).bool().numpy()
+    for band in range(5):
+        std, mean = np.float64(model.config.image_std[band]), np.float64(model.config.image_mean[band])
+        error = (rebuilt[:, band].numpy() - mean) / std - images[:, band].numpy()
+        counted = mask[:, band] & ~np.isnan(error)
+        assert counts[band] == counted.sum() and (band in (1, 2)) == (counted.sum() < mask[:, band].sum())
+        np.testing.assert_allclose(sums[band], (error[counted] ** 2).sum(), rtol=1e-3)
+
+
+def test_the_plot_of_errors_is_a_picture(tmp_path):
+    for count in (1, 13, 200):
+        save_errors_by_band([0.1 + i / count for i in range(count)], tmp_path / f"{count}.png", list(range(count)))
+        assert np.asarray(Image.open(tmp_path / f"{count}.png").convert("L")).std() > 5

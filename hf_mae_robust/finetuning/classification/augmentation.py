@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import to_pil_image
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ...data.preprocessing import ASPECT_RATIOS, RandomCrop, check_turns, draw_turns, turned
 from ...errors import UserError
+from ...model.configuration_vit_mae_robust import to_pair
 
 
 @contextmanager
@@ -63,9 +66,10 @@ class FinetuningTransform:
         auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (official), or None.
         random_erasing: probability (official: 0.25).
         single_draw: crop as `SingleDrawRandomResizedCrop` (official: for linear probes).
+        vertical_flip, rot90: as of `RandomCrop`.
 
-    Raises ValueError for settings that timm does not understand, and RandAugment of images of other than 1 or 3
-    channels.
+    Raises ValueError for settings that timm does not understand, RandAugment of images of other than 1 or 3 channels,
+    and quarter turns of images that are not square.
     """
 
     def __init__(
@@ -78,12 +82,12 @@ class FinetuningTransform:
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         random_erasing: float = 0.25,
         single_draw: bool = False,
+        vertical_flip: bool = False,
+        rot90: bool = False,
     ):
-        low, high = crop_scale
-        if not 0 < low <= high <= 1:
-            raise UserError(f"--crop_scale {low} {high}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
-        if not 0 <= random_erasing <= 1:
-            raise UserError(f"--random_erasing {random_erasing}: a probability, from 0 to 1.")
+        low, high = checked(crop_scale, random_erasing)
+        check_turns(to_pair(image_size), rot90)
+        self.vertical_flip, self.rot90 = vertical_flip, rot90
         self.num_channels = len(image_mean)
         if auto_augment and self.num_channels not in (1, 3):
             raise UserError(f"--auto_augment {auto_augment} is for 1 or 3 channels, not {self.num_channels}.")
@@ -126,7 +130,80 @@ class FinetuningTransform:
         with seeded(int(torch.randint(2**62, ()))):
             # Pillow takes the last of RGBA for transparency and multiplies the others with it.
             mode = "CMYK" if self.num_channels == 4 else None
-            return self.steps(to_pil_image(image, mode))[: self.num_channels]
+            image = self.steps(to_pil_image(image, mode))[: self.num_channels]
+        return turned(image, *draw_turns(self.vertical_flip, self.rot90))
 
     def __repr__(self) -> str:
         return repr(self.steps)
+
+
+def checked(crop_scale: tuple[float, float], random_erasing: float) -> tuple[float, float]:
+    """LO and HI. Raises ValueError where these are no shares, or the other is no probability."""
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"--crop_scale {low} {high}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
+    if not 0 <= random_erasing <= 1:
+        raise UserError(f"--random_erasing {random_erasing}: a probability, from 0 to 1.")
+    return low, high
+
+
+class SingleDrawCrop(RandomCrop):
+    """`RandomCrop` with the area and the aspect ratio of `SingleDrawRandomResizedCrop`."""
+
+    def region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        area, aspect, vertical, horizontal = torch.rand(4, dtype=torch.float64).tolist()
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
+        narrow, wide = map(math.log, ASPECT_RATIOS)
+        aspect = math.exp(narrow + (wide - narrow) * aspect)
+        columns = min(max(round(math.sqrt(area * aspect)), 1), width)
+        rows = min(max(round(math.sqrt(area / aspect)), 1), height)
+        return int(vertical * (height - rows + 1)), int(horizontal * (width - columns + 1)), rows, columns
+
+
+class BandFinetuningTransform:
+    """Augmentation for fine-tuning of images of any number of bands: `(C, h, w)` float32, normalised, NaN where a pixel
+    is missing -> `(C, H, W)`. Crop, flips and turns (`RandomCrop`), and timm's random erasing with normally distributed
+    numbers. All of it follows from torch's global random number generator.
+
+    Args: as of `FinetuningTransform`.
+
+    Raises ValueError for `auto_augment`, whose steps are made for the colours of 8-bit pictures, and for what
+    `FinetuningTransform` refuses.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        horizontal_flip: bool = True,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.25,
+        single_draw: bool = False,
+        vertical_flip: bool = False,
+        rot90: bool = False,
+    ):
+        if auto_augment:
+            raise UserError(
+                f"--auto_augment {auto_augment} changes the colours of 8-bit pictures, and these images are no such: "
+                "set it to none."
+            )
+        make = SingleDrawCrop if single_draw else RandomCrop
+        scale = checked(crop_scale, random_erasing)
+        self.crop = make(to_pair(image_size), scale, horizontal_flip, vertical_flip, rot90)
+        self.erasing = RandomErasing(random_erasing, mode="pixel", device="cpu")
+
+    def region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        return self.crop.region(height, width)
+
+    def finish(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`(C, h, w)` of the crop -> `(C, H, W)`."""
+        image = self.crop.finish(pixels).clone()  # erasing writes into it
+        with seeded(int(torch.randint(2**62, ()))):
+            return self.erasing(image)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = self.region(*image.shape[-2:])
+        return self.finish(image[:, top : top + height, left : left + width])
+
+    def __repr__(self) -> str:
+        return f"{self.crop}, {self.erasing}"

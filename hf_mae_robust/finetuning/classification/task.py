@@ -2,7 +2,6 @@
 main_linprobe.py)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,13 +10,13 @@ from transformers import PreTrainedModel
 
 from ...conversion.pixels import Pixels, read_processor
 from ...conversion.source import ModelSource
-from ...data.preprocessing import EvaluationTransform, evaluation_processor
+from ...data.preprocessing import EvaluationTransform
 from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.parser import parse_config_overrides
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
 from ..task import FinetuningTask
-from .augmentation import FinetuningTransform
+from .augmentation import BandFinetuningTransform, FinetuningTransform
 from .linear_probe import LinearProbe, ProbeTrainer
 from .metrics import save_confusion
 from .models import (
@@ -88,21 +87,25 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             # What it was evaluated with when it was trained, whatever --crop_pct is.
             processor = read_processor(cast(str, arguments.model.model_name_or_path), arguments.model.token)
             if processor is None:
-                processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
+                processor = pixels.processor(model.config.image_size, data.crop_pct)
             return ClassificationTrainer(model=model, processing_class=processor, **common)
-        processor = evaluation_processor(model.config.image_size, data.crop_pct, **asdict(pixels))
+        processor = pixels.processor(model.config.image_size, data.crop_pct)
         transform: Any = EvaluationTransform(processor)
         if augmentation.augmentation:
-            transform = FinetuningTransform(
-                model.config.image_size,
-                pixels.image_mean,
-                pixels.image_std,
-                (data.crop_scale[0], data.crop_scale[1]),
-                data.horizontal_flip,
-                None if augmentation.auto_augment == "none" else augmentation.auto_augment,
-                augmentation.random_erasing,
-                single_draw=arguments.model.linear_probe,
-            )
+            settings: dict[str, Any] = {
+                "crop_scale": (data.crop_scale[0], data.crop_scale[1]),
+                "horizontal_flip": data.horizontal_flip,
+                "auto_augment": None if augmentation.auto_augment == "none" else augmentation.auto_augment,
+                "random_erasing": augmentation.random_erasing,
+                "single_draw": arguments.model.linear_probe,
+                "vertical_flip": data.vertical_flip,
+                "rot90": data.rot90,
+            }
+            size = model.config.image_size
+            if pixels.band_form is None:
+                transform = FinetuningTransform(size, pixels.image_mean, pixels.image_std, **settings)
+            else:
+                transform = BandFinetuningTransform(size, **settings)
         common |= {
             "processing_class": processor,
             "train_transform": transform,

@@ -11,6 +11,7 @@ from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
 from ...data.labels import read_id2label
+from ...errors import UserError
 from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
@@ -69,6 +70,11 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
         class_names: Sequence[str],
         **common: Any,
     ) -> DetectionTrainer:
+        if pixels.band_form is not None:
+            raise UserError(
+                f"--task detection is for 8-bit images, and {arguments.model.model_name_or_path} was trained on images "
+                f"of {pixels.num_channels} bands in other units. Mark the objects in maps and use --task segmentation."
+            )
         augmentation, side = arguments.augmentation, model.config.image_size
         processor = ViTMAERobustDetectionImageProcessor(
             size={"shortest_edge": side, "longest_edge": side},
@@ -86,6 +92,8 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
                     side,
                     (low, high) if augments else (1.0, 1.0),
                     arguments.data.horizontal_flip and augments,
+                    arguments.data.vertical_flip and augments,
+                    arguments.data.rot90 and augments,
                 ),
             }
         return DetectionTrainer(

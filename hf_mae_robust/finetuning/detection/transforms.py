@@ -9,6 +9,8 @@ from faster_coco_eval.core import mask as rle
 from torchvision.transforms.v2 import functional as F
 from transformers import DetrImageProcessor
 
+from ...data.preprocessing import draw_turns, turned
+from ...model.resizing_vit_mae_robust import resize_with_missing
 from .objects import Objects, run_lengths
 
 
@@ -64,8 +66,21 @@ def fit_size(size: Sequence[int], side: float) -> tuple[int, int]:
     return height, width
 
 
+def turned_boxes(boxes: torch.Tensor, size: Sequence[int], flips: bool, quarter_turns: int) -> torch.Tensor:
+    """`(n, 4)` (x0, y0, x1, y1) in an image of (height, width), as `turned` moves the image."""
+    height, width = size
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    if flips:
+        y0, y1 = height - y1, height - y0
+    for _ in range(quarter_turns):
+        x0, y0, x1, y1 = y0, width - x1, y1, width - x0
+        height, width = width, height
+    return torch.stack([x0, y0, x1, y1], dim=1)
+
+
 class LargeScaleJitter:
-    """Large-scale jitter (Ghiasi et al. 2021; Li et al. 2021: 0.1 to 2): an image `(C, h, w)` uint8 and its objects ->
+    """Large-scale jitter (Ghiasi et al. 2021; Li et al. 2021: 0.1 to 2): an image `(C, h, w)` uint8 (or normalised
+    float32, NaN where a pixel is missing) and its objects ->
 
         {"pixel_values": (C, S, S) uint8, "pixel_mask": (S, S) uint8, 1 where there is image,
          "labels": {"boxes": (n, 4) float32 (x0, y0, x1, y1), "class_labels": (n,) int64, "masks": (n, S, S) uint8,
@@ -77,11 +92,20 @@ class LargeScaleJitter:
     anchors and proposals.
 
     Args:
-        image_size: S. scale_range: of the factor; (1, 1) only fits the image in.
+        image_size: S. scale_range: of the factor; (1, 1) only fits the image in. vertical_flip, rot90: as of
+            `RandomCrop`, for images from above.
     """
 
-    def __init__(self, image_size: int, scale_range: tuple[float, float] = (0.1, 2.0), horizontal_flip: bool = True):
+    def __init__(
+        self,
+        image_size: int,
+        scale_range: tuple[float, float] = (0.1, 2.0),
+        horizontal_flip: bool = True,
+        vertical_flip: bool = False,
+        rot90: bool = False,
+    ):
         self.image_size, self.scale_range, self.horizontal_flip = image_size, scale_range, horizontal_flip
+        self.vertical_flip, self.rot90 = vertical_flip, rot90
 
     def __call__(self, image: torch.Tensor, objects: Objects) -> dict[str, Any]:
         low, high = self.scale_range
@@ -90,7 +114,8 @@ class LargeScaleJitter:
         shown = min(height, side), min(width, side)
         top, left = (int(torch.randint(whole - part + 1, ())) for whole, part in zip((height, width), shown))
         flips = self.horizontal_flip and bool(torch.rand(()) < 0.5)
-        image = F.resize(image, [height, width], antialias=True)[:, top : top + shown[0], left : left + shown[1]]
+        image = resize_with_missing(image, lambda image: F.resize(image, [height, width], antialias=True))
+        image = image[:, top : top + shown[0], left : left + shown[1]]
         # The masks are looked up for the pixels of the crop only, in their own resolution.
         rows = ((torch.arange(shown[0]) + 0.5 + top) * (size[0] / height)).long().clamp(max=size[0] - 1)
         columns = ((torch.arange(shown[1]) + 0.5 + left) * (size[1] / width)).long().clamp(max=size[1] - 1)
@@ -104,6 +129,13 @@ class LargeScaleJitter:
         if flips:
             image = image.flip(-1)
             crowds[:, 0::2] = shown[1] - crowds[:, [2, 0]]
+        turns = draw_turns(self.vertical_flip, self.rot90)
+        if any(turns):
+            image = turned(image, *turns)
+            boxes, crowds = (turned_boxes(part, shown, *turns) for part in (boxes, crowds))
+            parts = turned(masks[:, : shown[0], : shown[1]], *turns)
+            shown = image.shape[1], image.shape[2]
+            masks = F.pad(parts, [0, 0, side - shown[1], side - shown[0]])
         padding = [0, 0, side - shown[1], side - shown[0]]
         return {
             "pixel_values": F.pad(image, padding),
@@ -127,10 +159,18 @@ class DetectionEvaluationTransform:
     def __call__(self, image: torch.Tensor, objects: Objects) -> dict[str, Any]:
         # Of 1 x 1 pixels the processor could not tell where the channels are.
         layout: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
-        inputs = self.processor(images=image, do_rescale=False, do_normalize=False, **layout)
+        masks = []
+
+        def resize_and_pad(image: torch.Tensor) -> torch.Tensor:
+            inputs = self.processor(images=image, do_rescale=False, do_normalize=False, **layout)
+            masks.append(inputs.pixel_mask[0].to(torch.uint8))
+            return inputs.pixel_values[0].to(image.dtype)
+
+        values = resize_with_missing(image, resize_and_pad)
         return {
-            "pixel_values": inputs.pixel_values[0].to(torch.uint8),
-            "pixel_mask": inputs.pixel_mask[0].to(torch.uint8),
+            # Beside the image nothing is missing.
+            "pixel_values": values.masked_fill(masks[0] == 0, 0) if values.is_floating_point() else values,
+            "pixel_mask": masks[0],
             "labels": {"objects": objects},
         }
 

@@ -1,16 +1,19 @@
 """Semantic segmentation: UperNet, as mmsegmentation trains MAE on ADE20K (the paper's Table 4)."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, SegformerImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
 from ...errors import UserError
+from ...model import ViTMAERobustImageProcessor
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
@@ -77,9 +80,14 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         augmentation, segmentation = arguments.augmentation, arguments.segmentation
         size = model.config.backbone_config.image_size
         # For pipelines, which scale each image to the size of a crop.
-        processor = SegformerImageProcessor(
-            size={"height": size, "width": size}, image_mean=list(pixels.image_mean), image_std=list(pixels.image_std)
-        )
+        square = {"height": size, "width": size}
+        processor: BaseImageProcessor
+        if pixels.band_form is None:
+            statistics: dict[str, Any] = {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
+            processor = SegformerImageProcessor(size=square, **statistics)
+        else:
+            form = asdict(pixels.band_form)
+            processor = ViTMAERobustImageProcessor(size=square, do_center_crop=False, **form)
         recipe: dict[str, Any]
         if arguments.recipe.eval_only:
             recipe = {}
@@ -94,6 +102,9 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
                     arguments.data.horizontal_flip and not no_change,
                     augmentation.photometric_distortion and not no_change,
                     pixels.image_mean,
+                    arguments.data.vertical_flip and not no_change,
+                    arguments.data.rot90 and not no_change,
+                    normalized=pixels.band_form is not None,
                 ),
             }
         if segmentation.stride is not None and segmentation.stride > size:

@@ -9,7 +9,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
+from ...data.preprocessing import draw_turns, turned
 from ...errors import UserError
+from ...model.resizing_vit_mae_robust import resize_with_missing
 from .maps import IGNORED
 
 MAX_SHARE_OF_A_CLASS = 0.75
@@ -28,7 +30,8 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
 
 class SegmentationTransform:
     """mmsegmentation's augmentation for ADE20K: image `(C, h, w)` uint8 and classes `(h, w)` ->
-    `{"pixel_values": (C, S, S) uint8, "labels": (S, S) int64}`.
+    `{"pixel_values": (C, S, S) uint8, "labels": (S, S) int64}`. Images that are normalised already are float32, NaN
+    where a pixel is missing.
 
     The image is scaled (`scaled_size`) to S x a random factor, a square of S x S is cropped (again, up to ten times,
     where one class fills more than 3/4 of it or all of it is ignored), flipped, and its colours distorted. What lies
@@ -36,7 +39,9 @@ class SegmentationTransform:
 
     Args:
         crop_size: S. scale_range: of the factor. image_mean: of values in [0, 1].
-        photometric_distortion: `PhotometricDistortion`, for images of three channels.
+        photometric_distortion: `PhotometricDistortion`, for 8-bit images of three channels.
+        vertical_flip, rot90: as of `RandomCrop`, for images from above.
+        normalized: whether images come normalised; what lies outside of them is 0 then, the mean of each band.
 
     Raises ValueError for photometric distortion of other images.
     """
@@ -48,13 +53,23 @@ class SegmentationTransform:
         horizontal_flip: bool = True,
         photometric_distortion: bool = True,
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        vertical_flip: bool = False,
+        rot90: bool = False,
+        normalized: bool = False,
     ):
+        if photometric_distortion and normalized:
+            raise UserError(
+                "--photometric_distortion changes the colours of 8-bit pictures, and these images are no such: set it "
+                "to false."
+            )
         if photometric_distortion and len(image_mean) != 3:
             raise UserError(
                 f"--photometric_distortion is for images of 3 channels, not {len(image_mean)}: set it to false."
             )
         self.crop_size, self.scale_range = crop_size, scale_range
-        fill = {tv_tensors.Image: [round(255 * mean) for mean in image_mean], "others": IGNORED}
+        self.vertical_flip, self.rot90 = vertical_flip, rot90
+        outside = [0.0] if normalized else [round(255 * mean) for mean in image_mean]
+        fill = {tv_tensors.Image: outside, "others": IGNORED}
         self.crop = v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill)
         steps = [v2.RandomHorizontalFlip()] if horizontal_flip else []
         steps += [PhotometricDistortion()] if photometric_distortion else []
@@ -63,8 +78,8 @@ class SegmentationTransform:
     def __call__(self, image: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
         low, high = self.scale_range
         size = scaled_size(image.shape[-2:], self.crop_size * float(torch.empty(()).uniform_(low, high)))
-        image, classes = tv_tensors.Image(image), tv_tensors.Mask(classes)
-        image, classes = F.resize(image, size, antialias=True), F.resize(classes, size)
+        image = tv_tensors.Image(resized(image, size))
+        classes = F.resize(tv_tensors.Mask(classes), size)
         for _ in range(CROPS_TO_TRY):
             crop, labels = self.crop(image, classes)
             counts = labels[labels != IGNORED].bincount()
@@ -72,7 +87,14 @@ class SegmentationTransform:
             if len(counts) and counts.max() < MAX_SHARE_OF_A_CLASS * counts.sum():
                 break
         crop, labels = self.steps(crop, labels)
-        return {"pixel_values": crop.as_subclass(torch.Tensor), "labels": labels.as_subclass(torch.Tensor).long()}
+        turns = draw_turns(self.vertical_flip, self.rot90)
+        crop, labels = (turned(part.as_subclass(torch.Tensor), *turns) for part in (crop, labels))
+        return {"pixel_values": crop, "labels": labels.long()}
+
+
+def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`(C, h, w)` -> `(C, H, W)`, bilinearly, of the same type; floats may have missing pixels."""
+    return resize_with_missing(image, lambda image: F.resize(image, list(size), antialias=True))
 
 
 def scaled_size(size: Sequence[int], short: float) -> list[int]:
@@ -83,15 +105,15 @@ def scaled_size(size: Sequence[int], short: float) -> list[int]:
 
 
 class SegmentationEvaluationTransform:
-    """Image `(C, h, w)` uint8 and classes `(h, w)` -> the image scaled to the size of crops (`scaled_size`), and the
-    classes as they are: predictions are scaled back to them."""
+    """Image `(C, h, w)` uint8 or normalised and classes `(h, w)` -> the image scaled to the size of crops
+    (`scaled_size`), and the classes as they are: predictions are scaled back to them."""
 
     def __init__(self, crop_size: int):
         self.crop_size = crop_size
 
     def __call__(self, image: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
         size = scaled_size(image.shape[-2:], self.crop_size)
-        return {"pixel_values": F.resize(image, size, antialias=True), "labels": classes.long()}
+        return {"pixel_values": resized(image, size), "labels": classes.long()}
 
     def __repr__(self) -> str:
         return f"short side {self.crop_size}, windows of {self.crop_size} x {self.crop_size}"

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import to_pil_image
 
+from hf_mae_robust.data.preprocessing import Transform, training_transform
 from hf_mae_robust.finetuning.classification.augmentation import (
+    BandFinetuningTransform,
     FinetuningTransform,
     SingleDrawRandomResizedCrop,
     _posterize,
@@ -242,3 +245,65 @@ def test_only_linear_probes_crop_so(probe):
     steps = FinetuningTransform(16, auto_augment=None, random_erasing=0.0, single_draw=probe).steps.transforms
     assert sum(isinstance(step, SingleDrawRandomResizedCrop) for step in steps) == probe
     assert sum(isinstance(step, RandomResizedCropAndInterpolation) for step in steps) == 1
+
+
+def test_vertical_flips_and_quarter_turns():
+    """All eight positions of a picture whose crop is the picture."""
+    image = picture(size=16)
+    plain = FinetuningTransform(16, crop_scale=(1.0, 1.0), **PLAIN)
+    turning = FinetuningTransform(16, crop_scale=(1.0, 1.0), **PLAIN, vertical_flip=True, rot90=True)
+    expected, found = plain(image), set()
+    flips = (expected, expected.flip(1))
+    positions = {flip.rot90(turns, (1, 2)).numpy().tobytes() for flip in flips for turns in range(4)}
+    for seed in range(300):
+        torch.manual_seed(seed)
+        found.add(turning(image).contiguous().numpy().tobytes())
+    assert len(found & positions) == 8
+    with pytest.raises(ValueError, match="--rot90"):
+        FinetuningTransform((16, 32), rot90=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 13])
+def test_bands_are_cropped_as_in_pretraining_and_erased_by_timm(channels):
+    bands = torch.randn(channels, 40, 40)
+    bands[:, :8] = torch.nan
+    whole, transform = training_transform(24, (0.08, 1.0)), BandFinetuningTransform(24, random_erasing=0.5)
+    assert isinstance(transform, Transform)
+    erased = 0
+    for seed in range(40):
+        seed_all(1000 - seed)
+        torch.manual_seed(seed)
+        found = transform(bands)
+        torch.manual_seed(seed)
+        expected = whole(bands)
+        changed = ~((found == expected) | (found.isnan() & expected.isnan())).all(0)
+        rows, columns = changed.nonzero().unbind(1)
+        assert found.shape == (channels, 24, 24) and found.dtype == torch.float32
+        if len(rows):  # a rectangle
+            erased += 1
+            assert len(rows) == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+            assert found[:, changed].isfinite().all()
+        torch.manual_seed(seed)
+        assert transform(bands).numpy().tobytes() == found.numpy().tobytes()
+    assert 10 < erased < 30 and bands[:, 8:].isfinite().all()
+    assert "crop" in repr(transform) and "Erasing" in repr(transform)
+
+
+def test_bands_of_linear_probes_are_cropped_once_and_clipped():
+    torch.manual_seed(0)
+    transform = BandFinetuningTransform(16, single_draw=True, random_erasing=0.0)
+    boxes = np.array([transform.region(30, 200) for _ in range(2000)])
+    assert (boxes[:, 0] + boxes[:, 2] <= 30).all() and (boxes[:, 1] + boxes[:, 3] <= 200).all()
+    random.seed(0)
+    image = Image.new("L", (200, 30))
+    settings = image, (0.08, 1.0), (3 / 4, 4 / 3)
+    official = np.array([SingleDrawRandomResizedCrop.get_params(*settings) for _ in range(2000)])
+    for column in range(4):
+        assert ks_2samp(boxes[:, column], official[:, column]).pvalue > 1e-4
+
+
+def test_colours_of_bands_are_not_changed():
+    with pytest.raises(ValueError, match="--auto_augment rand-m9-mstd0.5-inc1 changes the colours of 8-bit pictures"):
+        BandFinetuningTransform(16, auto_augment="rand-m9-mstd0.5-inc1")
+    with pytest.raises(ValueError, match="--random_erasing"):
+        BandFinetuningTransform(16, random_erasing=2.0)

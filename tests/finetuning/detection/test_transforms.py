@@ -38,8 +38,9 @@ def processor(side=48):
 
 
 @pytest.mark.parametrize("scale", [(0.3, 0.3), (1.0, 1.0), (2.0, 2.0), (0.1, 2.0)])
-def test_masks_and_boxes_stay_on_their_objects(scale):
-    transform = LargeScaleJitter(48, scale)
+@pytest.mark.parametrize("turns", [{}, {"vertical_flip": True, "rot90": True}], ids=["", "turned"])
+def test_masks_and_boxes_stay_on_their_objects(scale, turns):
+    transform = LargeScaleJitter(48, scale, **turns)
     seen = 0
     for seed in range(30):
         torch.manual_seed(seed)
@@ -146,3 +147,33 @@ def test_evaluation_sees_what_the_image_processor_gives(size):
     assert (normalised - theirs.pixel_values[0])[:, inside].abs().max() < 0.5 / 255 / 0.2 + 1e-4
     assert inside.any(0).sum() == max(1, round(size[1] * 48 / max(size))) or max(size) == size[0]
     assert ours["labels"]["objects"].size == size
+
+
+def test_ignored_boxes_turn_with_the_image():
+    """A crowd region is a rectangle of its own colour: where the box is, the colour is."""
+    transform, places = LargeScaleJitter(64, (1.0, 1.0), vertical_flip=True, rot90=True), set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        out = transform(*scene(crowd=True))
+        (x0, y0, x1, y1) = out["labels"]["ignored_boxes"][0].round().int().tolist()
+        green = out["pixel_values"][1] > 125
+        assert green[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].all()
+        green[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1] = False
+        assert not green.any()
+        places.add((x0, y0, x1, y1))
+    assert len(places) == 7  # of eight: it lies as far from its nearest side as from its nearest end
+
+
+def test_normalised_bands_with_missing_pixels_are_scaled_and_padded():
+    image, objects = torch.randn(7, *SIZE), scene()[1]
+    image[:, :, :20] = torch.nan
+    torch.manual_seed(1)
+    out = LargeScaleJitter(48, (0.5, 0.5), horizontal_flip=False)(image, objects)
+    values, inside = out["pixel_values"], out["pixel_mask"].bool()
+    assert values.shape == (7, 48, 48) and values.dtype == torch.float32
+    assert (values[:, ~inside] == 0).all() and torch.equal(values[0].isnan().any(0), torch.arange(48) < 8)
+    for holed, share in ((image, 1 / 3), (image.nan_to_num(0.0), 0.0)):
+        out = DetectionEvaluationTransform(processor())(holed, objects)
+        values, inside = out["pixel_values"], out["pixel_mask"].bool()
+        assert values.shape == (7, 48, 48) and values.dtype == torch.float32 and (values[:, ~inside] == 0).all()
+        assert abs(float(values[:, inside].isnan().float().mean()) - share) < 0.02

@@ -156,3 +156,46 @@ def test_evaluation_scales_the_image_alone():
     assert torch.equal(item["labels"], classes.long())
     narrow = SegmentationEvaluationTransform(32)(*patches(3, 500))
     assert narrow["pixel_values"].shape == (3, 1, 128) and narrow["labels"].shape == (3, 500)
+
+
+def test_image_and_map_are_flipped_and_turned_alike():
+    image, classes = patches(32, 32)
+    transform = plain(horizontal_flip=False, vertical_flip=True, rot90=True)
+    positions = {turn.numpy().tobytes() for flip in (classes, classes.flip(0)) for turn in map(flip.rot90, range(4))}
+    found = set()
+    for _ in range(80):
+        item = transform(image, classes)
+        assert torch.equal(item["pixel_values"], coloured(item["labels"]))
+        found.add(item["labels"].int().numpy().tobytes())
+    assert found == positions and len(found) == 8
+
+
+def test_normalised_bands_with_missing_pixels_keep_their_classes():
+    """Five bands, each the class in another unit; a corner is missing, and what lies outside is the mean, 0."""
+    classes = patches(16, 16)[1]
+    image = coloured_bands(classes)
+    image[:, :6, :6] = torch.nan
+    transform = plain(32, (0.5, 0.5), image_mean=[0.0] * 5, normalized=True, vertical_flip=True, rot90=True)
+    for _ in range(20):
+        item = transform(image, classes)
+        values, labels = item["pixel_values"], item["labels"]
+        assert values.dtype == torch.float32 and values.shape == (5, 32, 32)
+        missing, outside = values[0].isnan(), (values == 0).all(0)
+        assert torch.equal(values.isnan(), missing.expand(5, -1, -1)) and missing.sum() == 36
+        assert (labels[outside] == IGNORED).all() and outside.sum() == 32 * 32 - 16 * 16
+        inside = ~missing & ~outside
+        assert torch.equal(values[:, inside], coloured_bands(labels)[:, inside])
+    scaled = plain(24, (0.6, 1.4), image_mean=[0.0] * 5, normalized=True)(image, classes)
+    assert scaled["pixel_values"].shape == (5, 24, 24) and scaled["pixel_values"].isnan().any()
+    evaluated = SegmentationEvaluationTransform(8)(image, classes)
+    assert evaluated["pixel_values"].shape == (5, 8, 8) and torch.equal(evaluated["labels"], classes.long())
+    assert evaluated["pixel_values"][:, :3, :3].isnan().all() and evaluated["pixel_values"].isnan().sum() == 5 * 9
+
+
+def coloured_bands(labels: torch.Tensor) -> torch.Tensor:
+    return labels.float() * torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0]).view(5, 1, 1) + 1.5
+
+
+def test_colours_of_bands_are_not_distorted():
+    with pytest.raises(ValueError, match="--photometric_distortion changes the colours of 8-bit pictures"):
+        SegmentationTransform(32, image_mean=[0.0] * 3, normalized=True)
