@@ -2,7 +2,6 @@
 for those that are not read."""
 
 import io
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from PIL import Image
 from .band_arrays_vit_mae_robust import as_array, bands_first, native, one_frame, read_npy, read_npz
 from .band_dicom_vit_mae_robust import read_dicom
 from .band_headers_vit_mae_robust import BandHeader, read_band_header, recognise
-from .band_limits_vit_mae_robust import MAX_FILE_BYTES, check_size
+from .band_limits_vit_mae_robust import MAX_FILE_BYTES, check_size, unpacked
 from .band_packages_vit_mae_robust import as_band_error, optional_package, quiet
 from .band_picture_headers_vit_mae_robust import (
     JPEG_LS,
     PNG_CHANNELS,
+    check_jpeg_end,
     jpeg2000_header,
     jpeg_header,
     jpegxl_header,
@@ -107,7 +107,7 @@ def _read_file(path: Path) -> bytes:
         if size > MAX_FILE_BYTES:
             raise BandError(f"a file of {size:,} bytes, more than {MAX_FILE_BYTES:,}", "bomb")
         return path.read_bytes()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BandError(type(error).__name__, "missing_file") from error
 
 
@@ -148,6 +148,8 @@ def _read_picture(data: bytes, channel_axis: str | None, frame: int | None) -> B
     try:
         with quiet():
             image = Image.open(io.BytesIO(data))
+            if image.format == "EPS":
+                raise BandError("a PostScript file, which is a program: it is not run")
             if frame is not None:
                 image.seek(frame)
             return BandImage(_pillow(image))
@@ -210,6 +212,7 @@ def _jpeg2000_shape(data: bytes) -> tuple[tuple[int, ...], int]:
 
 
 def _jpeg_shape(data: bytes) -> tuple[tuple[int, ...], int]:
+    check_jpeg_end(data)
     _, bits, height, width, channels = jpeg_header(lambda start, count: data[start : start + count])
     return (height, width, channels), (bits + 7) // 8
 
@@ -233,8 +236,8 @@ def _read_fits(data: bytes, channel_axis: str | None, frame: int | None) -> Band
     stored, which viewers of the sky show from the bottom up."""
     fits = optional_package("astropy.io.fits", "a FITS file")
     if data.startswith(b"\x1f\x8b"):
-        data = _unzip(data)
-    with quiet("astropy"), fits.open(io.BytesIO(data), memmap=False, disable_image_compression=False) as file:
+        data = b"".join(unpacked(data, 31))
+    with quiet("astropy"), fits.open(io.BytesIO(data), memmap=False) as file:
         for part in file:
             shape = tuple(getattr(part, "shape", ()))
             if part.is_image and len(shape) >= 2:
@@ -243,23 +246,15 @@ def _read_fits(data: bytes, channel_axis: str | None, frame: int | None) -> Band
             raise BandError("a FITS file without an image", "empty")
         check_size(shape, abs(int(part.header["BITPIX"])) // 8, "a FITS image")
         blank = part.header.get("BLANK")
+        offset = part.header.get("BZERO", 0)
         values = np.asarray(part.data)
     if values.shape != shape:
         raise BandError("a FITS file that ends before its image does", "truncated")
     if values.ndim > 3:
         values = one_frame(values.reshape(-1, *values.shape[-3:]), frame)
-    nodata = float(blank) if blank is not None and values.dtype.kind in "iu" else None
+    # astropy makes it NaN, except where an offset makes the numbers unsigned.
+    nodata = float(blank + offset) if blank is not None and values.dtype.kind in "iu" else None
     return BandImage(bands_first(values, "first"), nodata)
-
-
-def _unzip(data: bytes) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    content = unpacker.decompress(data, MAX_FILE_BYTES)
-    if unpacker.unconsumed_tail:
-        raise BandError(f"a file that unpacks to more than {MAX_FILE_BYTES:,} bytes", "bomb")
-    if not unpacker.eof:
-        raise BandError("a gzip file that ends early", "truncated")
-    return content
 
 
 _READERS: dict[str, Callable[[bytes, str | None, int | None], BandImage]] = {
