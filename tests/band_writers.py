@@ -129,3 +129,20 @@ def fits(pixels, **cards):
     text = "".join(f"{name:<8}= {value!s:>20}".ljust(80) for name, value in lines.items()) + "END".ljust(80)
     data = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
     return text.ljust(-(-len(text) // 2880) * 2880).encode() + data.ljust(-(-len(data) // 2880) * 2880, b"\0")
+
+
+def nifti(pixels, order="<", slope=0.0, intercept=0.0):
+    """NIfTI-1 in one file. pixels: `(Z, Y, X)`, so that the first of the file's axes is the fastest."""
+    code = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "u2": 512}[pixels.dtype.str[1:]]
+    header = bytearray(352)
+    lengths = [pixels.ndim, *reversed(pixels.shape), 1, 1, 1, 1][:8]
+    for place, letters, values in (
+        (0, "i", [348]),
+        (40, "8h", lengths),
+        (70, "hh", [code, pixels.dtype.itemsize * 8]),
+        (76, "8f", [1.0] * 8),
+        (108, "fff", [352.0, slope, intercept]),
+    ):
+        struct.pack_into(order + letters, header, place, *values)
+    header[344:348] = b"n+1\0"
+    return bytes(header) + pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()

@@ -101,6 +101,7 @@ def _stored(pydicom: Any, dataset: Any, frame: int) -> np.ndarray:
     else:
         bits, signed = jpeg_header(read)[1], False
         decode = codecs.jpegls_decode if syntax in _JPEG_LS else codecs.jpeg_decode
+    if syntax in _JPEG_LS:
         check_jpeg_end(content)
     values = np.asarray(decode(content))
     if int(dataset.get("PixelRepresentation", 0)) and not signed:

@@ -41,7 +41,7 @@ def jpeg_header(read: Read) -> tuple[int, int, int, int, int]:
 def check_jpeg_end(data: bytes) -> None:
     """Decoders of JPEG-LS take seconds over a file that is cut. Raises BandError."""
     if not data[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise BandError("a JPEG file without its end", "truncated")
+        raise BandError("JPEG-LS data without their end", "truncated")
 
 
 def jpeg2000_header(read: Read) -> tuple[int, int, int, int, bool]:

@@ -150,7 +150,7 @@ def _series(file: Any, channel_axis: str | None, frame: int | None) -> np.ndarra
     lengths = dict(zip(axes, shape))
     channels = lengths.get("C", 1) * lengths.get("S", 1)
     values = values.reshape(-1, channels, lengths["Y"], lengths["X"])
-    return native(one_frame(values, frame, "planes of channels x height x width:"))
+    return native(one_frame(values, frame, "planes"))
 
 
 def _check_pages(file: Any, series: Any) -> None:

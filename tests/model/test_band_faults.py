@@ -15,7 +15,7 @@ from hf_mae_robust.data.decoding import KINDS
 from hf_mae_robust.model import band_limits_vit_mae_robust
 from hf_mae_robust.model.band_files_vit_mae_robust import read_band_image
 from hf_mae_robust.model.bands_vit_mae_robust import BandError
-from tests.band_writers import dicom, fits, png, tiff
+from tests.band_writers import dicom, fits, nifti, png, tiff
 
 PIXELS = np.random.default_rng(0).integers(0, 60_000, (3, 30, 40), dtype=np.uint16)
 
@@ -157,12 +157,23 @@ def test_broken_fits():
     assert kind_of(fits(np.zeros((0,), np.int16))) == "empty"
 
 
+def test_broken_nifti():
+    pytest.importorskip("nibabel")
+    data = nifti(PIXELS)
+    assert kind_of(data[: len(data) // 2], frame=0) == "truncated"
+    assert kind_of(gzip.compress(data)[:-20], frame=0) == "truncated"
+    for length, kind in ((-1, "corrupt"), (32767, "bomb")):
+        broken = data[:42] + np.array([length, length], "<i2").tobytes() + data[46:]
+        assert kind_of(broken, frame=0) == kind
+
+
 @pytest.mark.parametrize(
     "data, package",
     [
         (tiff({"pixels": PIXELS}), "tifffile"),
         (dicom(PIXELS[0]), "pydicom"),
         (fits(PIXELS.astype(np.int16)), "astropy"),
+        (nifti(PIXELS), "nibabel"),
         (png(PIXELS.transpose(1, 2, 0)), "imagecodecs"),
     ],
 )
