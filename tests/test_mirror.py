@@ -39,6 +39,7 @@ ELSEWHERE = {
     "model/band_limits_vit_mae_robust.py": "model/test_band_faults.py, for bombs",
     "model/band_packages_vit_mae_robust.py": "model/test_band_faults.py, for packages that are missing and silent errors",
     "model/band_picture_headers_vit_mae_robust.py": "model/test_band_headers.py",
+    "model/band_science_vit_mae_robust.py": "model/test_band_files.py",
     "model/band_tiff_tags_vit_mae_robust.py": "model/test_band_headers.py and test_band_faults.py",
     "model/band_tiff_vit_mae_robust.py": "model/test_band_files.py",
     "model/configuration_vit_mae_robust.py": "model/test_configuration.py",

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from .band_arrays_vit_mae_robust import native
-from .band_limits_vit_mae_robust import check_size
+from .band_limits_vit_mae_robust import check_size, unpacked
 from .band_packages_vit_mae_robust import optional_package, quiet
-from .band_picture_headers_vit_mae_robust import jpeg2000_header, jpeg_header
+from .band_picture_headers_vit_mae_robust import check_jpeg_end, jpeg2000_header, jpeg_header, packed_size
 from .bands_vit_mae_robust import BandError, BandImage
 
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
-_JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-_JPEG_12_BIT = "1.2.840.10008.1.2.4.51"
+# These, JPEG of 12 bits and lossless JPEG.
+_BY_IMAGECODECS = (*_JPEG_LS, "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 
 
@@ -28,6 +29,7 @@ def read_dicom(data: bytes, frame: int | None = None) -> BandImage:
     Raises:
         BandError: pydicom is missing; no pixels; several frames and no choice; a broken or an oversized file.
     """
+    _check_deflated(data)
     pydicom = optional_package("pydicom", "a DICOM file")
     with quiet("pydicom"):
         dataset = pydicom.dcmread(io.BytesIO(data))
@@ -36,9 +38,19 @@ def read_dicom(data: bytes, frame: int | None = None) -> BandImage:
         return _meaning(pydicom, dataset, stored)
 
 
+def _check_deflated(data: bytes) -> None:
+    """pydicom unpacks the deflated transfer syntax without a limit."""
+    if _DEFLATED not in data[:4096] or data[132:136] != b"\2\0\0\0":
+        return
+    for _ in unpacked(data[144 + int.from_bytes(data[140:144], "little") :], -15):
+        pass
+
+
 def _frame(dataset: Any, frame: int | None) -> int:
     """Which one is read. Nothing has been decoded yet."""
     pixels = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), None)
+    if pixels is None and "Rows" in dataset:
+        raise BandError("a DICOM file that ends before its pixels", "truncated")
     if pixels is None or not dataset[pixels].value:
         raise BandError("a DICOM file without pixels (a plan, a report, ...)", "empty")
     if not getattr(dataset, "file_meta", None) or "TransferSyntaxUID" not in dataset.file_meta:
@@ -58,32 +70,39 @@ def _frame(dataset: Any, frame: int | None) -> int:
 def _stored(pydicom: Any, dataset: Any, frame: int) -> np.ndarray:
     """`(H, W)` or `(H, W, C)` of the stored type."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    by_us = {_JPEG_12_BIT, *_JPEG_LS, *_JPEG_LOSSLESS} if int(dataset.get("SamplesPerPixel", 1)) == 1 else set()
-    signed_2000 = syntax in _JPEG_2000 and int(dataset.get("BitsStored", 8)) > 8
-    if syntax not in by_us and not signed_2000:
-        if not syntax.is_compressed:
-            return np.asarray(pydicom.pixels.pixel_array(dataset, index=frame))
+    if not syntax.is_compressed:
+        return np.asarray(pydicom.pixels.pixel_array(dataset, index=frame))
+    content = pydicom.encaps.get_frame(
+        dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames", 1) or 1)
+    )
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    sides = packed_size(content)
+    if sides is not None and sides != shape:
+        raise BandError(
+            f"a DICOM image of {shape[0]} x {shape[1]} whose data are {sides[0]} x {sides[1]}",
+            "bomb" if max(sides) > max(shape) else "corrupt",
+        )
+    single = int(dataset.get("SamplesPerPixel", 1)) == 1
+    deep = syntax in _JPEG_2000 and int(dataset.get("BitsStored", 8)) > 8
+    if not deep and not (single and syntax in _BY_IMAGECODECS):
         try:
             return np.asarray(pydicom.pixels.pixel_array(dataset, index=frame))
         except RuntimeError as error:  # of one kind only: no package for this compression
-            raise BandError(f"DICOM in the compression {syntax.name}, which is not read: {_ways(error)}") from error
+            way = "decompress it first (dcmdjpeg, gdcmconv --raw)"
+            raise BandError(f"a DICOM file in {syntax.name}, which is not read: {way}") from error
     codecs = optional_package("imagecodecs", f"a DICOM file in {syntax.name}")
-    number = int(dataset.get("NumberOfFrames", 1) or 1)
-    content = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=number)
-    shape = (int(dataset.Rows), int(dataset.Columns))
 
     def read(start: int, count: int) -> bytes:
         return content[start : start + count]
 
     if syntax in _JPEG_2000:
-        height, width, _, bits, signed = jpeg2000_header(read)
+        _, _, _, bits, signed = jpeg2000_header(read)
         decode = codecs.jpeg2k_decode
     else:
-        _, bits, height, width, _ = jpeg_header(read)
-        signed = False
+        bits, signed = jpeg_header(read)[1], False
         decode = codecs.jpegls_decode if syntax in _JPEG_LS else codecs.jpeg_decode
-    if (height, width) != shape:
-        raise BandError(f"a DICOM image of {shape[0]} x {shape[1]} whose data are {height} x {width}", "corrupt")
+    if syntax in _JPEG_LS:
+        check_jpeg_end(content)
     values = np.asarray(decode(content))
     if int(dataset.get("PixelRepresentation", 0)) and not signed:
         # The bits are those of a signed number, and the code stream does not know it.
@@ -91,10 +110,6 @@ def _stored(pydicom: Any, dataset: Any, frame: int) -> np.ndarray:
         kind = np.dtype(f"i{values.dtype.itemsize}")
         values = (values << spare).view(kind) >> spare
     return values
-
-
-def _ways(error: RuntimeError) -> str:
-    return f"decompress it first (dcmdjpeg, gdcmconv --raw). {str(error).splitlines()[0][:80]}"
 
 
 def _meaning(pydicom: Any, dataset: Any, stored: np.ndarray) -> BandImage:

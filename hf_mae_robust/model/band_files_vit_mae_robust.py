@@ -2,7 +2,6 @@
 for those that are not read."""
 
 import io
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from .band_packages_vit_mae_robust import as_band_error, optional_package, quiet
 from .band_picture_headers_vit_mae_robust import (
     JPEG_LS,
     PNG_CHANNELS,
+    check_jpeg_end,
     jpeg2000_header,
     jpeg_header,
     jpegxl_header,
     netpbm_header,
     png_header,
 )
+from .band_science_vit_mae_robust import read_fits, read_nifti
 from .band_tiff_vit_mae_robust import read_tiff
 from .bands_vit_mae_robust import BandError, BandImage
 
@@ -34,7 +35,6 @@ _PYTHON = "python -c \"import {0}, numpy; numpy.save('image.npy', {1})\""
 WAYS = {
     "HDF5": _PYTHON.format("h5py", "h5py.File('image.h5')['NAME'][()]"),
     "netCDF": _PYTHON.format("xarray", "xarray.open_dataset('image.nc')['NAME'].values"),
-    "NIfTI": _PYTHON.format("nibabel", "nibabel.load('image.nii').get_fdata(dtype='float32').T[0]"),
     "NRRD": _PYTHON.format("SimpleITK", "SimpleITK.GetArrayFromImage(SimpleITK.ReadImage('image.nrrd'))"),
     "MetaImage": _PYTHON.format("SimpleITK", "SimpleITK.GetArrayFromImage(SimpleITK.ReadImage('image.mha'))"),
     "MATLAB": _PYTHON.format("scipy.io", "scipy.io.loadmat('image.mat')['NAME']"),
@@ -57,10 +57,10 @@ _BY_NAME = {
 def read_band_image(source: Any, *, channel_axis: str | None = None, frame: int | None = None) -> BandImage:
     """The numbers of an image as they are stored, whatever their number of bands and their type.
 
-    The format is told by the content. TIFF needs tifffile and imagecodecs; DICOM pydicom; FITS astropy; PNG of several
-    channels of 16 bits, JPEG-LS, JPEG XL, Radiance and JPEG 2000 imagecodecs: `pip install "hf_mae_robust[bands]"`.
-    Numbers are as stored, except that DICOM and FITS are scaled as they ask for (see `read_dicom`), and pictures of 8
-    bits are as Pillow decodes them.
+    The format is told by the content. Packages of the extra `bands` (`pip install "hf_mae_robust[bands]"`) read TIFF
+    (tifffile, imagecodecs), DICOM (pydicom), FITS (astropy), NIfTI (nibabel), and PNG of several channels of 16 bits,
+    JPEG 2000, JPEG-LS, JPEG XL and Radiance (imagecodecs). Numbers are as stored, except that DICOM, FITS and NIfTI are
+    scaled as they ask for (see `read_dicom`), and pictures of 8 bits are as Pillow decodes them.
 
     Args:
         source: encoded bytes, the path of a local file, a numpy array or nested lists of numbers, a PIL image, or
@@ -107,7 +107,7 @@ def _read_file(path: Path) -> bytes:
         if size > MAX_FILE_BYTES:
             raise BandError(f"a file of {size:,} bytes, more than {MAX_FILE_BYTES:,}", "bomb")
         return path.read_bytes()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BandError(type(error).__name__, "missing_file") from error
 
 
@@ -148,6 +148,8 @@ def _read_picture(data: bytes, channel_axis: str | None, frame: int | None) -> B
     try:
         with quiet():
             image = Image.open(io.BytesIO(data))
+            if image.format == "EPS":
+                raise BandError("a PostScript file, which is a program: it is not run")
             if frame is not None:
                 image.seek(frame)
             return BandImage(_pillow(image))
@@ -210,7 +212,9 @@ def _jpeg2000_shape(data: bytes) -> tuple[tuple[int, ...], int]:
 
 
 def _jpeg_shape(data: bytes) -> tuple[tuple[int, ...], int]:
-    _, bits, height, width, channels = jpeg_header(lambda start, count: data[start : start + count])
+    marker, bits, height, width, channels = jpeg_header(lambda start, count: data[start : start + count])
+    if marker == JPEG_LS:
+        check_jpeg_end(data)
     return (height, width, channels), (bits + 7) // 8
 
 
@@ -228,40 +232,6 @@ def _radiance_shape(data: bytes) -> tuple[tuple[int, ...], int]:
     return (int(words[1]), int(words[3]), 3), 4
 
 
-def _read_fits(data: bytes, channel_axis: str | None, frame: int | None) -> BandImage:
-    """The first image of the file, in physical units where it is scaled (BSCALE, BZERO); BLANK is its nodata; rows as
-    stored, which viewers of the sky show from the bottom up."""
-    fits = optional_package("astropy.io.fits", "a FITS file")
-    if data.startswith(b"\x1f\x8b"):
-        data = _unzip(data)
-    with quiet("astropy"), fits.open(io.BytesIO(data), memmap=False, disable_image_compression=False) as file:
-        for part in file:
-            shape = tuple(getattr(part, "shape", ()))
-            if part.is_image and len(shape) >= 2:
-                break
-        else:
-            raise BandError("a FITS file without an image", "empty")
-        check_size(shape, abs(int(part.header["BITPIX"])) // 8, "a FITS image")
-        blank = part.header.get("BLANK")
-        values = np.asarray(part.data)
-    if values.shape != shape:
-        raise BandError("a FITS file that ends before its image does", "truncated")
-    if values.ndim > 3:
-        values = one_frame(values.reshape(-1, *values.shape[-3:]), frame)
-    nodata = float(blank) if blank is not None and values.dtype.kind in "iu" else None
-    return BandImage(bands_first(values, "first"), nodata)
-
-
-def _unzip(data: bytes) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    content = unpacker.decompress(data, MAX_FILE_BYTES)
-    if unpacker.unconsumed_tail:
-        raise BandError(f"a file that unpacks to more than {MAX_FILE_BYTES:,} bytes", "bomb")
-    if not unpacker.eof:
-        raise BandError("a gzip file that ends early", "truncated")
-    return content
-
-
 _READERS: dict[str, Callable[[bytes, str | None, int | None], BandImage]] = {
     "TIFF": read_tiff,
     "DICOM": lambda data, channel_axis, frame: read_dicom(data, frame),
@@ -269,7 +239,8 @@ _READERS: dict[str, Callable[[bytes, str | None, int | None], BandImage]] = {
     "NPZ": lambda data, channel_axis, frame: BandImage(bands_first(read_npz(data), channel_axis, frame)),
     "PNG": _read_png,
     "Netpbm": _read_netpbm,
-    "FITS": _read_fits,
+    "FITS": read_fits,
+    "NIfTI": read_nifti,
     "JPEG": _read_jpeg,
     "JPEG 2000": _by_imagecodecs("JPEG 2000", "jpeg2k_decode", _jpeg2000_shape),
     "JPEG-LS": _by_imagecodecs("JPEG-LS", "jpegls_decode", _jpeg_shape),

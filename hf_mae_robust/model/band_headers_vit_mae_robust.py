@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from .band_picture_headers_vit_mae_robust import (
     netpbm_tokens,
     png_header,
 )
-from .band_tiff_tags_vit_mae_robust import TiffPage, tiff_pages
+from .band_tiff_tags_vit_mae_robust import described_channels, tiff_pages
 from .bands_vit_mae_robust import BandError
 
 _MAGIC = (
@@ -136,7 +135,7 @@ def read_band_header(source: Any) -> BandHeader | None:
         return BandHeader(
             source.format or "PIL", source.height, source.width, len(source.getbands()), None, is_8_bit_picture=not wide
         )
-    if not source or not isinstance(source, (bytes, str, Path)) or (isinstance(source, str) and "://" in source):
+    if not isinstance(source, (bytes, str, Path)) or not source or (isinstance(source, str) and "://" in source):
         return None
     try:
         with reader(source) as read:
@@ -183,19 +182,9 @@ def _tiff_header(read: Read) -> BandHeader:
     pages, _ = tiff_pages(read)
     page = pages[0]
     height, width = page.size
-    channels = _described_channels(page)
+    channels = described_channels(page)
     picture = page.is_8_bit_picture and channels == page.samples
     return BandHeader("TIFF", height, width, channels, page.dtype, picture)
-
-
-def _described_channels(page: TiffPage) -> int | None:
-    """Microscopes and tifffile write channels as pages, of which Pillow shows the first. None: any number of them."""
-    text = page.tags.get("description") or b""
-    if text.startswith(b'{"shape"'):
-        lengths = [int(number) for number in re.findall(rb"\d+", text.partition(b"]")[0])]
-        return page.samples if prod(lengths) == prod(page.size) * page.samples else None
-    named = re.search(rb"channels=(\d+)", text) if text.startswith(b"ImageJ=") else re.search(rb'SizeC="(\d+)"', text)
-    return max(page.samples, int(named[1]) if named else 1)
 
 
 _HEADERS: dict[str, Callable[[Read], BandHeader]] = {

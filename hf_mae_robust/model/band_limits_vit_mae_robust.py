@@ -1,6 +1,7 @@
 """How much of an image file is decoded at most, refused by its header; and how parts of a file are read."""
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from math import prod
 
 from .bands_vit_mae_robust import BandError
@@ -27,3 +28,19 @@ def check_size(shape: tuple[int, ...], itemsize: int, what: str = "an image", ba
         raise BandError(f"{what} of {shown} numbers, which take more than {MAX_BYTES:,} bytes", "bomb")
     if bands is not None and bands > MAX_BANDS:
         raise BandError(f"{what} of {bands:,} bands, more than {MAX_BANDS:,}", "bomb")
+
+
+def unpacked(data: bytes, wbits: int) -> Iterator[bytes]:
+    """The parts of zlib's data. Raises BandError: they end early, or are more than the largest file."""
+    unpacker, total = zlib.decompressobj(wbits=wbits), 0
+    for start in range(0, len(data), 65536):
+        packed = data[start : start + 65536]
+        while packed and not unpacker.eof:
+            part = unpacker.decompress(packed, 2**20)
+            packed = unpacker.unconsumed_tail
+            total += len(part)
+            if total > MAX_FILE_BYTES:
+                raise BandError(f"a file that unpacks to more than {MAX_FILE_BYTES:,} bytes", "bomb")
+            yield part
+    if not unpacker.eof:
+        raise BandError("packed data that end early", "truncated")

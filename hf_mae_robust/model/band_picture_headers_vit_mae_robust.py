@@ -38,6 +38,12 @@ def jpeg_header(read: Read) -> tuple[int, int, int, int, int]:
     raise BandError("a JPEG without a frame", "corrupt")
 
 
+def check_jpeg_end(data: bytes) -> None:
+    """Decoders of JPEG-LS take seconds over a file that is cut. Raises BandError."""
+    if not data[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise BandError("JPEG-LS data without their end", "truncated")
+
+
 def jpeg2000_header(read: Read) -> tuple[int, int, int, int, bool]:
     """Height, width, channels, bits a sample, whether there is a sign."""
     start = read(0, 65536).find(b"\xff\x4f\xff\x51")
@@ -49,6 +55,41 @@ def jpeg2000_header(read: Read) -> tuple[int, int, int, int, bool]:
     if len(depths) < channels or not channels:
         raise BandError("a JPEG 2000 file that ends in its header", "truncated")
     return bottom - top, right - left, channels, max(depth & 127 for depth in depths) + 1, bool(depths[0] & 128)
+
+
+def webp_header(read: Read) -> tuple[int, int]:
+    """Height and width."""
+    head = read(0, 30)
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
+    if head[12:16] == b"VP8L":
+        sides = int.from_bytes(head[21:25], "little")
+        return 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)
+    return int.from_bytes(head[28:30], "little") & 0x3FFF, int.from_bytes(head[26:28], "little") & 0x3FFF
+
+
+def packed_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width that compressed pixels inside another file (TIFF, DICOM) give themselves; None: they give none.
+    A decoder believes these. Raises BandError: a broken header."""
+
+    def read(start: int, count: int) -> bytes:
+        return data[start : start + count]
+
+    if data.startswith(b"\xff\xd8\xff"):
+        return jpeg_header(read)[2:4]
+    if data.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")):
+        return jpeg2000_header(read)[:2]
+    if data.startswith(b"\x89PNG"):
+        return png_header(read)[1::-1]
+    if data.startswith(b"RIFF"):
+        return webp_header(read)
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return jpegxl_header(data)
+    if data.startswith(b"Lerc2 "):
+        (version,) = struct.unpack("<i", data[6:10])
+        height, width = struct.unpack("<ii", data[14:22] if version >= 3 else data[10:18])
+        return height, width
+    return None
 
 
 def jpegxl_header(data: bytes) -> tuple[int, int]:

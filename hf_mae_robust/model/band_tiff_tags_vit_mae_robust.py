@@ -3,6 +3,7 @@
 import re
 import struct
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from .band_limits_vit_mae_robust import MAX_BANDS, MAX_PAGES, Read
@@ -144,3 +145,13 @@ def _tag(read: Read, order: str, kind: int, number: str, entry: bytes) -> Any:
     if len(data) < length:
         raise BandError("a TIFF file whose tags lie beyond its end", "truncated")
     return list(struct.unpack(f"{order}{count}{letter}", data))
+
+
+def described_channels(page: TiffPage) -> int | None:
+    """Microscopes and tifffile write channels as pages, of which Pillow shows the first. None: any number of them."""
+    text = page.tags.get("description") or b""
+    if text.startswith(b'{"shape"'):
+        lengths = [int(number) for number in re.findall(rb"\d+", text.partition(b"]")[0])]
+        return page.samples if prod(lengths) == prod(page.size) * page.samples else None
+    named = re.search(rb"channels=(\d+)", text) if text.startswith(b"ImageJ=") else re.search(rb'SizeC="(\d+)"', text)
+    return max(page.samples, int(named[1]) if named else 1)

@@ -10,7 +10,8 @@ import numpy as np
 from .band_arrays_vit_mae_robust import COMPLEX, bands_first, native, one_frame
 from .band_limits_vit_mae_robust import MAX_PAGES, check_size
 from .band_packages_vit_mae_robust import optional_package, quiet
-from .band_tiff_tags_vit_mae_robust import TiffPage, tiff_pages
+from .band_picture_headers_vit_mae_robust import packed_size
+from .band_tiff_tags_vit_mae_robust import TiffPage, described_channels, tiff_pages
 from .bands_vit_mae_robust import BandError, BandImage
 
 
@@ -41,6 +42,11 @@ def read_tiff(data: bytes, channel_axis: str | None = None, frame: int | None = 
         text = first.tags.get("description") or b""
         if not in_circles and text.startswith((b"ImageJ=", b'{"shape"')) or b"<OME" in text[:2000]:
             pixels = _series(file, channel_axis, frame)
+            named = described_channels(first)
+            if frame is None and named not in (None, len(pixels)):
+                raise BandError(
+                    f"a TIFF file that names {named} channels and holds {len(pixels)}: others are elsewhere"
+                )
         else:
             pixels = _pages(file, pages, pictures, channel_axis, frame)
         valid = None
@@ -74,6 +80,11 @@ def _page(file: Any, pages: list[TiffPage], number: int) -> np.ndarray:
             raise BandError("a TIFF image whose strips or tiles lie beyond the end of the file", "truncated")
         if (offset == 0) != (count == 0):
             raise BandError("a TIFF image with a strip or tile of no bytes", "corrupt")
+        if offset:
+            file.filehandle.seek(offset)
+            sides = packed_size(file.filehandle.read(count if count < 65536 else 65536))
+            if sides is not None and max(sides) > max(page.chunks):
+                raise BandError(f"a TIFF image with a strip or tile of {sides[0]:,} x {sides[1]:,} pixels", "bomb")
     if not any(counts):
         raise BandError("a TIFF image without data", "corrupt")
     # (samples in planes, depth, height, width, samples side by side), in this thread, whose errors are listened to.
@@ -139,7 +150,7 @@ def _series(file: Any, channel_axis: str | None, frame: int | None) -> np.ndarra
     lengths = dict(zip(axes, shape))
     channels = lengths.get("C", 1) * lengths.get("S", 1)
     values = values.reshape(-1, channels, lengths["Y"], lengths["X"])
-    return native(one_frame(values, frame, "planes of channels x height x width:"))
+    return native(one_frame(values, frame, "planes"))
 
 
 def _check_pages(file: Any, series: Any) -> None:
