@@ -122,6 +122,13 @@ COMMANDS: tuple[Command | Group, ...] = (
                 "add_knn_arguments",
                 "run_knn",
             ),
+            Command(
+                "targets",
+                "How alike the six targets are on your images, and which to take; before anything is trained.",
+                "analysis.targets_command",
+                "add_targets_arguments",
+                "run_targets",
+            ),
         ),
     ),
     Command(

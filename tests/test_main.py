@@ -196,6 +196,7 @@ def test_odd_values_end_in_a_sentence(part, photos_dir, encoder_dir, tmp_path, m
         "card": lambda out: ["vit_base_mae_800ep", "--output", out],
         "analyze cka": lambda out: [*analysis, out],
         "analyze knn": lambda out: [encoder_dir, *data, "--output", out],
+        "analyze targets": lambda out: [*data, "--image_size", 16, "--patch_size", 4, "--output", f"{out}.json"],
         "reproduce": lambda out: ["table1", "--scale", "smoke", "--report_only", "--output_dir", out],
     }
     for run in range(30):

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "hf_mae_robust"
 ELSEWHERE = {
     "analysis/plots.py": "analysis/test_analyze.py, for the table and the pictures of the command",
     "analysis/samples.py": "analysis/test_online.py and test_analyze.py, for the images that are looked at",
+    "analysis/targets_command.py": "analysis/test_targets.py, which runs the command",
     "conversion/beit.py": "conversion/test_encoders.py and finetuning/classification/test_models.py",
     "conversion/finetuned.py": "finetuning/*/test_models.py, which read fine-tuned models",
     "conversion/frozen.py": "analysis/test_knn.py and finetuning/classification/test_linear_probe.py",
