@@ -15,7 +15,7 @@ from ..conversion.pixels import read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
-from ..data.source import DataLocation, ImageSource
+from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments
@@ -65,6 +65,13 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
     data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
+    data.add_argument(
+        "--train_val_split",
+        type=float,
+        help="Share of the training images to hold out and classify where the data set has no split for it: the images "
+        "that run_finetune.py holds out with the same share and --seed.",
+    )
+    data.add_argument("--seed", type=int, default=SEED, help="Of all that is drawn at random (%(default)s).")
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
     data.add_argument("--max_train_samples", type=int, help="At most N images, drawn at random.")
     data.add_argument("--max_eval_samples", type=int, help="At most N images, drawn at random.")
@@ -96,11 +103,12 @@ def run_knn(args: argparse.Namespace) -> None:
     encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
     encoder.to(state.device)
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
-    sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
+    location = DataLocation.of(args, args.token)
+    sources = open_splits(location, args.train_split_name, eval_split, args.train_val_split, args.seed)
     if sources[1] is None:
         raise UserError(
-            f"{args.dataset_name} has no split to classify; put images into train/ and val/, or "
-            "name one with --eval_split_name."
+            f"{args.dataset_name} has no split to classify beside '{args.train_split_name}'; hold images out with "
+            "--train_val_split 0.1, or name a split with --eval_split_name."
         )
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
@@ -110,7 +118,7 @@ def run_knn(args: argparse.Namespace) -> None:
     limits = (args.max_train_samples, args.max_eval_samples)
     for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, source.sample(limit), transform, pixels.num_channels, **options)
+        parts += extract_features(encoder, source.sample(limit, args.seed), transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
     if state.is_main_process:
         result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}

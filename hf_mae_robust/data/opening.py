@@ -51,6 +51,7 @@ def open_splits(
     find_splits: SplitFinder | None = None,
     tells: bool = True,
     share: Share = alone,
+    train_flag: str = "--train_split_name",
 ) -> tuple[ImageSource | None, ImageSource | None]:
     """Open the training split and the one to evaluate on.
 
@@ -65,6 +66,7 @@ def open_splits(
         tells: print what a local folder's files were taken for, and warn of pictures that come out black or white.
         share: how one process finds out for all, where several open the same data set: the commit of a branch, and what
             is streamed from the Hub or counted in Parquet files. All of them must call this function.
+        train_flag: the flag that chose `train_split`, for errors.
 
     Raises:
         MissingFileError: the folder does not exist.
@@ -85,7 +87,7 @@ def open_splits(
             sources.append(None)
             continue
         if split not in tables:
-            flag = "--train_split_name" if split == train_split else "--eval_split_name"
+            flag = train_flag if split == train_split else "--eval_split_name"
             raise DataError(
                 f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}. Choose one with {flag}."
             )

@@ -42,7 +42,7 @@ def run_statistics(args: argparse.Namespace) -> None:
     }
     with refused_by_library(" ".join(f"--{name} {' '.join(map(str, getattr(args, name)))}" for name in sizes)):
         config = ViTMAERobustConfig(**sizes, num_channels=args.num_channels)
-    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened)  # a split was named
     statistics = statistics_of_source(
         source.sample(args.max_samples),
