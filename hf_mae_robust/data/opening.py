@@ -226,12 +226,15 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
     parts = table.train_test_split(test_size=share, seed=seed)
     kept, held_out = (
         replace(
-            table_source(parts[part], train.rows.column, f"{part} part of {train.description}", train.labels),
+            # Within the brackets: of a path, cards show the end only.
+            table_source(
+                parts[part], train.rows.column, f"{train.description.removesuffix(')')}, {name})", train.labels
+            ),
             revision=train.revision,
             split=train.split,
             root=train.root,
         )
-        for part in ("train", "test")
+        for part, name in (("train", "not held out"), ("test", "held out"))
     )
     return kept, held_out
 

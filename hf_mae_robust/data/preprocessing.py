@@ -112,7 +112,7 @@ def in_two_steps(transform: Transform | Callable[..., Any]) -> Transform:
 
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
-    device, for the whole batch."""
+    device, for all of the batch."""
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere

@@ -88,8 +88,8 @@ def _as_settings(text: str) -> dict[str, Any]:
 
 
 def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
-    """What a study consists of, seed by seed, so that early reports compare whole seeds. Studies share runs: those of
-    classification and Figure 2, and the pre-training for detection and segmentation on the same images."""
+    """What a study consists of, seed by seed, so that early reports compare complete seeds. Studies share runs: those
+    of classification and Figure 2, and the pre-training for detection and segmentation on the same images."""
     root = args.output_dir / args.scale
     folder = root / (study.task if study.is_dense else "classification")
     pretrained = root / "dense" if study.is_dense and args.pretrain_dataset_name else folder
@@ -248,7 +248,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
             unique.setdefault(run.after.folder, run.after)
     for run in unique.values():
         run.after = run.after and unique[run.after.folder]
-    # Whole seeds of all studies first.
+    # Complete seeds of all studies first.
     ordered = sorted(unique.values(), key=lambda run: run.described["seed"])
     devices = torch.cuda.device_count() or os.cpu_count() or 1
     failure = None

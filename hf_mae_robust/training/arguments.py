@@ -63,7 +63,7 @@ class DataArguments:
     )
     stream_cache_size: str | None = option(
         None,
-        "At most so much in --stream_cache, such as 200GB or 1.5TiB; files of other data sets make room, the least "
+        "Size limit of --stream_cache, such as 200GB or 1.5TiB; files of other data sets make room, the least "
         "recently used first; what does not fit is streamed. Default: as much as the disk holds.",
         metavar="SIZE",
     )

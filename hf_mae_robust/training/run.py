@@ -59,7 +59,7 @@ from .setup import (
     record_of,
     say,
     set_schedule,
-    start_anew_if_asked,
+    start_over_if_asked,
     warn_of_stream,
 )
 from .shared_folder import check_shared
@@ -118,12 +118,15 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
         set_schedule(source, recipe, training, task.num_views(arguments))
         task.finish_schedule(arguments)
     elif eval_source is None:
-        raise UserError("--eval_only: there is no split to evaluate on; name one with --eval_split_name.")
+        raise UserError(
+            "--eval_only: there is no split to evaluate on; name one with --eval_split_name, or hold out the images "
+            "that the training held out, with the same --train_val_split and --seed."
+        )
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
 def with_patches_of(model: PreTrainedModel, source: ImageSource | None) -> ImageSource | None:
-    """The same images; arrays below the size of a patch are no pictures."""
+    """The same images; arrays below the size of a patch are not pictures."""
     config = getattr(model.config, "backbone_config", None) or model.config
     patch = getattr(config, "patch_size", None)
     if source is None or patch is None:
@@ -193,7 +196,7 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     stop_if_asked()
     # Dropout must not depend on what was computed so far, or found in a cache.
     set_seed(training.seed)
-    start_anew_if_asked(recipe, training)
+    start_over_if_asked(recipe, training)
     return trainer, checkpoint
 
 
