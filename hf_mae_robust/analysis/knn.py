@@ -71,7 +71,9 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
         help="Share of the training images to hold out and classify where the data set has no split for it: the images "
         "that run_finetune.py holds out with the same share and --seed.",
     )
-    data.add_argument("--seed", type=int, default=SEED, help="Of all that is drawn at random (%(default)s).")
+    data.add_argument(
+        "--seed", type=int, default=SEED, help="Seed of the images held out and of random samples (%(default)s)."
+    )
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
     data.add_argument("--max_train_samples", type=int, help="At most N images, drawn at random.")
     data.add_argument("--max_eval_samples", type=int, help="At most N images, drawn at random.")
@@ -81,9 +83,15 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
         help="See run_finetune.py; default: as the checkpoint's image processor has it.",
     )
     vote = parser.add_argument_group("vote")
-    vote.add_argument("--k", type=int, default=20, help="Neighbours (%(default)s).")
-    vote.add_argument("--temperature", type=float, default=0.07, help="Of the weights (%(default)s).")
-    vote.add_argument("--pooling", choices=["cls", "mean"], help="Features; default: those of the classifier, or cls.")
+    vote.add_argument("--k", type=int, default=20, help="Number of neighbours that vote (%(default)s).")
+    vote.add_argument(
+        "--temperature", type=float, default=0.07, help="Votes weigh exp(similarity / temperature) (%(default)s)."
+    )
+    vote.add_argument(
+        "--pooling",
+        choices=["cls", "mean"],
+        help="Feature: CLS token, or mean of the patches'; default: the classifier's, or cls.",
+    )
     vote.add_argument("--num_attention_heads", type=int, help="For a file in the official layout.")
     vote.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     running = parser.add_argument_group("running")

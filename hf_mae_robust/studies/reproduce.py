@@ -56,15 +56,15 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     runs.add_argument(
         "--seeds", type=int, help=f"Runs of each variant; default: {SEEDS['smoke']} (smoke), {SEEDS['small']}."
     )
-    runs.add_argument("--num_train_epochs", type=float, help="Of the pre-training; default: the scale's.")
-    runs.add_argument("--base_learning_rate", type=float, help="Of the pre-training; default: the scale's.")
+    runs.add_argument("--num_train_epochs", type=float, help="Epochs of pre-training; default: the scale's.")
+    runs.add_argument("--base_learning_rate", type=float, help="That of pre-training; default: the scale's.")
     runs.add_argument("--pretrain_flags", default="", help="More flags for run_pretrain.py, in one string.")
     runs.add_argument("--finetune_flags", default="", help="More flags for run_finetune.py, in one string.")
     runs.add_argument("--analyze_flags", default="", help="More flags for `analyze features`, in one string.")
     runs.add_argument("--parallel", type=int, help="Runs at a time; default: cores, or GPUs, at most 8.")
     runs.add_argument("--num_gpus", type=int, default=8, help="With --scale paper (%(default)s).")
     runs.add_argument("--output_dir", type=Path, default=Path("outputs/reproduce"), help="(%(default)s)")
-    runs.add_argument("--report_only", action="store_true", help="Of the runs that are finished; start none.")
+    runs.add_argument("--report_only", action="store_true", help="Report the finished runs, and start none.")
 
 
 def _as_settings(text: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Resuming(TypedTrainer):
         if best.is_dir():
             self.state.best_model_checkpoint = str(best)
         else:
-            logger.warning("%s, the best checkpoint so far, is not there any more.", best)
+            logger.warning("%s, the best checkpoint so far, no longer exists.", best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.allow_elastic_resume:
