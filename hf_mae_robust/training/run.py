@@ -301,6 +301,9 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
     """
     training = arguments.training
     trainer: ImageTrainer | None = None
+    resuming = "The same command"
+    if arguments.recipe.overwrite_output_dir:
+        resuming += " without --overwrite_output_dir"
     with sentences(parser, training):
         for note in parser.notes:
             say(note)
@@ -313,14 +316,14 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
                 except UserError as error:
                     raise UserError(sentence_of(error)) from error
         except StopRequested as stop:
-            say(f"{stop}. The same command resumes from there.")
+            say(f"{stop}. {resuming} resumes from there.")
             end_stopped(training, trainer, stop.signal_name, stop.step, stop.checkpoint)
         except StopOutsideTraining as stop:
             newest = last_checkpoint(training.output_dir)
             step = trainer.state.global_step if trainer is not None else 0
             say(
-                f"Stopped by {stop} {'after the last' if step else 'before the first'} step. The same command "
-                f"{f'resumes from {newest}' if newest else 'starts again'}."
+                f"Stopped by {stop} {'after the last' if step else 'before the first'} step. "
+                f"{f'{resuming} resumes from {newest}' if newest else 'The same command starts again'}."
             )
             end_stopped(training, trainer, str(stop), step, str(newest) if newest else None)
 
