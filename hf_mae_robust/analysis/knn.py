@@ -18,7 +18,7 @@ from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_data_arguments, add_worker_argument
 
 
 def knn_accuracy(
@@ -96,7 +96,7 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     vote.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    add_worker_argument(running)
     running.add_argument("--output", type=Path, help="JSON file to write the result to.")
 
 
@@ -132,13 +132,14 @@ def run_knn(args: argparse.Namespace) -> None:
         result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}
         result |= {"temperature": args.temperature, "pooling": encoder.pooling, "neighbours": len(parts[0])}
         result |= {"images": len(parts[2]), **accuracies}
+        most_frequent = float(parts[3].bincount().max()) / len(parts[3])  # what guessing would give
         if args.output is not None:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             args.output.write_text(json.dumps(result) + "\n")
         print(
             f"{args.checkpoint}: kNN accuracy {accuracies['accuracy']:.4f}, top-5 {accuracies['top5_accuracy']:.4f} on "
             f"{len(parts[2]):,} images of {args.dataset_name} (k {args.k} of {len(parts[0]):,}, temperature "
-            f"{args.temperature:g}, {encoder.pooling} features)"
+            f"{args.temperature:g}, {encoder.pooling} features); the most frequent class alone: {most_frequent:.4f}"
         )
     state.wait_for_everyone()
     state.destroy_process_group()

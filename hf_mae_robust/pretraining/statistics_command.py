@@ -11,7 +11,7 @@ from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_data_arguments, add_worker_argument
 from .statistics_pass import statistics_of_source
 
 
@@ -26,7 +26,7 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    add_worker_argument(running)
     parser.add_argument("--output", required=True, type=Path, help="The .safetensors file to write.")
 
 

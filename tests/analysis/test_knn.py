@@ -173,6 +173,7 @@ def test_the_command_prints_and_writes_what_sklearn_finds(encoder_dir, photos_di
     printed = capsys.readouterr().out
     assert f"kNN accuracy {expected['accuracy']:.4f}, top-5 1.0000 on 23 images" in printed
     assert "(k 7 of 40, temperature 0.2, mean features)" in printed
+    assert f"the most frequent class alone: {12 / 23:.4f}" in printed
 
 
 def test_the_command_takes_the_first_images_only_and_streams(encoder_dir, photos_dir, tmp_path):
