@@ -1,4 +1,4 @@
-"""Does it take longer to go on at step 10,000 than at step 10?
+"""Does it take longer to resume at step 10,000 than at step 10?
 
     python benchmarks/resume_start.py
 

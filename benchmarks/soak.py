@@ -5,7 +5,7 @@
 Real runs of run_pretrain.py on a tiny model, in turns with 1 and 2 processes: streamed Parquet, dropout, augmentation,
 accumulation of 2, workers, a checkpoint every third step. Two thirds of the kills (SIGKILL) wait until a checkpoint is
 being written, the others come at any time from the start of the run on. After each, the newest checkpoint has to be
-whole. A run that gets to its end is compared with the undisturbed one: losses of all steps, and the weights, bit by
+complete. A run that gets to its end is compared with the undisturbed one: losses of all steps, and the weights, bit by
 bit. Ends with code 1 where anything differs.
 """
 
@@ -145,7 +145,7 @@ def main() -> None:
                 seen["kills while a checkpoint was being written or deleted"] += bool(staged(folder))
                 newest = checkpoints_in(folder)[:1]
                 seen["kills before the first checkpoint"] += not newest
-                seen["checkpoints that were not whole"] += sum(
+                seen["incomplete checkpoints"] += sum(
                     broken_file_of(checkpoint) is not None for checkpoint in checkpoints_in(folder)
                 )
                 continue
@@ -161,7 +161,7 @@ def main() -> None:
     for name in ("starts", *sorted(set(seen) - {"starts"})):
         print(f"{name}: {seen[name]}")
     shutil.rmtree(work)
-    sys.exit(bool(seen["runs that differ"] or seen["checkpoints that were not whole"]))
+    sys.exit(bool(seen["runs that differ"] or seen["incomplete checkpoints"]))
 
 
 if __name__ == "__main__":

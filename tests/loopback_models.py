@@ -2,7 +2,7 @@
 
 It answers as huggingface.co does what huggingface_hub asks for when it creates a repository or a branch, uploads a
 folder and downloads a model. Large files go by LFS, verified by size and SHA-256, and come by a redirection to another
-host, which takes no token. A commit is there as a whole or not at all, and only on a branch that there is.
+host, which takes no token. A commit is complete or absent, and only on an existing branch.
 """
 
 import base64

@@ -86,6 +86,14 @@ def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, 
     assert evaluated.state.global_step == 0
 
 
+def test_what_a_training_held_out_is_evaluated_again_with_the_same_flags(arguments, tmp_path):
+    parts = ["--eval_split_name", "none", "--train_val_split", 0.25]
+    trained = finetune(*arguments(*parts, "--max_steps", 1))
+    again = finetune(*arguments(*parts, "--eval_only", "--model_name_or_path", tmp_path / "out"))
+    assert again.eval_source.fingerprint == trained.eval_source.fingerprint
+    assert again.state.global_step == 0 and again.eval_source.num_rows == 10
+
+
 def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
     large = finetune(*arguments(*PLAIN))
     small = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "other"]

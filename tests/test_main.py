@@ -221,3 +221,14 @@ def test_every_number_has_a_range():
     }
     assert numeric - RANGES.keys() - COMMAND_RANGES.keys() == set()
     assert COMMAND_RANGES.keys() <= numeric and not COMMAND_RANGES.keys() & RANGES.keys()
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (64, 4)])
+def test_no_more_processes_decode_than_there_are_cores(monkeypatch, cores, workers):
+    """PyTorch would warn of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    for words in (
+        ["analyze", "knn", "a", "--dataset_name", "b"],
+        ["statistics", "--dataset_name", "b", "--output", "c"],
+    ):
+        assert make_parser(words).parse_args(words).num_workers == workers

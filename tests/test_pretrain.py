@@ -88,11 +88,11 @@ def test_goes_on_by_itself_from_the_newest_checkpoint_unless_told_otherwise(phot
     capsys.readouterr()
     main([*words, "--overwrite_output_dir"])
     output = capsys.readouterr().out
-    assert "Starting anew: removed" in output and "Going on" not in output
+    assert "Training starts from the beginning: removed" in output and "Resuming" not in output
     assert len(logged(tmp_path)) == 6
 
 
-def test_starting_anew_with_bad_input_removes_nothing(photos_dir, tmp_path, capsys):
+def test_starting_over_with_bad_input_removes_nothing(photos_dir, tmp_path, capsys):
     words = flags(photos_dir, tmp_path, "--save_strategy", "epoch")
     main(words)
     for bad in (["--image_column_name", "photo"], ["--per_device_train_batch_size", "500"], ["--crop_scale", "1", "0"]):

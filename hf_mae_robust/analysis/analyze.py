@@ -68,7 +68,7 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     other = load(args.other, None, args.token).to(state.device) if args.other else None
     if other is not None and other.config.image_size != model.config.image_size:
         raise UserError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
-    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)

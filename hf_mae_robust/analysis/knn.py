@@ -14,10 +14,10 @@ from ..conversion.pixels import read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
-from ..data.source import DataLocation, ImageSource
+from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_data_arguments, add_worker_argument
 
 
 def knn_accuracy(
@@ -64,6 +64,15 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
     data.add_argument("--eval_split_name", default="auto", help="Split that is classified (%(default)s).")
+    data.add_argument(
+        "--train_val_split",
+        type=float,
+        help="Share of the training images to hold out and classify where the data set has no split for it: the images "
+        "that run_finetune.py holds out with the same share and --seed.",
+    )
+    data.add_argument(
+        "--seed", type=int, default=SEED, help="Seed of the images held out and of random samples (%(default)s)."
+    )
     data.add_argument("--label_column_name", default="auto", help="Column with the labels (%(default)s).")
     data.add_argument("--max_train_samples", type=int, help="At most N images, drawn at random.")
     data.add_argument("--max_eval_samples", type=int, help="At most N images, drawn at random.")
@@ -73,14 +82,20 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
         help="See run_finetune.py; default: as the checkpoint's image processor has it.",
     )
     vote = parser.add_argument_group("vote")
-    vote.add_argument("--k", type=int, default=20, help="Neighbours (%(default)s).")
-    vote.add_argument("--temperature", type=float, default=0.07, help="Of the weights (%(default)s).")
-    vote.add_argument("--pooling", choices=["cls", "mean"], help="Features; default: those of the classifier, or cls.")
+    vote.add_argument("--k", type=int, default=20, help="Number of neighbours that vote (%(default)s).")
+    vote.add_argument(
+        "--temperature", type=float, default=0.07, help="Votes weigh exp(similarity / temperature) (%(default)s)."
+    )
+    vote.add_argument(
+        "--pooling",
+        choices=["cls", "mean"],
+        help="Feature: CLS token, or mean of the patches'; default: the classifier's, or cls.",
+    )
     vote.add_argument("--num_attention_heads", type=int, help="For a file in the official layout.")
     vote.add_argument("--model_revision", help="Branch, tag or commit of a model on the Hub.")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    add_worker_argument(running)
     running.add_argument("--output", type=Path, help="JSON file to write the result to.")
 
 
@@ -95,11 +110,12 @@ def run_knn(args: argparse.Namespace) -> None:
     encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
     encoder.to(state.device)
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
-    sources = open_splits(DataLocation.of(args, args.token), args.train_split_name, eval_split)
+    location = DataLocation.of(args, args.token)
+    sources = open_splits(location, args.train_split_name, eval_split, args.train_val_split, args.seed)
     if sources[1] is None:
         raise UserError(
-            f"{args.dataset_name} has no split to classify; put images into train/ and val/, or "
-            "name one with --eval_split_name."
+            f"{args.dataset_name} has no split to classify beside '{args.train_split_name}'; hold images out with "
+            "--train_val_split 0.1, or name a split with --eval_split_name."
         )
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
@@ -109,19 +125,20 @@ def run_knn(args: argparse.Namespace) -> None:
     limits = (args.max_train_samples, args.max_eval_samples)
     for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, source.sample(limit), transform, pixels.num_channels, **options)
+        parts += extract_features(encoder, source.sample(limit, args.seed), transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
     if state.is_main_process:
         result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}
         result |= {"temperature": args.temperature, "pooling": encoder.pooling, "neighbours": len(parts[0])}
         result |= {"images": len(parts[2]), **accuracies}
+        most_frequent = float(parts[3].bincount().max()) / len(parts[3])  # what guessing would give
         if args.output is not None:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             args.output.write_text(json.dumps(result) + "\n")
         print(
             f"{args.checkpoint}: kNN accuracy {accuracies['accuracy']:.4f}, top-5 {accuracies['top5_accuracy']:.4f} on "
             f"{len(parts[2]):,} images of {args.dataset_name} (k {args.k} of {len(parts[0]):,}, temperature "
-            f"{args.temperature:g}, {encoder.pooling} features)"
+            f"{args.temperature:g}, {encoder.pooling} features); the most frequent class alone: {most_frequent:.4f}"
         )
     state.wait_for_everyone()
     state.destroy_process_group()

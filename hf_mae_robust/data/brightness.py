@@ -41,7 +41,7 @@ def describe_brightness(source: ImageSource, num_rows: int = NUM_LOOKED_AT) -> s
         except (DataError, ImageDecodingError):
             continue  # counted and named when it is trained on
         modes.add(mode)
-        # Of palettes the stored numbers are no brightness.
+        # The stored numbers of a palette are not brightness.
         if mode in ("P", "1") or not numbers.size:
             return None
         stored.append((np.nanmin(numbers), np.nanmax(numbers)))

@@ -76,7 +76,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                 the noise of the one asked for (for training, where every place is filled); otherwise a bad image
                 becomes a filler (for means, which are then exact over the good ones).
             num_views: items that a data loader gets for each key: crops, flips and noises of one decoding. The
-                first is the one that there is without others.
+                first is the one that `num_views=1` gives.
 
         Items raise DataError where MAX_BAD_IN_A_ROW rows after one another cannot be decoded.
         """

@@ -1,4 +1,4 @@
-"""Features of whole data sets, computed once."""
+"""Features of complete data sets, computed once."""
 
 from collections.abc import Callable
 from typing import Any

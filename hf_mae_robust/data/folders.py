@@ -121,7 +121,7 @@ class ImageFolder:
         return lines
 
     def _classes_without_training(self) -> dict[str, list[str]]:
-        """Split -> its classes that "train" does not have, where there are any; of maps the folders are no classes."""
+        """Split -> its classes that "train" does not have, where there are any; of maps the folders are not classes."""
         classes = {name: set(classes_of(split)[0] or ()) for name, split in self.splits.items()}
         trained = classes.get("train")
         if not trained or self.pairs.maps:

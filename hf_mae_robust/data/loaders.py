@@ -33,7 +33,7 @@ def outlive_signals(worker_id: int) -> None:
 @atexit.register
 def end_workers() -> None:
     """When this process ends, its workers do. Python would ask them with SIGTERM, which they may ignore, and then wait
-    for them for ever."""
+    for them forever."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of a worker for an accident
     for child in multiprocessing.active_children():

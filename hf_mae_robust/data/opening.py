@@ -53,6 +53,7 @@ def open_splits(
     find_splits: SplitFinder | None = None,
     tells: bool = True,
     share: Share = alone,
+    train_flag: str = "--train_split_name",
 ) -> tuple[ImageSource | None, ImageSource | None]:
     """Open the training split and the one to evaluate on.
 
@@ -67,6 +68,7 @@ def open_splits(
         tells: print what a local folder's files were taken for, and warn of pictures that come out black or white.
         share: how one process finds out for all, where several open the same data set: the commit of a branch, and what
             is streamed from the Hub or counted in Parquet files. All of them must call this function.
+        train_flag: the flag that chose `train_split`, for errors.
 
     Raises:
         MissingFileError: the folder does not exist.
@@ -87,7 +89,7 @@ def open_splits(
             sources.append(None)
             continue
         if split not in tables:
-            flag = "--train_split_name" if split == train_split else "--eval_split_name"
+            flag = train_flag if split == train_split else "--eval_split_name"
             raise DataError(
                 f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}. Choose one with {flag}."
             )
@@ -252,14 +254,17 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
     parts = table.train_test_split(test_size=share, seed=seed)
     kept, held_out = (
         replace(
-            table_source(parts[part], train.rows.column, f"{part} part of {train.description}", train.labels),
+            # Within the brackets: of a path, cards show the end only.
+            table_source(
+                parts[part], train.rows.column, f"{train.description.removesuffix(')')}, {name})", train.labels
+            ),
             revision=train.revision,
             split=train.split,
             root=train.root,
             stored=train.stored,
             holds_numbers=train.holds_numbers,
         )
-        for part in ("train", "test")
+        for part, name in (("train", "not held out"), ("test", "held out"))
     )
     return kept, held_out
 

@@ -124,7 +124,7 @@ class StreamCache:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise DataError(f"Fetching {public(url)} into {self.folder}: {describe(error)}") from error
-                logger.warning("--stream_cache %s: the disk is full; what is not there is not kept.", self.folder)
+                logger.warning("--stream_cache %s: the disk is full; no further file is kept.", self.folder)
                 is_there = False
             if not is_there:
                 self._too_large.add(url)

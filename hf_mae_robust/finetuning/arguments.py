@@ -50,7 +50,7 @@ class FinetuneModelArguments:
         "(peft), the head and the norm before it; default: off.",
     )
     lora_alpha: float = option(16, "LoRA: the product of the matrices is scaled by this / rank.")
-    lora_dropout: float = option(0.0, "LoRA: dropout of what the matrices get.")
+    lora_dropout: float = option(0.0, "LoRA: dropout of the input of the matrices.")
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "v_proj"],
         metadata={"help": "LoRA: names of the linear layers in each block, or all-linear.", "nargs": "+"},

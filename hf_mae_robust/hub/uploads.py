@@ -77,7 +77,7 @@ def _open_repository(name: str, token: str | None, revision: str | None, private
     api = HfApi(token=token)
     repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
     api.auth_check(repo_id, write=True)
-    # `private` changes nothing about a repository that there is already.
+    # `private` changes nothing about an existing repository.
     if private and not api.model_info(repo_id).private:
         raise UserError(
             f"--hub_private_repo: {repo_id} is on the Hub already, and public. Make it private in its settings, or "

@@ -13,7 +13,7 @@ from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
 from ..training.processes import first_process
 from .band_pass import statistics_of_band_source
@@ -35,7 +35,7 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     _add_band_arguments(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    add_worker_argument(running)
     parser.add_argument("--output", required=True, type=Path, help="The .safetensors file to write.")
 
 
@@ -67,7 +67,7 @@ def run_statistics(args: argparse.Namespace) -> None:
     with refused_by_library(refusal):
         ViTMAERobustConfig(**sizes)  # before any data are opened
     location = DataLocation.of(args, args.token)
-    opened, _ = open_splits(location, args.split, eval_split=None)
+    opened, _ = open_splits(location, args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     running: dict[str, Any] = {"num_workers": args.num_workers}
     bands = None

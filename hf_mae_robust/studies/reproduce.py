@@ -56,15 +56,15 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     runs.add_argument(
         "--seeds", type=int, help=f"Runs of each variant; default: {SEEDS['smoke']} (smoke), {SEEDS['small']}."
     )
-    runs.add_argument("--num_train_epochs", type=float, help="Of the pre-training; default: the scale's.")
-    runs.add_argument("--base_learning_rate", type=float, help="Of the pre-training; default: the scale's.")
+    runs.add_argument("--num_train_epochs", type=float, help="Epochs of pre-training; default: the scale's.")
+    runs.add_argument("--base_learning_rate", type=float, help="That of pre-training; default: the scale's.")
     runs.add_argument("--pretrain_flags", default="", help="More flags for run_pretrain.py, in one string.")
     runs.add_argument("--finetune_flags", default="", help="More flags for run_finetune.py, in one string.")
     runs.add_argument("--analyze_flags", default="", help="More flags for `analyze features`, in one string.")
     runs.add_argument("--parallel", type=int, help="Runs at a time; default: cores, or GPUs, at most 8.")
     runs.add_argument("--num_gpus", type=int, default=8, help="With --scale paper (%(default)s).")
     runs.add_argument("--output_dir", type=Path, default=Path("outputs/reproduce"), help="(%(default)s)")
-    runs.add_argument("--report_only", action="store_true", help="Of the runs that are finished; start none.")
+    runs.add_argument("--report_only", action="store_true", help="Report the finished runs, and start none.")
 
 
 def _as_settings(text: str) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _as_settings(text: str) -> dict[str, Any]:
 
 
 def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
-    """What a study consists of, seed by seed, so that early reports compare whole seeds. Studies share runs: those of
-    classification and Figure 2, and the pre-training for detection and segmentation on the same images."""
+    """What a study consists of, seed by seed, so that early reports compare complete seeds. Studies share runs: those
+    of classification and Figure 2, and the pre-training for detection and segmentation on the same images."""
     root = args.output_dir / args.scale
     folder = root / (study.task if study.is_dense else "classification")
     pretrained = root / "dense" if study.is_dense and args.pretrain_dataset_name else folder
@@ -248,7 +248,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
             unique.setdefault(run.after.folder, run.after)
     for run in unique.values():
         run.after = run.after and unique[run.after.folder]
-    # Whole seeds of all studies first.
+    # Complete seeds of all studies first.
     ordered = sorted(unique.values(), key=lambda run: run.described["seed"])
     devices = torch.cuda.device_count() or os.cpu_count() or 1
     failure = None

@@ -60,7 +60,7 @@ class DatasetArguments:
     )
     stream_cache_size: str | None = option(
         None,
-        "At most so much in --stream_cache, such as 200GB or 1.5TiB; files of other data sets make room, the least "
+        "Size limit of --stream_cache, such as 200GB or 1.5TiB; files of other data sets make room, the least "
         "recently used first; what does not fit is streamed. Default: as much as the disk holds.",
         metavar="SIZE",
     )
@@ -281,3 +281,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument("--frame", type=int, help="Of files with several frames or pages: the one to take (0-based).")
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     return data
+
+
+def add_worker_argument(group: argparse._ArgumentGroup) -> None:
+    """How many processes decode images, for the commands of `python -m hf_mae_robust`. PyTorch warns of more than there
+    are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    group.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(4, cores),
+        help="Processes that decode; default: 4, or the number of CPU cores where it is lower (%(default)s).",
+    )

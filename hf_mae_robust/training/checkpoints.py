@@ -135,7 +135,7 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
     if checkpoints:
         raise CheckpointError(
             f"None of the {len(checkpoints)} checkpoint(s) in {output_dir} can be resumed from (see above). Choose "
-            "another --output_dir, or start anew with --overwrite_output_dir, which deletes them."
+            "another --output_dir, or train from the beginning with --overwrite_output_dir, which deletes them."
         )
     return None
 
@@ -164,7 +164,7 @@ def check_config(checkpoint: Path, config: PreTrainedConfig) -> None:
     if differences:
         raise CheckpointError(
             f"{checkpoint} was trained with other settings ({'; '.join(differences)}). Use those, choose another "
-            "--output_dir, or start anew with --overwrite_output_dir."
+            "--output_dir, or train from the beginning with --overwrite_output_dir."
         )
 
 
@@ -187,7 +187,8 @@ def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[st
 
 def explain_differences(checkpoint: str | Path, differences: list[str]) -> str:
     return (
-        f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). With those, the resumed run "
-        "equals an uninterrupted one. --allow_elastic_resume resumes with the new ones: not with the same losses, and "
-        "in the epoch of the resume some images come twice and others not at all. --overwrite_output_dir starts anew."
+        f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). With its settings, the "
+        "resumed run equals an uninterrupted one. --allow_elastic_resume resumes with the new ones: the losses differ, "
+        "and in the epoch of the resume some images come twice and others not at all. --overwrite_output_dir trains "
+        "from the beginning."
     )

@@ -20,18 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def _without_warning_of_best() -> Iterator[None]:
-    """The Trainer says that the best checkpoint does not exist, where its name alone is not a path from here."""
+def _without_false_alarms() -> Iterator[None]:
+    """The Trainer says that the best checkpoint does not exist, where its name alone is not a path from here; and that
+    intervals such as `save_steps: 0.1` changed, because a checkpoint has them in steps. What matters of the settings
+    was compared before (run.json)."""
 
     def is_other(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("The best checkpoint")
+        return not record.getMessage().startswith(("The best checkpoint", "Warning: The following arguments do not"))
 
-    trainers = logging.getLogger("transformers.trainer")
-    trainers.addFilter(is_other)
+    loggers = [logging.getLogger(f"transformers.{module}") for module in ("trainer", "trainer_utils")]
+    for each in loggers:
+        each.addFilter(is_other)
     try:
         yield
     finally:
-        trainers.removeFilter(is_other)
+        for each in loggers:
+            each.removeFilter(is_other)
 
 
 class Resuming(TypedTrainer):
@@ -53,7 +57,7 @@ class Resuming(TypedTrainer):
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
         """Where in the data to resume: epochs done, batches done of the next one."""
-        with _without_warning_of_best():
+        with _without_false_alarms():
             position = super()._init_training_state(
                 max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
@@ -93,7 +97,7 @@ class Resuming(TypedTrainer):
         if best.is_dir():
             self.state.best_model_checkpoint = str(best)
         else:
-            logger.warning("%s, the best checkpoint so far, is not there any more.", best)
+            logger.warning("%s, the best checkpoint so far, no longer exists.", best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.allow_elastic_resume:

@@ -61,7 +61,7 @@ from .setup import (
     record_of,
     say,
     set_schedule,
-    start_anew_if_asked,
+    start_over_if_asked,
     warn_of_stream,
 )
 from .shared_folder import check_shared
@@ -120,14 +120,17 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
         set_schedule(source, recipe, training, task.num_views(arguments))
         task.finish_schedule(arguments)
     elif eval_source is None:
-        raise UserError("--eval_only: there is no split to evaluate on; name one with --eval_split_name.")
+        raise UserError(
+            "--eval_only: there is no split to evaluate on; name one with --eval_split_name, or hold out the images "
+            "that the training held out, with the same --train_val_split and --seed."
+        )
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
 def as_wanted(
     model: PreTrainedModel, pixels: Pixels, data: DataArguments, source: ImageSource | None
 ) -> ImageSource | None:
-    """The same images, read as the model wants them; arrays below the size of a patch are no pictures."""
+    """The same images, read as the model wants them; arrays below the size of a patch are not pictures."""
     if source is None:
         return None
     form = pixels.band_form
@@ -207,7 +210,7 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     stop_if_asked()
     # Dropout must not depend on what was computed so far, or found in a cache.
     set_seed(training.seed)
-    start_anew_if_asked(recipe, training)
+    start_over_if_asked(recipe, training)
     return trainer, checkpoint
 
 
@@ -313,6 +316,9 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
     """
     training = arguments.training
     trainer: ImageTrainer | None = None
+    resuming = "The same command"
+    if arguments.recipe.overwrite_output_dir:
+        resuming += " without --overwrite_output_dir"
     with sentences(parser, training):
         for note in parser.notes:
             say(note)
@@ -325,14 +331,14 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
                 except UserError as error:
                     raise UserError(sentence_of(error)) from error
         except StopRequested as stop:
-            say(f"{stop}. The same command resumes from there.")
+            say(f"{stop}. {resuming} resumes from there.")
             end_stopped(training, trainer, stop.signal_name, stop.step, stop.checkpoint)
         except StopOutsideTraining as stop:
             newest = last_checkpoint(training.output_dir)
             step = trainer.state.global_step if trainer is not None else 0
             say(
-                f"Stopped by {stop} {'after the last' if step else 'before the first'} step. The same command "
-                f"{f'resumes from {newest}' if newest else 'starts again'}."
+                f"Stopped by {stop} {'after the last' if step else 'before the first'} step. "
+                f"{f'{resuming} resumes from {newest}' if newest else 'The same command starts again'}."
             )
             end_stopped(training, trainer, str(stop), step, str(newest) if newest else None)
 

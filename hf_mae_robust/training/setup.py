@@ -49,16 +49,13 @@ def open_sources(
     data: DataArguments, token: str | None, seed: int, eval_only: bool = False, **options: Any
 ) -> tuple[ImageSource | None, ImageSource | None]:
     """The images to train (None with `eval_only`) and to evaluate on. options: of `open_splits`. Raises DataError."""
-    train, evaluation = open_splits(
-        DataLocation.of(data, token),
-        None if eval_only else data.train_split_name,
-        None if data.eval_split_name == "none" else data.eval_split_name,
-        data.train_val_split,
-        seed,
-        data.shuffle_buffer_size,
-        share=first_process,
-        **options,
-    )
+    location = DataLocation.of(data, token)
+    eval_split = None if data.eval_split_name == "none" else data.eval_split_name
+    options |= {"train_val_split": data.train_val_split, "seed": seed, "buffer_size": data.shuffle_buffer_size}
+    options |= {"share": first_process}
+    train, evaluation = open_splits(location, None if eval_only else data.train_split_name, eval_split, **options)
+    if eval_only and evaluation is None and data.train_val_split:
+        _, evaluation = open_splits(location, data.train_split_name, eval_split, **{**options, "tells": False})
     train = train.sample(data.max_train_samples, seed, data.shuffle_buffer_size) if train is not None else None
     if evaluation is not None:
         evaluation = evaluation.sample(data.max_eval_samples, seed, data.shuffle_buffer_size)
@@ -263,7 +260,9 @@ def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -
     named = training.resume_from_checkpoint
     if recipe.overwrite_output_dir:
         if named:
-            raise UserError("--overwrite_output_dir starts anew; it cannot be combined with --resume_from_checkpoint.")
+            raise UserError(
+                "--overwrite_output_dir cannot be combined with --resume_from_checkpoint: it trains from the beginning."
+            )
         return None
     if named and str(named).lower() not in ("true", "auto"):
         checkpoint = Path(named)
@@ -276,7 +275,7 @@ def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -
         checkpoint = newest_checkpoint(training.output_dir)
     if checkpoint is None:
         return None
-    say(f"Resuming from {checkpoint} (--overwrite_output_dir starts anew)")
+    say(f"Resuming from {checkpoint} (--overwrite_output_dir trains from the beginning)")
     return str(checkpoint)
 
 
@@ -344,10 +343,10 @@ def warn_of_stream(source: ImageSource, data: DataArguments) -> None:
         )
 
 
-def start_anew_if_asked(recipe: RecipeArguments, training: ImageTrainingArguments) -> None:
+def start_over_if_asked(recipe: RecipeArguments, training: ImageTrainingArguments) -> None:
     """--overwrite_output_dir. To be called last of all before the training, when whatever was wrong with the arguments
     or the data has been found."""
-    starts_anew = recipe.overwrite_output_dir and training.process_index == 0
-    if starts_anew and (removed := remove_checkpoints(training.output_dir)):
-        say(f"Starting anew: removed {', '.join(str(path) for path in removed)}")
+    starts_over = recipe.overwrite_output_dir and training.process_index == 0
+    if starts_over and (removed := remove_checkpoints(training.output_dir)):
+        say(f"Training starts from the beginning: removed {', '.join(str(path) for path in removed)}")
     PartialState().wait_for_everyone()

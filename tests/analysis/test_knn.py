@@ -2,14 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.analysis import knn
 from hf_mae_robust.analysis.knn import knn_accuracy
 from hf_mae_robust.conversion.frozen import load_encoder
 from hf_mae_robust.data.features import extract_features
@@ -17,7 +20,8 @@ from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
-from tests.helpers import photos, write_parquet_set
+from hf_mae_robust.finetune import make_parser, prepare
+from tests.helpers import as_flags, finetuning_settings, photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -169,6 +173,7 @@ def test_the_command_prints_and_writes_what_sklearn_finds(encoder_dir, photos_di
     printed = capsys.readouterr().out
     assert f"kNN accuracy {expected['accuracy']:.4f}, top-5 1.0000 on 23 images" in printed
     assert "(k 7 of 40, temperature 0.2, mean features)" in printed
+    assert f"the most frequent class alone: {12 / 23:.4f}" in printed
 
 
 def test_the_command_takes_the_first_images_only_and_streams(encoder_dir, photos_dir, tmp_path):
@@ -181,12 +186,48 @@ def test_the_command_takes_the_first_images_only_and_streams(encoder_dir, photos
     assert (results[0]["neighbours"], results[0]["images"], results[0]["pooling"]) == (11, 9, "cls")
 
 
+def test_the_images_held_out_are_those_that_fine_tuning_holds_out(encoder_dir, tmp_path, monkeypatch):
+    """A folder of classes without splits; the same seed, and a sample of both parts."""
+    for i, picture in enumerate(photos(40)):
+        path = tmp_path / "set" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.fromarray(picture).save(path)
+    flags = ["--train_val_split", "0.25", "--seed", "7", "--max_train_samples", "20"]
+    sources = []
+
+    def spy(encoder, source, *more, **options):
+        sources.append(source)
+        return extract_features(encoder, source, *more, **options)
+
+    monkeypatch.setattr(knn, "extract_features", spy)
+    analyze(encoder_dir, tmp_path / "set", *flags, "--output", tmp_path / "knn.json")
+    result = json.loads((tmp_path / "knn.json").read_text())
+    assert (result["neighbours"], result["images"]) == (20, 10)
+    settings = finetuning_settings(tmp_path / "set", encoder_dir, tmp_path / "out")
+    trainer, _ = prepare(make_parser().parse(as_flags(settings, *flags)))
+    found, trained = (
+        [paths(part) for part in parts] for parts in (sources, (trainer.train_source, trainer.eval_source))
+    )
+    assert found == trained
+    assert len(set(found[0])) == 20 and len(set(found[1])) == 10 and not set(found[0]) & set(found[1])
+    analyze(encoder_dir, tmp_path / "set", "--train_val_split", "0.25", "--seed", "8")
+    assert set(paths(sources[3])) != set(found[1])
+
+
+def paths(source):
+    return [Path(source.rows[row]["path"]).name for row in range(source.num_rows)]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--k", "0"], "--k 0"),
         (["--temperature", "0"], "--temperature 0: must be above 0"),
-        (["--eval_split_name", "none"], "no split to classify"),
+        (
+            ["--eval_split_name", "none"],
+            "no split to classify beside 'train'; hold images out with --train_val_split 0.1",
+        ),
+        (["--train_val_split", "1"], "--train_val_split 1: must be at least 0 and below 1"),
         (["--eval_split_name", "testing"], "no split 'testing'"),
         (["--label_column_name", "kind"], "no column 'kind'"),
         (["--max_eval_samples", "0"], "--max_eval_samples 0: must be at least 1"),

@@ -89,7 +89,7 @@ def test_classifiers(form, tmp_path):
     config = AutoConfig.from_pretrained(tmp_path / "onnx")
     assert config.id2label == NAMES["id2label"] and config.architectures == [type(model).__name__]
 
-    # From a picture, as whoever serves it would; the other side is what was exported, loaded anew.
+    # From a picture, as whoever serves it would; the other side is what was exported, loaded again.
     picture = photos(1, size=50)[0]
     inputs = AutoImageProcessor.from_pretrained(tmp_path / "onnx")(picture, return_tensors="np")["pixel_values"]
     assert inputs.shape == (1, 3, 32, 32) and abs(inputs).max() > 1

@@ -104,7 +104,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_sine_cosine_positions_are_computed_anew_for_another_size(kind, official, tmp_path):
+def test_sine_cosine_positions_are_computed_again_for_another_size(kind, official, tmp_path):
     if kind == "folder":
         before = ViTMAERobustForPreTraining(tiny_config(**ALL_ON))
         before.set_target_statistics(torch.rand(192), torch.rand(192) + 1)

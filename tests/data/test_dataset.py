@@ -106,7 +106,7 @@ def test_augmentation_leaves_the_global_random_numbers_alone(parquet_set):
 
 
 def test_a_stream_that_cannot_seek_still_trains(tmp_path):
-    """An image folder, streamed: no length, so the loader goes on for ever, and shares the files among ranks."""
+    """An image folder, streamed: no length, so the loader never ends, and shares the files among ranks."""
     (tmp_path / "train").mkdir()
     for i, pixels in enumerate(photos(12)):
         Image.fromarray(pixels).save(tmp_path / "train" / f"{i:02d}.png")

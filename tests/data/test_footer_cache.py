@@ -62,7 +62,7 @@ def test_what_is_broken_is_not_trusted(place, path, damage):
     )
     assert load_footer(str(path)) is None
     assert read_footer(str(path)).num_rows == 3
-    assert kept.read_bytes() == content  # written anew
+    assert kept.read_bytes() == content  # written again
 
 
 def test_footers_at_other_addresses_are_not_kept(place, path):

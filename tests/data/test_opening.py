@@ -35,6 +35,10 @@ def test_hold_out_where_there_is_no_split(tmp_path):
     folder = write_parquet_set(tmp_path / "set", {"train": 20})
     train, held_out = open_splits(DataLocation(str(folder)), train_val_split=0.25)
     assert (train.num_rows, held_out.num_rows) == (15, 5)
+    assert [part.description for part in (train, held_out)] == [
+        f"{folder} (train, not held out)",
+        f"{folder} (train, held out)",
+    ]
     assert train.split == held_out.split == "train" and train.fingerprint != held_out.fingerprint
     with pytest.raises(DataError, match="not streamed"):
         open_splits(DataLocation(str(folder), dataset_streaming=True), train_val_split=0.25)

@@ -140,7 +140,7 @@ def test_mask_ratio_masks(mask_ratio):
     assert torch.equal(outputs.ids_restore, noise.argsort(dim=1).argsort(dim=1))
 
 
-def test_masks_are_drawn_anew_without_noise():
+def test_masks_are_drawn_each_time_without_noise():
     encoder = build().vit
     assert not torch.equal(encoder(images(), mask_ratio=0.75).mask, encoder(images(), mask_ratio=0.75).mask)
 

@@ -97,7 +97,7 @@ def test_two_processes_with_workers_agree_with_one(photos_dir, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--split", "dev"], "no split 'dev'"),
+        (["--split", "dev"], "no split 'dev'. It has: train, validation. Choose one with --split."),
         (["--image_size", "17"], "not a multiple of patch_size"),
         (["--image_size", "1", "2", "3"], "image_size"),
         (["--image_column_name", "photo"], "no column 'photo'"),

@@ -1,10 +1,12 @@
 """Resuming with other settings: what was left of the epoch, at the learning rate of the new settings."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
 import pytest
+import transformers
 
 from hf_mae_robust.data.former_order import former_batches
 from hf_mae_robust.data.order import EpochBatchSampler, epoch_batches
@@ -39,6 +41,25 @@ def test_an_elastic_resume_takes_the_schedule_of_the_new_settings(tmp_path):
     assert {step: rates(resumed)[step] for step in range(7, 25)} == pytest.approx(
         {step: rates(whole)[step] for step in range(7, 25)}, rel=1e-12
     )
+
+
+def test_intervals_that_are_shares_of_the_run_raise_no_false_alarm(tmp_path):
+    """A checkpoint has them in steps; the Trainer compares that with the share."""
+    dataset, said = write_parquet_set(tmp_path / "set", {"train": 16}), []
+    words = tiny_run(dataset, "--output_dir", str(tmp_path / "run"), "--max_steps", "4", "--save_strategy", "steps")
+    words += ["--save_steps", "0.5", "--per_device_train_batch_size", "4"]
+    main(words)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    trainer, checkpoint = prepare(make_parser().parse(words))
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    transformers.utils.logging.warning_once.cache_clear()
+    logger = logging.getLogger("transformers.trainer_utils")
+    logger.addHandler(handler)
+    trainer.train(checkpoint)
+    logger.removeHandler(handler)
+    assert checkpoint == str(tmp_path / "run" / "checkpoint-2") and trainer.state.global_step == 4
+    assert said == []
 
 
 @pytest.mark.slow  # test_order.py has the order by itself

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from hf_mae_robust.errors import EXIT_STOPPED, StopOutsideTraining
+from hf_mae_robust.errors import EXIT_STOPPED, StopOutsideTraining, StopRequested
+from hf_mae_robust.pretrain import main
 from hf_mae_robust.training.signals import SIGNALS
 from tests.processes import ROOT, environment, offline
 from tests.runs import run, tiny_run
@@ -72,6 +73,21 @@ def test_a_signal_after_the_last_step_names_the_checkpoint_and_the_next_start_fi
     again = run(words, tmp_path / "out", 2)
     assert again.codes == [0, 0] and (tmp_path / "out" / "README.md").exists(), again.output
     assert not (tmp_path / "out" / "stopped.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "advice"),
+    [([], "The same command resumes"), (["--overwrite_output_dir"], "The same command without --overwrite_output_dir")],
+)
+def test_who_deletes_the_checkpoints_is_told_how_to_resume(photos_dir, tmp_path, monkeypatch, capsys, more, advice):
+    def stop(*args):
+        raise StopRequested(signal.SIGTERM, 3, str(tmp_path / "out" / "checkpoint-3"))
+
+    monkeypatch.setattr("hf_mae_robust.training.run.prepare", stop)
+    with pytest.raises(SystemExit) as ended:
+        main([*tiny_run(photos_dir, *more), "--output_dir", str(tmp_path / "out")])
+    assert ended.value.code == EXIT_STOPPED
+    assert advice in capsys.readouterr().out
 
 
 def test_torchrun_does_not_start_a_stopped_run_again(photos_dir, tmp_path):

@@ -77,7 +77,7 @@ class LinearProbe(nn.Module):
 
 
 class _Features(torch.utils.data.Dataset[Any]):
-    """Keys `(epoch, row)` -> a whole batch at once."""
+    """Keys `(epoch, row)` -> a batch at once."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
         self.features, self.labels = features, labels

@@ -35,7 +35,7 @@ def cropped_masks(
     parts, boxes, chosen = [], [], []
     mask: Any  # each has one
     for i, mask in enumerate(objects.masks):
-        # One object at a time, and only where it is: whole masks of all objects are what would take memory and time.
+        # One object at a time, and only where it is: complete masks of all objects would take memory and time.
         x, y, width, height = (int(number) for number in rle.toBbox(mask))
         top, bottom = np.searchsorted(rows, [y, y + height])
         left, right = np.searchsorted(columns, [x, x + width])

@@ -49,7 +49,7 @@ class SemanticMaps:
     Attributes:
         column: its name. class_names: of the classes 0, 1, ... description: of the data set, for errors.
         values: of a map, of each class.
-        ignored_values: of a map, that are no class and are not counted.
+        ignored_values: of a map, that stand for no class, and are not counted.
         is_count: whether the user gave the number of classes, not names of values.
     """
 

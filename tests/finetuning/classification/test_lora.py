@@ -1,4 +1,4 @@
-"""LoRA adapters: what trains, what is written, that peft and transformers load it, that runs go on exactly."""
+"""LoRA adapters: what trains, what is written, that peft and transformers load it, that runs resume exactly."""
 
 import json
 

@@ -77,7 +77,7 @@ def test_features_are_those_of_the_encoder_without_cls(folders, kind):
     assert torch.allclose(found.flatten(2).transpose(1, 2), tokens, atol=1e-5)
 
 
-def test_positions_of_mae_are_made_anew_for_the_size_and_others_interpolated(folders):
+def test_positions_of_mae_are_computed_again_for_the_size_and_others_interpolated(folders):
     large = {"image_size": 32}
     model, _ = build(folders["ours"], **large)
     assert torch.equal(model.backbone.embeddings.position_embeddings, sincos_position_embedding((8, 8), 32))

@@ -1,4 +1,4 @@
-"""Fine-tuning for detection: what is computed, that it goes on exactly, what it leaves behind, what it refuses."""
+"""Fine-tuning for detection: what is computed, that it resumes exactly, what it leaves behind, what it refuses."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Fine-tuning for semantic segmentation: what is computed, that it goes on exactly, what it leaves behind, what it
+"""Fine-tuning for semantic segmentation: what is computed, that it resumes exactly, what it leaves behind, what it
 refuses."""
 
 import json
