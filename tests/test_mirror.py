@@ -38,7 +38,7 @@ ELSEWHERE = {
     "model/band_files_vit_mae_robust.py": "model/test_band_files.py",
     "model/band_headers_vit_mae_robust.py": "model/test_band_headers.py",
     "model/band_limits_vit_mae_robust.py": "model/test_band_faults.py, for bombs",
-    "model/band_packages_vit_mae_robust.py": "model/test_band_faults.py, for packages that are missing and silent errors",
+    "model/band_packages_vit_mae_robust.py": "model/test_band_faults.py, for missing packages",
     "model/band_picture_headers_vit_mae_robust.py": "model/test_band_headers.py",
     "model/band_science_vit_mae_robust.py": "model/test_band_files.py",
     "model/band_tiff_tags_vit_mae_robust.py": "model/test_band_headers.py and test_band_faults.py",

@@ -124,8 +124,9 @@ def run_knn(args: argparse.Namespace) -> None:
     parts: list[torch.Tensor] = []
     limits = (args.max_train_samples, args.max_eval_samples)
     for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
+        images = source.sample(limit, args.seed).read_as(pixels.band_form, pixels.num_channels)
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, source.sample(limit, args.seed), transform, pixels.num_channels, **options)
+        parts += extract_features(encoder, images, transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
     if state.is_main_process:
         result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}

@@ -30,7 +30,8 @@ class Tree:
     """All paths are relative to the folder, with "/" between, sorted as text.
 
     Attributes:
-        images: files that can be decoded here; arrays (.npy, .npz), where nothing else is an image. unreadable: image files that need a plugin, which is not installed.
+        images: files that can be decoded here; arrays (.npy, .npz), where nothing else is an image. unreadable: image
+            files that need a plugin, which is not installed.
         others: ending (lower case, "" for none) -> number of other files; names: of these, those that tell
             a layout, such as `_annotations.coco.json`.
         broken_links: to image files, or without an ending as links to folders are, that are not there.

@@ -60,8 +60,8 @@ def settings_of_images(
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:
             raise UserError(
-                f"{_flag(data)} is for images of bands, and {start} is a model of 8-bit images. --inflate_channels mean "
-                "makes it one for bands."
+                f"{_flag(data)} is for images of bands, and {start} is a model of 8-bit images. "
+                "--inflate_channels mean makes it one for bands."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
     if base is not None and base.is_band_model:

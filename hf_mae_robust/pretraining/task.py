@@ -18,8 +18,8 @@ from ..model.configuration_vit_mae_robust import to_pair
 from ..training.setup import describe_length, say
 from ..training.task import Task
 from .arguments import ModelArguments, PretrainArguments
-from .model_config import config_of, settings_of_images
 from .cpu_attention import default_attention
+from .model_config import config_of, settings_of_images
 from .patch_statistics import PatchStatistics
 from .pictures import RECONSTRUCTIONS, save_pictures
 from .statistics_pass import cached_statistics_of_source

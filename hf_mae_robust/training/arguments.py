@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainingArguments

@@ -17,7 +17,7 @@ class BandArguments:
     bands: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Bands (channels) to take of images with other than 8-bit RGB, 0-based, in this order; default: all.",
+            "help": "Bands (channels) to take of images that are not 8-bit pictures, 0-based, in this order (all).",
             "nargs": "+",
         },
     )
@@ -107,6 +107,6 @@ def _check_value_range(values: list[float]) -> None:
     pairs = list(zip(values[::2], values[1::2]))
     if len(values) % 2 or any(not (math.isfinite(low) and math.isfinite(high) and low < high) for low, high in pairs):
         raise UserError(
-            f"--value_range {' '.join(f'{value:g}' for value in values)}: needs pairs LO HI of finite numbers, LO below "
-            "HI."
+            f"--value_range {' '.join(f'{value:g}' for value in values)}: needs pairs LO HI of finite numbers, LO "
+            "below HI."
         )

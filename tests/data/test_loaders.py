@@ -70,7 +70,9 @@ def test_a_bad_image_is_replaced_in_all_views_and_told_once(parquet_set):
     source = source_of(parquet_set)
     values = [source.rows[row] for row in range(6)]
     values[3] = b"no image"
-    broken = SimpleNamespace(rows=values, num_rows=6, labels=None, band_form=None, description="photos", min_side=4, root=None)
+    broken = SimpleNamespace(
+        rows=values, num_rows=6, labels=None, band_form=None, description="photos", min_side=4, root=None
+    )
     dataset = ImageDataset(broken, training_transform(16), 3, num_views=2)
     items = dataset.__getitems__([(0, 3)])
     assert [item["row"] for item in items] == [3, 3]
