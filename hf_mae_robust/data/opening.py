@@ -111,7 +111,7 @@ def open_splits(
                 source = source_of(data, column, location, description, buffer_size, labels, share)
         if source.num_rows == 0:
             raise DataError(f"Split '{split}' of {name} is empty.")
-        found = {"revision": revision, "split": split, "root": root_of(location.dataset_name)}
+        found: dict[str, Any] = {"revision": revision, "split": split, "root": root_of(location.dataset_name)}
         holds = holds_numbers((getattr(data, "features", None) or {}).get(column))
         sources.append(replace(source, **found, holds_numbers=holds))
     train, evaluation = _with_stored_bands(sources, location, share)

@@ -3,6 +3,7 @@ its numbers become pixel values."""
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ class BandForm:
             raise BandError(f"an image of {len(part)} bands, where {self.num_channels} are wanted", "mismatch")
         # float32 holds every number of 16 bits.
         exact = np.float32 if part.dtype.itemsize <= 2 or part.dtype == np.float32 else np.float64
-        values = part.astype(exact)
+        values: Any = part.astype(exact)
         missing = None if valid is None else ~np.broadcast_to(valid, part.shape)
         for number in (image.nodata, self.nodata, *(UNTAGGED_NODATA if part.dtype.kind == "f" else ())):
             if number is None or np.isnan(number) or not _may_hold(part.dtype, number):

@@ -55,7 +55,8 @@ def settings_of_images(
     """
     data, start = arguments.data, arguments.model.model_name_or_path
     overrides = parse_config_overrides(arguments.model.config_overrides)
-    base = config_of(replace(arguments.model, **dict.fromkeys(CONFIG_FLAGS))) if start else None
+    unset: dict[str, Any] = dict.fromkeys(CONFIG_FLAGS)
+    base = config_of(replace(arguments.model, **unset)) if start else None
     asks = data.asks_for_bands
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, NoReturn, cast
@@ -136,7 +137,7 @@ def as_wanted(
     form = pixels.band_form
     if form is not None:
         form = replace(form, channel_axis=data.channel_axis or form.channel_axis, frame=data.frame)
-    elif source.needs_bands and (warning := first_process(lambda: describe_brightness(source))):
+    elif source.needs_bands and (warning := first_process(partial(describe_brightness, source))):
         say(warning)
     source = source.read_as(form, pixels.num_channels)
     config = getattr(model.config, "backbone_config", None) or model.config
