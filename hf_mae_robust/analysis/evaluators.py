@@ -103,7 +103,7 @@ class Attention:
 
 class LossMap:
     """`loss`: of the reconstruction; `loss_map` `(rows, columns)`: mean loss of the patch at each place, over the
-    images where it was masked (NaN where it never was)."""
+    images where it was masked (NaN where it never was, or where all that was masked is missing)."""
 
     def __call__(self, model: ViTMAERobustForPreTraining, batches: Batches) -> Findings:
         errors: Any = 0.0  # tensors from the first batch on
@@ -112,9 +112,14 @@ class LossMap:
         for batch in batches:
             with at_rest(model):
                 outputs = model(batch["pixel_values"], noise=batch["noise"])
-                error = (outputs.logits.float() - model.compute_target(batch["pixel_values"])).square().mean(dim=-1)
+                target = model.compute_target(batch["pixel_values"])
+                if model.config.is_band_model:  # numbers that are not missing
+                    error, count = model.reconstruction_error(outputs.logits, target)
+                    count = count * outputs.mask
+                else:
+                    error, count = (outputs.logits.float() - target).square().mean(dim=-1), outputs.mask
             errors = errors + (error * outputs.mask).sum(dim=0).cpu().double()
-            counts = counts + outputs.mask.sum(dim=0).cpu().double()
+            counts = counts + count.sum(dim=0).cpu().double()
             loss, images = loss + outputs.loss.item() * len(error), images + len(error)
             columns = batch["pixel_values"].shape[-1] // to_pair(model.config.patch_size)[1]
         yield "loss", loss / images

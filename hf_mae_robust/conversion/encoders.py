@@ -22,10 +22,11 @@ from transformers import (
 
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig, ViTMAERobustModel
+from .inflation import fit_channels, inflation_note, read_fitted_pixels
 from .loading import first_line, load_strictly
 from .original import from_original, read_original
-from .pixels import Pixels, pixels_of, read_pixels
-from .settings import SIZES, mae_settings, overridden
+from .pixels import Pixels, pixels_of
+from .settings import CHANNEL_SETTINGS, SIZES, mae_settings, overridden
 from .source import ModelSource
 
 VIT_ENCODERS = {
@@ -97,8 +98,14 @@ def config_to_start_from(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) 
 
 
 def load_vit(source: ModelSource, config: PreTrainedConfig | None) -> PreTrainedModel:
-    """A ViT from a folder, the Hub or an official file: an encoder, or a classifier where the checkpoint is one.
-    config: as `read_config` gives it, of one of VIT_ENCODERS."""
+    """A ViT from a folder, the Hub or an official file: an encoder, or a classifier where the checkpoint is one; for
+    images of `source.num_channels`. config: as `read_config` gives it, of one of VIT_ENCODERS."""
+    model = _load_vit_as_it_is(source, config)
+    fit_channels(cast(PreTrainedModel, model.base_model), source)
+    return model
+
+
+def _load_vit_as_it_is(source: ModelSource, config: PreTrainedConfig | None) -> PreTrainedModel:
     if config is None:
         return _load_official(source)
     encoder_class = VIT_ENCODERS[config.model_type]
@@ -130,9 +137,20 @@ def _load_own_encoder(source: ModelSource, config: PreTrainedConfig) -> PreTrain
     has_pooler = config.model_type in WITH_POOLING
     options = {} if config.model_type in DINOV2 else {"add_pooling_layer": has_pooler}
     may_be_missing = ("pooler.",) if has_pooler and not has_head(config) else ()
-    return load_strictly(
+    encoder = load_strictly(
         cast(type[PreTrainedModel], AutoModel), source.checkpoint, may_be_missing, **options, **source.access.options
     )
+    fit_channels(encoder, source)
+    return encoder
+
+
+def note_of_inflation(source: ModelSource) -> str | None:
+    """What reading this encoder does to its patch projection, as a part of a sentence. None: nothing."""
+    if source.name is None or source.num_channels is None:
+        return None
+    config = open_config(source)
+    old = read_original(source.name)["patch_embed.proj.weight"].shape[1] if config is None else config.num_channels
+    return inflation_note(source, old, source.num_channels) if old != source.num_channels else None
 
 
 def read_encoder(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> tuple[PreTrainedModel, Pixels]:
@@ -143,14 +161,15 @@ def read_encoder(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> tuple
         kinds: what it may be, beside an official file: keys of VIT_ENCODERS (classes of the ViT family, whose tensors
             have the same names) and of OWN_CLASSES.
 
-    Raises ValueError: another architecture, a missing tensor, overrides that are for a model from scratch.
+    Raises ValueError: another architecture, a missing tensor, overrides that are for a model from scratch, another
+    number of channels than `source.num_channels` without `source.inflate_channels`.
     """
     config = config_to_start_from(source, kinds)
     if config is not None and config.model_type in OWN_CLASSES:
         encoder = _load_own_encoder(source, config)
     else:
         encoder = cast(PreTrainedModel, load_vit(source, config).base_model)
-    return encoder, read_pixels(source, config or encoder.config)
+    return encoder, read_fitted_pixels(source, config or encoder.config)
 
 
 def encoder_from_scratch(source: ModelSource, image_size: int | None = None) -> tuple[ViTMAERobustModel, Pixels]:
@@ -171,7 +190,7 @@ def encoder_from_scratch(source: ModelSource, image_size: int | None = None) -> 
             )
         if config.model_type not in (*VIT_ENCODERS, "beit"):
             raise UserError(f"--from_scratch takes sizes of a ViT or MAE checkpoint, not of '{config.model_type}'.")
-        names = (*SIZES, "intermediate_size", "image_size", "image_mean", "image_std")
+        names = (*SIZES, "intermediate_size", "image_size", *CHANNEL_SETTINGS)
         form = {name: getattr(config, name) for name in names if hasattr(config, name)}
     if image_size is not None:
         form["image_size"] = image_size

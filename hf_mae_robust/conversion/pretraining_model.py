@@ -13,19 +13,23 @@ from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobust
 from ..model.configuration_vit_mae_robust import to_pair
 from .checkpoint_file import read_original
 from .encoders import open_config
+from .inflation import check_inflation, inflate_projection, inflation_note
 from .loading import listed, load_with_report
 from .original import config_of_original, from_original
 from .positions import is_sincos, table_for
-from .settings import mae_settings, overridden
+from .settings import CHANNEL_SETTINGS, mae_settings, overridden
 from .source import ModelSource
 
 PRETRAINING_KINDS = ("vit_mae", ViTMAERobustConfig.model_type)
 # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
 _MAY_BE_NEW = ("target_normalizer.", "vit.mid_mask_token")
 _POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
+_PROJECTION = "vit.embeddings.patch_embeddings.projection.weight"
+# Their shapes follow from the number of channels, and they cannot be made to fit another one.
+_OF_CHANNELS = ("decoder.decoder_pred.", "target_normalizer.")
 _HEADS = ("num_attention_heads", "decoder_num_attention_heads")
 # Each decides over the shape of a tensor, or over which there are.
-_ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels")
+_ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size")
 _DECODER_SIZES = ("decoder_hidden_size", "decoder_intermediate_size")
 _OF_A_BLOCK = re.compile(r"layers\.\d+\.")
 
@@ -47,8 +51,21 @@ def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
                 f"--model_name_or_path {source.name} is a '{base.model_type}' model; pre-training "
                 f"starts from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
             )
-        settings = mae_settings(base)
+        check_inflation(source, base.num_channels, source.overrides.get("num_channels", base.num_channels))
+        settings = _without_stale_settings(mae_settings(base), source.overrides)
     return overridden(settings, source.overrides)
+
+
+def _without_stale_settings(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings without those of its channels (mean, deviation, ...), where the overrides ask for other
+    channels: so they get defaults, or an error says that a band model has none."""
+    old = {"rescale_factor": ViTMAERobustConfig.rescale_factor, **settings}
+    stale: set[str] = set()
+    if overrides.get("num_channels", old["num_channels"]) != old["num_channels"]:
+        stale |= {"image_mean", "image_std", "bands", "value_range"}
+    if overrides.get("rescale_factor", old["rescale_factor"]) != old["rescale_factor"]:
+        stale |= set(CHANNEL_SETTINGS)
+    return {name: value for name, value in settings.items() if name not in stale}
 
 
 def load_pretraining_model(
@@ -58,8 +75,9 @@ def load_pretraining_model(
     float32.
 
     Tensors that the checkpoint lacks, such as the decoder of a published encoder, start from scratch, and the positions
-    of a checkpoint for images of another size are made to fit: the sentences that are returned say so. None: it lacks
-    none but the mid-level token and the patch statistics, and the images have its size.
+    of a checkpoint for images of another size are made to fit, as is the patch projection of one for another number of
+    channels, if `source.inflate_channels` says how: the sentences that are returned say so. None: it lacks none but the
+    mid-level token and the patch statistics, and the images have its size.
 
     Raises ValueError for weights that are damaged or missing, of other sizes than the configuration's, or with more or
     fewer blocks.
@@ -69,8 +87,13 @@ def load_pretraining_model(
         found, weights = _read_file(source, config)
     base: PreTrainedConfig = found
     _check_sizes(source, base, config, _ENCODER_SIZES)
-    own = ViTMAERobustConfig(**{**mae_settings(config), "image_size": base.image_size})
-    fits = own.grid_size == config.grid_size
+    check_inflation(source, base.num_channels, config.num_channels)
+    fits_channels = base.num_channels == config.num_channels
+    form = {**mae_settings(config), "image_size": base.image_size, "num_channels": base.num_channels}
+    if not fits_channels:
+        form = {name: value for name, value in form.items() if name not in CHANNEL_SETTINGS}
+    own = ViTMAERobustConfig(**form)
+    fits = own.grid_size == config.grid_size and fits_channels
     # A checkpoint in half precision would be trained in it, and gradients in float16 overflow.
     options: dict[str, Any] = {
         "attn_implementation": attn_implementation,
@@ -105,14 +128,37 @@ def load_pretraining_model(
             f"Note: {source.name} lacks {len(new)} tensors, which start from scratch: "
             f"{', '.join(new[:4])}{', ...' if len(new) > 4 else ''}"
         )
+    has_statistics = model.config.target_normalization == "global_patch" and model.target_normalizer.ready
+    if has_statistics and fits_channels and _units(ViTMAERobustConfig(**mae_settings(base))) != _units(config):
+        for values in model.target_normalizer.buffers():
+            values.fill_(float("nan"))
+        model.target_normalizer.check()
+        notes.append(f"Note: {source.name}: patch statistics left out; they are of pixels in other units")
     if not fits:
         tensors = model.state_dict()
-        kind = "computed again (sine-cosine)" if is_sincos(tensors[_POSITIONS[0]], own.grid_size) else "interpolated"
-        tensors |= {key: table_for(tensors[key], own.grid_size, config.grid_size) for key in _POSITIONS}
+        if own.grid_size != config.grid_size:
+            is_computed = is_sincos(tensors[_POSITIONS[0]], own.grid_size)
+            kind = "computed again (sine-cosine)" if is_computed else "interpolated"
+            tensors |= {key: table_for(tensors[key], own.grid_size, config.grid_size) for key in _POSITIONS}
+            there, here = ("x".join(map(str, to_pair(each.image_size))) for each in (own, config))
+            notes.append(
+                f"Note: {source.name} was made for images of {there} px; its positions are {kind} for {here} px"
+            )
+        if not fits_channels:
+            tensors[_PROJECTION] = inflate_projection(
+                tensors[_PROJECTION], config.num_channels, str(source.inflate_channels)
+            )
+            tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_OF_CHANNELS)}
+            inflated = inflation_note(source, base.num_channels, config.num_channels)
+            left_out = "; patch statistics left out" if has_statistics else ""
+            notes.append(f"Note: {source.name}: {inflated}; prediction layer new{left_out}")
         model = ViTMAERobustForPreTraining.from_pretrained(None, config=config, state_dict=tensors, **options)
-        there, here = ("x".join(map(str, to_pair(each.image_size))) for each in (own, config))
-        notes.append(f"Note: {source.name} was made for images of {there} px; its positions are {kind} for {here} px")
     return model, "\n".join(notes) or None
+
+
+def _units(config: ViTMAERobustConfig) -> dict[str, Any] | None:
+    """What the patch statistics of a model are bound to. None: to pixels in [0, 1]."""
+    return config.band_settings() if config.is_band_model else None
 
 
 def _config_of_file(source: ModelSource) -> PreTrainedConfig:

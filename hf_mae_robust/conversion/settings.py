@@ -11,6 +11,8 @@ from ..model import ViTMAERobustConfig
 
 # Settings of a ViT that other ViTs have under the same names.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels")
+# Of ViTMAERobustConfig: what belongs to the channels of its images.
+CHANNEL_SETTINGS = ("image_mean", "image_std", "bands", "value_range", "nodata", "rescale_factor")
 SHARED_SETTINGS = (*SIZES, "intermediate_size", "hidden_act", "layer_norm_eps")
 
 

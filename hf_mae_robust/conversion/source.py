@@ -33,11 +33,16 @@ class ModelSource:
         name: folder, Hub id or official file; None: no checkpoint, the overrides alone say what the model is.
         overrides: fields of [`ViTMAERobustConfig`] for a model from scratch; of an official file
             `num_attention_heads`, which its tensors do not tell.
+        num_channels: of the images, where an encoder is read; None: as many as the checkpoint takes.
+        inflate_channels: how the patch projection of a checkpoint for another number of channels is made to fit, one
+            of INFLATIONS (inflation.py); None: it is refused.
     """
 
     name: str | None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     access: Access = Access()
+    num_channels: int | None = None
+    inflate_channels: str | None = None
 
     @property
     def checkpoint(self) -> str:
@@ -48,5 +53,8 @@ class ModelSource:
 
     @classmethod
     def of(cls, arguments: Any, overrides: Mapping[str, Any]) -> "ModelSource":
-        """By the `model_name_or_path`, `token` and `trust_remote_code` of a command's arguments."""
-        return cls(arguments.model_name_or_path, overrides, Access(arguments.token, arguments.trust_remote_code))
+        """By the `model_name_or_path`, `token` and `trust_remote_code` of a command's arguments, and its
+        `inflate_channels`, where it has that."""
+        access = Access(arguments.token, arguments.trust_remote_code)
+        inflate_channels = getattr(arguments, "inflate_channels", None)
+        return cls(arguments.model_name_or_path, overrides, access, inflate_channels=inflate_channels)

@@ -38,6 +38,21 @@ def test_the_loss_map_is_the_loss(batch):
     assert ((found["loss_map"] * counts).sum() / counts.sum()).item() == pytest.approx(found["loss"], rel=1e-5)
 
 
+def test_the_loss_map_of_a_band_model_is_of_what_is_not_missing(batch):
+    statistics = {"image_mean": [5.0] * 3, "image_std": [2.0] * 3}
+    model = new_model(mask_ratio=0.5, rescale_factor=1.0, **statistics)
+    values, noise = batch["pixel_values"].clone(), batch["noise"]
+    values[torch.rand(values.shape) < 0.3] = float("nan")
+    values[:, :, : values.shape[2] // 4] = float("nan")  # the upper row of patches
+    halves = [{"pixel_values": values[part], "noise": noise[part]} for part in (slice(0, 10), slice(10, 16))]
+    found = dict(LossMap()(model, halves))["loss_map"]
+    assert found[0].isnan().all() and found[1:].isfinite().all()
+    with torch.no_grad():
+        outputs = model.eval()(values, noise=noise)
+        errors = (outputs.logits - model.compute_target(values)).square()[:, 5][outputs.mask[:, 5].bool()]
+    assert found[1, 1].item() == pytest.approx(errors.nanmean().item(), rel=1e-5)
+
+
 def test_a_collapsed_model_is_told_apart(batch):
     """Trained to give the same token everywhere, which a loss can reward."""
     healthy, collapsed = new_model(), new_model()

@@ -13,6 +13,7 @@ SETTINGS = [
     {"mid_mask_ratio": 0.25},
     {"mask_ratio": 0.6, "decoder_num_hidden_layers": 1, "image_size": 192},
     {"mid_mask_ratio": 0.75, "mid_mask_layer_idx": 0, "hidden_size": 384, "num_attention_heads": 6},
+    {"num_channels": 13, "rescale_factor": 1.0, "image_mean": [0.1] * 13, "image_std": [0.2] * 13, "patch_size": 32},
 ]
 
 
@@ -22,7 +23,7 @@ def test_operations_are_those_that_torch_counts(settings):
     with torch.device("meta"):
         # The counter does not know every fused kernel; eager attention consists of products.
         model = ViTMAERobustForPreTraining._from_config(config, attn_implementation="eager")
-        images = torch.zeros(512, 3, config.image_size, config.image_size)
+        images = torch.zeros(512, config.num_channels, config.image_size, config.image_size)
         with FlopCounterMode(display=False) as forward:
             loss = model(images, return_logits=False).loss
         with FlopCounterMode(display=False) as backward:

@@ -22,6 +22,7 @@ from ...conversion.encoders import (
     load_vit,
 )
 from ...conversion.finetuned import check_classes, label_settings
+from ...conversion.inflation import fit_channels, read_fitted_pixels
 from ...conversion.loading import load_strictly
 from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.positions import grid_size, resized_positions, square_size
@@ -107,7 +108,7 @@ def classifier_from_checkpoint(
             cast(nn.Module, model.classifier).load_state_dict(cast(nn.Module, vit.classifier).state_dict())
     if not keeps_head:
         init_head(model, settings.head_std)
-    return model.train(), read_pixels(source, config or vit.config)
+    return model.train(), read_fitted_pixels(source, config or vit.config)
 
 
 def classifier_for_evaluation(
@@ -216,6 +217,7 @@ def _own_class(
             may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
     options = {"attn_implementation": settings.attn_implementation, **source.access.options}
     model = load_strictly(model_class, source.checkpoint, may_be_missing, **fields, **options)
+    fit_channels(cast(PreTrainedModel, model.base_model), source)
     if settings.image_size not in (None, square_size(config.image_size)):
         _resize(model, settings.image_size)
     if kind in DINOV2:  # stock gives the same rate to all blocks
