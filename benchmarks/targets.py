@@ -1,4 +1,4 @@
-r"""How alike are the six targets on photos, small images, street scenes and microscopy, and what of them is a constant?
+r"""How alike are the six targets on photos, street scenes, microscopy and satellite images, and what is a constant?
 
 What `python -m hf_mae_robust analyze targets` finds, of the first N images of each data set (folder, image size, patch
 size, N) instead of N drawn at random: a Markdown table of the targets with the per-patch step, and the advice.
@@ -9,10 +9,9 @@ size, N) instead of N drawn at random: a Markdown table of the targets with the 
 import argparse
 from pathlib import Path
 
-from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.analysis.plots import aligned
 from hf_mae_robust.analysis.targets import PER_PATCH, advice
-from hf_mae_robust.analysis.targets_command import compare_on_source
+from hf_mae_robust.analysis.targets_command import add_targets_arguments, compare_on_source, find_form
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 
@@ -35,14 +34,17 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="SET,IMAGE_SIZE,PATCH_SIZE,IMAGES")
     parser.add_argument("--own_mean", action="store_true", help="Also with the mean and deviation of the images.")
     args = parser.parse_args()
+    command = argparse.ArgumentParser()
+    add_targets_arguments(command)
     rows, advised = [], []
     for words in args.sets:
         folder, image_size, patch_size, images = words.rsplit(",", 3)
-        config = ViTMAERobustConfig(image_size=int(image_size), patch_size=int(patch_size))
-        source, _ = open_splits(DataLocation(dataset_name=folder), "train", eval_split=None)
-        source = source.head(int(images))
+        flags = ["--dataset_name", folder, "--image_size", image_size, "--patch_size", patch_size]
+        opened, _ = open_splits(DataLocation(dataset_name=folder), "train", eval_split=None)
+        config, source = find_form(command.parse_args(flags), opened.head(int(images)))
         crop_pct = 1.0 if int(image_size) <= 64 else 0.875  # small images are stored at their size
-        for own in (False, True)[: 1 + args.own_mean]:
+        # Images that are not 8-bit pictures have no other mean than their own.
+        for own in (True,) if config.is_band_model else (False, True)[: 1 + args.own_mean]:
             found, about = compare_on_source(source, config, uses_own_mean=own, crop_pct=crop_pct)
             name = f"{about['images']} of {Path(folder).name}, {image_size} px, patch {patch_size}"
             name += ", own mean and deviation" * own

@@ -66,6 +66,7 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
         (["card", "FOLDER", "--model_id", ""], "--model_id is empty"),
         (["demo", "MODEL", "--server_port", "70000"], "--server_port 70000: must be at least 1 and at most 65535"),
         (["analyze", "knn", "MODEL", "--dataset_name", "SET", "--temperature", "inf"], "--temperature inf: must be"),
+        (["analyze", "cka", "MODEL", "--dataset_name", "SET", "--output_dir", "/dev/null"], "null is not a folder"),
         (["reproduce", "table1", "--scale", "smoke", "--pretrain_flags", "'"], "': No closing quotation"),
         (["reproduce", "table1", "--scale", "smoke", "--num_train_epochs", "-1"], "--num_train_epochs -1: must be"),
         (["reproduce", "table1", "--scale", "paper", "--run"], "--run needs the command accelerate"),

@@ -64,6 +64,8 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
     if args.max_samples < 2 or args.batch_size < 1:
         raise UserError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        raise UserError(f"--output_dir {args.output_dir} is not a folder; name one.")
     model = load(args.checkpoint, args.model_revision, args.token).to(state.device)
     other = load(args.other, None, args.token).to(state.device) if args.other else None
     if other is not None and other.config.image_size != model.config.image_size:

@@ -4,22 +4,28 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.bad_images import SkippedImages, describe
+from ..data.band_detection import find_stored_bands
 from ..data.loaders import sequential_loader
 from ..data.opening import open_splits
-from ..data.preprocessing import EvaluationTransform, Normalization, evaluation_processor
+from ..data.preprocessing import EvaluationTransform, Normalization, band_processor, evaluation_processor
 from ..data.source import SEED, DataLocation, ImageSource, load_head_of_stream
 from ..errors import DataError, UserError, refused_by_library
 from ..files import written_whole
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from ..model.bands_vit_mae_robust import BandForm
+from ..model.configuration_vit_mae_robust import NORM_PIX_AXES
 from ..training.arguments import add_data_arguments
+from ..training.band_arguments import BandArguments
 from ..version import __version__
 from .analyze import load
 from .plots import aligned, save_target_pictures
@@ -36,7 +42,7 @@ from .targets import (
 )
 
 # Flags that say what a checkpoint says, too -> their values without one.
-FORM: dict[str, Any] = {"image_size": [224], "patch_size": [16], "num_channels": 3}
+FORM: dict[str, Any] = {"image_size": [224], "patch_size": [16], "num_channels": 3, "norm_pix_axis": "patch"}
 MAX_BAD_IMAGES = 0.01
 
 
@@ -48,7 +54,14 @@ def add_targets_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_argument_group("form of the images (that of the model to train)")
     form.add_argument("--image_size", type=int, nargs="+", help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", help="One number, or height and width (16).")
-    form.add_argument("--num_channels", type=int, choices=(1, 3, 4), help="(3)")
+    form.add_argument(
+        "--num_channels", type=int, help="Channels; default: 3 for 8-bit pictures, and what the files hold for others."
+    )
+    form.add_argument(
+        "--norm_pix_axis",
+        choices=NORM_PIX_AXES,
+        help="Over which numbers the step per patch goes: all of a patch, or those of each channel (patch).",
+    )
     form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     form.add_argument(
         "--model_name_or_path",
@@ -59,10 +72,14 @@ def add_targets_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--image_statistics",
         choices=("default", "auto"),
-        default="default",
         help="Mean and deviation of each channel, which global_rgb normalises with. default: those of the model, or "
-        "ImageNet's (0.5 for other than 3 channels); auto: of the sample.",
+        "ImageNet's (0.5 for other than 3 channels); auto: of the sample, as it always is for images that are not "
+        "8-bit pictures and without a model of them.",
     )
+    bands = parser.add_argument_group("images that are not 8-bit pictures (see run_pretrain.py)")
+    bands.add_argument("--bands", type=int, nargs="+", help="Bands to take, 0-based, in this order; default: all.")
+    bands.add_argument("--nodata", type=float, help="Number that marks a missing pixel, beside NaN and the file's own.")
+    bands.add_argument("--value_range", type=float, nargs="+", help="Clip to LO HI: a pair for all, or for each band.")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
     running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
@@ -74,14 +91,18 @@ class _Images:
     same at each pass. Images that cannot be decoded are left out, and counted in `skipped`."""
 
     def __init__(self, source: ImageSource, config: ViTMAERobustConfig, crop_pct: float, **loader_options: Any):
-        form = (config.num_channels, config.image_mean, config.image_std)
-        self.processor = evaluation_processor(config.image_size, crop_pct, *form)
+        self.processor: BaseImageProcessor
+        if source.band_form is not None:
+            self.processor = band_processor(source.band_form, config.image_size, crop_pct)
+        else:
+            form = (config.num_channels, config.image_mean, config.image_std)
+            self.processor = evaluation_processor(config.image_size, crop_pct, *form)
         self.source, self.num_channels, self.skipped = source, config.num_channels, SkippedImages(None, MAX_BAD_IMAGES)
         # A generator of its own: the loader would draw from the global one.
         self.options = {**loader_options, "rank": 0, "world_size": 1, "generator": torch.Generator()}
 
     def read(self, what: str) -> Iterator[torch.Tensor]:
-        normalize = Normalization(self.processor, torch.device("cpu"))
+        normalize = Normalization(self.processor, torch.device("cpu"), keeps_missing=True)
         loader = sequential_loader(self.source, EvaluationTransform(self.processor), self.num_channels, **self.options)
         for batch in tqdm(loader, desc=what, unit="batch"):
             self.skipped.add(batch.get("skipped", ()))
@@ -97,22 +118,68 @@ class _Images:
             raise DataError(f"No image of {self.source.description} can be decoded ({bad}).")
 
 
-def _find_form(args: argparse.Namespace) -> tuple[ViTMAERobustConfig, ViTMAERobustForPreTraining | None]:
-    """The config that flags or a checkpoint say, and the checkpoint's model."""
-    if args.model_name_or_path is not None:
-        for name in FORM:
-            if getattr(args, name) is not None:
-                raise UserError(
-                    f"--{name} and --model_name_or_path {args.model_name_or_path}: the checkpoint says it; give one of "
-                    "the two."
-                )
-        model = load(args.model_name_or_path, args.model_revision, args.token)
-        return model.config, model
-    values = {name: default if getattr(args, name) is None else getattr(args, name) for name, default in FORM.items()}
+def _config(values: dict[str, Any]) -> ViTMAERobustConfig:
+    """values: fields of the config, by flags."""
     sizes = {name: values[name] for name in ("image_size", "patch_size")}
     with refused_by_library(" ".join(f"--{name} {' '.join(map(str, size))}" for name, size in sizes.items())):
-        sizes = {name: size[0] if len(size) == 1 else size for name, size in sizes.items()}
-        return ViTMAERobustConfig(**sizes, num_channels=values["num_channels"]), None
+        return ViTMAERobustConfig(
+            **{**values, **{name: size[0] if len(size) == 1 else size for name, size in sizes.items()}}
+        )
+
+
+def _values(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in FORM.items()}
+
+
+def find_form(args: argparse.Namespace, source: ImageSource) -> tuple[ViTMAERobustConfig, ImageSource]:
+    """The config that flags (parsed `add_targets_arguments`) and files say, and the source read accordingly.
+
+    Raises UserError (DataError among them) where they contradict one another.
+    """
+    flags = BandArguments(**{field.name: getattr(args, field.name, None) for field in fields(BandArguments)})
+    values, form = _values(args), None
+    if flags.asks_for_bands or source.needs_bands:
+        stored = source.stored or find_stored_bands(source, DataLocation.of(args, args.token))
+        if stored is None:
+            raise DataError(f"{source.description}: none of the images that were looked at can be decoded.")
+        if args.image_statistics == "default":
+            raise UserError(
+                f"--image_statistics default: {source.description} holds {stored}, for which no mean and "
+                "deviation are usual. Leave it out."
+            )
+        form = flags.band_form(stored.num_channels)
+        found = stored.num_channels if form.bands is None else len(form.bands)
+        if args.num_channels not in (None, found):
+            raise UserError(
+                f"--num_channels {args.num_channels}: {source.description} holds {stored}. Choose "
+                f"{args.num_channels} of them with --bands."
+            )
+        settings = {"bands": form.bands, "nodata": form.nodata, "value_range": form.value_range}
+        values |= {name: value for name, value in settings.items() if value is not None}
+        # In the units of the files, until their mean and deviation are known.
+        values |= {
+            "num_channels": found,
+            "rescale_factor": 1.0,
+            "image_mean": [0.0] * found,
+            "image_std": [1.0] * found,
+        }
+    config = _config(values)
+    return config, source.read_as(form, config.num_channels)
+
+
+def _form_of_checkpoint(
+    args: argparse.Namespace, model: ViTMAERobustForPreTraining, source: ImageSource
+) -> tuple[ViTMAERobustConfig, ImageSource]:
+    given = next((name for name in (*FORM, "bands", "nodata", "value_range") if getattr(args, name) is not None), None)
+    if given is not None:
+        raise UserError(
+            f"--{given} and --model_name_or_path {args.model_name_or_path}: the checkpoint says it; give one of the "
+            "two."
+        )
+    config, form = model.config, None
+    if config.is_band_model:
+        form = BandForm(**config.band_settings(), channel_axis=args.channel_axis, frame=args.frame)
+    return config, source.read_as(form, config.num_channels)
 
 
 def run_targets(args: argparse.Namespace) -> None:
@@ -124,19 +191,22 @@ def run_targets(args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes > 1:
         raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
-    config, model = _find_form(args)
+    model = load(args.model_name_or_path, args.model_revision, args.token) if args.model_name_or_path else None
+    if model is None:
+        _config(_values(args))  # before any data are opened
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    source = cast(ImageSource, opened).sample(args.max_samples, args.seed)  # a split was named
+    config, source = find_form(args, source) if model is None else _form_of_checkpoint(args, model, source)
     statistics = None
     if model is not None and model.config.target_normalization == "global_patch":
         statistics = _statistics_of(model)
-    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
-    source = cast(ImageSource, opened).sample(args.max_samples, args.seed)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
     found, about = compare_on_source(
         source,
         config,
         statistics,
-        uses_own_mean=args.image_statistics == "auto",
+        uses_own_mean=args.image_statistics == "auto" or (model is None and config.is_band_model),
         crop_pct=args.crop_pct,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
@@ -199,7 +269,7 @@ def compare_on_source(
 def _statistics_of(model: ViTMAERobustForPreTraining) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = model.target_normalizer.mean, model.target_normalizer.std
     # A band model holds those of normalised images.
-    return in_units_of_files(mean, std, model.config) if getattr(model.config, "is_band_model", False) else (mean, std)
+    return in_units_of_files(mean, std, model.config) if model.config.is_band_model else (mean, std)
 
 
 def _with_image_statistics(config: ViTMAERobustConfig, mean: list[float], std: list[float]) -> ViTMAERobustConfig:

@@ -249,3 +249,100 @@ def test_pictures_that_cannot_be_decoded_are_too_many(pictures_dir, capsys):
     with pytest.raises(SystemExit):
         main(["analyze", "targets", "--dataset_name", str(pictures_dir), *FORM])
     assert "1 of 12" in capsys.readouterr().err
+
+
+def bands_with_holes(count=10, num_bands=5, seed=0):
+    """uint16 `(N, C, H, W)`, bands of very different offset and deviation; 0 where a pixel is missing."""
+    rng = np.random.default_rng(seed)
+    scale = np.array([30, 200, 900, 60, 2500]).reshape(-1, 1, 1)
+    images = np.array([400, 1200, 9000, 700, 30000]).reshape(-1, 1, 1) + scale * rng.normal(size=(count, 5, 16, 16))
+    images[:4, :, 3:8, 2:10] = 0  # all of one patch of 4 x 4, and parts of others
+    return images[:, :num_bands].clip(0, 65535).astype(np.uint16)
+
+
+@pytest.fixture
+def bands_dir(tmp_path):
+    from datasets import Array3D, Dataset, Features
+
+    images = bands_with_holes()
+    features = Features({"image": Array3D((5, 16, 16), "uint16")})
+    (tmp_path / "bands").mkdir()
+    Dataset.from_dict({"image": list(images)}, features).to_parquet(tmp_path / "bands" / "train.parquet")
+    return tmp_path / "bands"
+
+
+def six_targets_of_bands(images, axis):
+    """As `six_targets`, of `(N, C, H, W)` with NaN where a pixel is missing."""
+    mean, std = np.nanmean(images, (0, 2, 3)), np.nanstd(images, (0, 2, 3))
+    normalized = patches_of(((images - mean[:, None, None]) / std[:, None, None]).transpose(0, 2, 3, 1))
+    pooled = np.sqrt((std**2 + (mean - mean.mean()) ** 2).mean())
+    raw = patches_of(((images - mean.mean()) / pooled).transpose(0, 2, 3, 1))
+    populations = [raw, normalized]
+    populations.append((normalized - np.nanmean(normalized, 0)) / np.sqrt(np.nanvar(normalized, 0) + 1e-6))
+    # Per channel, raw and normalised differ by an affine map that cancels but for the epsilon: the model leaves it out.
+    before = populations if axis == "patch" else [normalized, *populations[1:]]
+    intra = []
+    for population in before:
+        values = population.reshape(len(raw), -1, images.shape[1]) if axis == "channel" else population[..., None]
+        deviation = np.sqrt(np.nanvar(values, 1, ddof=1, keepdims=True) + 1e-6)
+        intra.append(((values - np.nanmean(values, 1, keepdims=True)) / deviation).reshape(population.shape))
+    return np.stack([*populations, *intra])
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:Degrees of freedom")
+@pytest.mark.parametrize("axis", ["patch", "channel"])
+def test_bands_with_missing_pixels_are_as_in_numpy(axis, bands_dir, tmp_path):
+    output = tmp_path / "found.json"
+    words = ["--dataset_name", str(bands_dir), *FORM, "--nodata", "0", "--norm_pix_axis", axis]
+    main(["analyze", "targets", *words, "--output", str(output)])
+    found, images = json.loads(output.read_text()), bands_with_holes().astype(float)
+    images[images == 0] = np.nan
+    assert found["about"]["image_mean"] == pytest.approx(np.nanmean(images, (0, 2, 3)), rel=1e-6)
+    assert found["about"]["image_std"] == pytest.approx(np.nanstd(images, (0, 2, 3)), rel=1e-6)
+    targets = six_targets_of_bands(images, axis)
+    targets = targets[:, (~np.isnan(targets[0])).sum(-1) > 1]
+    assert found["about"]["patches"] == targets.shape[1] < 10 * 16
+    there = targets[:, ~np.isnan(targets[0])]
+    assert np.array(found["correlation"]) == pytest.approx(np.corrcoef(there), abs=1e-4)
+    count = (~np.isnan(targets[0])).sum(0)
+    constant = (count * (np.nanmean(targets, 1) - there.mean(1)[:, None]) ** 2).sum(-1) / count.sum() / there.var(1)
+    assert found["constant"] == pytest.approx(constant, abs=1e-4)
+    r = found["correlation"][TARGETS.index(NONE)][TARGETS.index(RGB)]
+    if axis == "channel":  # an affine map of each channel leaves no trace
+        assert r == pytest.approx(1, abs=1e-5)
+    else:
+        assert r < 0.5 < found["constant"][TARGETS.index(NONE)]
+
+
+def test_a_checkpoint_of_bands_brings_its_statistics_in_the_units_of_the_files(bands_dir, tmp_path):
+    images = bands_with_holes().astype(float)
+    images[images == 0] = np.nan
+    mean, std = np.nanmean(images, (0, 2, 3)), np.nanstd(images, (0, 2, 3))
+    form = {"num_channels": 5, "rescale_factor": 1.0, "image_mean": mean.tolist(), "image_std": std.tolist()}
+    config = ViTMAERobustConfig(**TINY, **form, nodata=0, target_normalization="global_patch")
+    model = ViTMAERobustForPreTraining(config)
+    raw = patches_of(images.transpose(0, 2, 3, 1))
+    model.set_target_statistics(np.nanmean(raw, 0), np.nanstd(raw, 0))
+    model.save_pretrained(tmp_path / "model")
+    words = ["--dataset_name", str(bands_dir), *FORM[4:], "--output"]
+    main(["analyze", "targets", *words, str(tmp_path / "a.json"), "--model_name_or_path", str(tmp_path / "model")])
+    main(["analyze", "targets", *words, str(tmp_path / "b.json"), *FORM[:4], "--nodata", "0"])
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert np.array(first["correlation"]) == pytest.approx(np.array(second["correlation"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--image_statistics", "default"], "for which no mean and deviation are usual"),
+        (["--num_channels", "3"], "--num_channels 3: "),
+        (["--bands", "1", "7"], "the last band is 4"),
+        (["--bands", "-1"], "--bands -1: must be at least 0"),
+        (["--value_range", "5", "1"], "LO below HI"),
+    ],
+)
+def test_bad_input_about_bands_is_a_sentence(more, message, bands_dir, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["analyze", "targets", "--dataset_name", str(bands_dir), *FORM, *more])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and "Traceback" not in error, error
