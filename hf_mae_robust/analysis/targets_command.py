@@ -19,7 +19,7 @@ from ..data.source import SEED, DataLocation, ImageSource, load_head_of_stream
 from ..errors import DataError, UserError, refused_by_library
 from ..files import written_whole
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_data_arguments, add_worker_argument
 from ..version import __version__
 from .analyze import load
 from .plots import aligned, save_target_pictures
@@ -65,7 +65,7 @@ def add_targets_arguments(parser: argparse.ArgumentParser) -> None:
     )
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    add_worker_argument(running)
     running.add_argument("--output", type=Path, help="JSON file to write the results to, and a picture beside it.")
 
 
@@ -128,7 +128,7 @@ def run_targets(args: argparse.Namespace) -> None:
     statistics = None
     if model is not None and model.config.target_normalization == "global_patch":
         statistics = _statistics_of(model)
-    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples, args.seed)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
