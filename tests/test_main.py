@@ -230,6 +230,7 @@ def test_no_more_processes_decode_than_there_are_cores(monkeypatch, cores, worke
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     for words in (
         ["analyze", "knn", "a", "--dataset_name", "b"],
+        ["analyze", "targets", "--dataset_name", "b"],
         ["statistics", "--dataset_name", "b", "--output", "c"],
     ):
         assert make_parser(words).parse_args(words).num_workers == workers

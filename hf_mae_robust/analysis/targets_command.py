@@ -24,7 +24,7 @@ from ..files import written_whole
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import NORM_PIX_AXES
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
 from ..version import __version__
 from .analyze import load
@@ -82,7 +82,7 @@ def add_targets_arguments(parser: argparse.ArgumentParser) -> None:
     bands.add_argument("--value_range", type=float, nargs="+", help="Clip to LO HI: a pair for all, or for each band.")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
-    running.add_argument("--num_workers", type=int, default=4, help="Processes that decode (%(default)s).")
+    add_worker_argument(running)
     running.add_argument("--output", type=Path, help="JSON file to write the results to, and a picture beside it.")
 
 
@@ -194,7 +194,7 @@ def run_targets(args: argparse.Namespace) -> None:
     model = load(args.model_name_or_path, args.model_revision, args.token) if args.model_name_or_path else None
     if model is None:
         _config(_values(args))  # before any data are opened
-    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, eval_split=None)
+    opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples, args.seed)  # a split was named
     config, source = find_form(args, source) if model is None else _form_of_checkpoint(args, model, source)
     statistics = None

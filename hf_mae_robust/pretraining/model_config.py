@@ -98,7 +98,8 @@ def _flag(data: DataArguments) -> str:
 
 
 def _given(data: DataArguments, form: BandForm) -> dict[str, Any]:
-    settings = {"bands": form.bands, "nodata": form.nodata, "value_range": form.value_range}
+    ranges = None if form.value_range is None else [list(pair) for pair in form.value_range]
+    settings = {"bands": data.bands, "nodata": form.nodata, "value_range": ranges}
     return {name: value for name, value in settings.items() if value is not None}
 
 

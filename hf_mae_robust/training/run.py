@@ -159,7 +159,8 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     labelled = cast(ImageSource, source if source is not None else opened.eval_source)
     class_names = labelled.class_names or ()
-    task.look_at_images(arguments, labelled, checkpoint)
+    with torch.random.fork_rng(devices=[]):  # weights must not depend on what is computed here, or found in a cache
+        task.look_at_images(arguments, labelled, checkpoint)
     stop_if_asked()
     model, pixels = task.build_model(arguments, class_names)
     stop_if_asked()

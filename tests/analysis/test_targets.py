@@ -231,7 +231,7 @@ def test_images_without_any_variance_are_reported(statistics, tmp_path, capsys):
         (["--patch_size", "16"], "leaves 0 of 1 patches visible"),
         (["--model_name_or_path", "MODEL"], "the checkpoint says it"),
         (["--seed", "-1"], "--seed -1: must be"),
-        (["--split", "test"], "test"),
+        (["--split", "test"], "no split 'test'. It has: train. Choose one with --split."),
     ],
 )
 def test_bad_input_is_a_sentence(more, message, pictures_dir, encoder_dir, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,11 @@ assert not [name for name in sys.modules if name.startswith("hf_mae_robust")]
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
 def test_model_files_import_nothing_that_a_checkpoint_lacks(path):
     siblings = {file.stem for file in FOLDER.glob("*.py")} - {"__init__"}
-    allowed = {"torch", "transformers", "huggingface_hub", "collections", "copy", "dataclasses", "contextlib", "math"}
-    allowed |= {"typing"}
+    allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
     if path.stem.endswith("_detection") or path.stem.startswith(("image_processing", "resizing")):
         allowed |= {"torchvision"}
     if path.stem.startswith(("band", "image_processing")):
-        allowed |= {"functools", "numpy", "PIL"}
+        allowed |= {"numpy", "PIL"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
