@@ -80,6 +80,7 @@ def as_band_error(error: Exception, what: str) -> BandError:
             "not enough data",
             "less than expected",
             "too small",
+            "bytes, got",
         )
     ):
         return BandError(reason, "truncated")

@@ -40,7 +40,8 @@ def read_tiff(data: bytes, channel_axis: str | None = None, frame: int | None = 
     # From memory: the metadata of OME and of MicroManager name other files, which are not looked for then.
     with quiet("tifffile") as errors, tifffile.TiffFile(io.BytesIO(data), **limits) as file:
         text = first.tags.get("description") or b""
-        if not in_circles and text.startswith((b"ImageJ=", b'{"shape"')) or b"<OME" in text[:2000]:
+        described = text.startswith((b"ImageJ=", b'{"shape"')) or b"<OME" in text[:2000]
+        if described and not in_circles:
             pixels = _series(file, channel_axis, frame)
             named = described_channels(first)
             if frame is None and named not in (None, len(pixels)):
