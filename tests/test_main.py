@@ -57,7 +57,7 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
         ([*STATISTICS, "--output", "s", "--patch_size", "5"], "--patch_size 5: image_size=16 is not a multiple"),
         ([*STATISTICS, "--output", "s", "--image_size", "16", "4", "2"], "--image_size 16 4 2 --patch_size 4: "),
         ([*STATISTICS, "--output", "s", "--image_size", "0"], "--image_size 0: must be at least 1"),
-        ([*STATISTICS, "--output", "s", "--num_channels", "2"], "--num_channels: invalid choice: "),
+        ([*STATISTICS, "--output", "s", "--num_channels", "2"], "num_channels=2: image files are decoded to "),
         ([*STATISTICS, "--output", "s", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
         ([*STATISTICS, "--output", "s", "--crop_pct", "nan"], "--crop_pct nan: must be at least 0.1"),
         (["convert", "MODEL", "/dev/null/x"], "OUT /dev/null/x: /dev/null is not a folder"),

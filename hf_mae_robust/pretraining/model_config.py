@@ -8,8 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from ..conversion.pretraining_model import read_pretraining_config
 from ..conversion.source import ModelSource
 from ..data.band_detection import find_stored_bands
@@ -22,7 +20,6 @@ from ..training.parser import parse_config_overrides
 from ..training.processes import first_process
 from ..training.setup import say
 from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
-from .band_statistics import BandStatistics
 from .statistics_pass import band_statistics_of_source, cached_statistics_of_band_source, value_range_of_source
 
 # Fields of ViTMAERobustConfig that follow from the images.
@@ -193,19 +190,5 @@ def _statistics(
         with_patches=with_patches,
         **running,
     )
-    say(f"{source.description}: {describe_bands(bands)}")
+    say(f"{source.description}: {bands.describe()}")
     return {**found, "image_mean": bands.mean.tolist(), "image_std": bands.usable_std.tolist()}
-
-
-def describe_bands(bands: BandStatistics) -> str:
-    """Mean, deviation and missing pixels as a part of a sentence; of several bands from the least to the greatest."""
-
-    def span(values: torch.Tensor) -> str:
-        low, high = f"{values.min().item():.4g}", f"{values.max().item():.4g}"
-        return low if low == high else f"{low} to {high}"
-
-    text = f"mean {span(bands.mean)}, standard deviation {span(bands.std)}"
-    if bands.num_bands > 1:
-        text = f"{bands.num_bands} bands, {text} from band to band"
-    missing = bands.missing.sum().item() / max(1, (bands.count + bands.missing).sum().item())
-    return text + (f"; {missing:.1%} of the pixels are missing" if missing else "")

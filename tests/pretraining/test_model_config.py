@@ -79,7 +79,7 @@ def test_mean_and_deviation_of_each_band_without_missing_pixels(folder, tmp_path
     np.testing.assert_allclose(statistics.std, np.nanstd(patches, axis=0), rtol=1e-6)
     assert np.isfinite(losses(trainer)).all()
     said = capsys.readouterr().out
-    assert "holds 5 bands of uint16" in said and "of the pixels are missing" in said
+    assert "holds 5 bands of uint16" in said and "of the numbers missing" in said
     assert {"reconstructions.png", "reconstruction_error_by_band.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
