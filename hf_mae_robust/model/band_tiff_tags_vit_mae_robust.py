@@ -85,11 +85,15 @@ class TiffPage:
         photometric, extra = self.number("photometric", 1), list(self.tags.get("extra") or [])
         if self.samples == 1:
             return photometric in (0, 1, 3)
+        # Of alpha in planes Pillow knows one case only.
+        planar = self.number("planar", 1) == 2
         if self.samples == 2:
-            return photometric in (0, 1) and extra in ([1], [2])
+            return photometric in (0, 1) and extra == [2] and not planar
         if self.samples == 3:
             return photometric in (2, 6, 8)
-        return self.samples == 4 and ((photometric == 2 and extra in ([1], [2])) or photometric == 5)
+        return self.samples == 4 and (
+            photometric == 5 or (photometric == 2 and (extra == [2] or (extra == [1] and not planar)))
+        )
 
 
 def tiff_pages(read: Read) -> tuple[list[TiffPage], bool]:

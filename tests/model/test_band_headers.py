@@ -84,6 +84,32 @@ def test_what_holds_more_than_pillow_shows_is_not(data, shape, dtype):
     assert (found.height, found.width, found.num_channels) == shape and found.dtype == dtype
 
 
+@pytest.mark.parametrize("planar", [True, False])
+@pytest.mark.parametrize(
+    "channels, photometric, extra",
+    [
+        (1, 1, []),
+        (2, 1, [2]),
+        (2, 1, [1]),
+        (3, 2, []),
+        (3, 1, [0, 0]),
+        (4, 2, [2]),
+        (4, 2, [0]),
+        (4, 5, []),
+        (4, 1, [0] * 3),
+    ],
+)
+def test_a_tiff_of_8_bits_is_a_picture_where_pillow_gives_its_numbers(channels, photometric, extra, planar):
+    pixels = np.arange(channels * 35, dtype=np.uint8).reshape(channels, 5, 7)
+    tags = {262: ("H", [photometric])} | ({338: ("H", extra)} if extra else {})
+    data = tiff({"pixels": pixels, "planar": planar, "tags": tags})
+    try:
+        shown = np.atleast_3d(np.asarray(Image.open(io.BytesIO(data)))).transpose(2, 0, 1)
+    except (OSError, ValueError):
+        shown = np.zeros(0)
+    assert read_band_header(data).is_8_bit_picture == np.array_equal(shown, pixels)
+
+
 @pytest.mark.parametrize(
     "data, name",
     [
