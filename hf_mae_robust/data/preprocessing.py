@@ -168,14 +168,11 @@ class EvaluationTransform:
         """Whether an image has its size already. The processor would find nothing to do, and take long for it."""
         if type(self.processor) not in (CLIPImageProcessor, ViTMAERobustImageProcessor):
             return False  # others may do more
-        height, width = image.shape[-2:]
-        given = {"shortest_edge": min(height, width)}, {"height": height, "width": width}
-        return (
-            self.processor.do_resize
-            and self.processor.do_center_crop
-            and dict(self.processor.size) in given
-            and dict(self.processor.crop_size) == given[1]
-        )
+        (height, width), crop = image.shape[-2:], self.processor.crop_size
+        if crop["height"] != height or crop["width"] != width:
+            return False
+        size, given = dict(self.processor.size), {"height": height, "width": width}
+        return self.processor.do_center_crop and size in (given, {"shortest_edge": min(height, width)})
 
     def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
@@ -235,10 +232,13 @@ class RandomCrop:
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(C, h, w)` of the crop -> `(C, H, W)`."""
         if pixels.shape[-2:] != self.image_size:  # otherwise interpolation changes nothing
-            pixels = resize_with_missing(pixels, self._resize)
+            # uint8 has nothing missing, and goes the shorter way.
+            pixels = self._resize(pixels) if pixels.dtype == torch.uint8 else resize_with_missing(pixels, self._resize)
         if self.horizontal_flip and torch.rand(()) < 0.5:
             pixels = pixels.flip(-1)
-        return turned(pixels, *draw_turns(self.vertical_flip, self.rot90))
+        if self.vertical_flip or self.rot90:
+            pixels = turned(pixels, *draw_turns(self.vertical_flip, self.rot90))
+        return pixels
 
     def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
         return interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]

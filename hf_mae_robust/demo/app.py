@@ -13,10 +13,9 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ..data.decoding import decode_image
 from ..errors import ImageDecodingError
 from .inspector import Inspector
-from .pictures import as_rgb, attention_picture, masked_picture, on_pixels, principal_components, shown_scale, to_shown
+from .pictures import attention_picture, masked_picture, on_pixels, principal_components, shown_scale, to_shown
 
 # Pictures, and what is remembered of them, are deleted after this number of seconds.
 KEPT = 3600
@@ -31,6 +30,8 @@ ABOUT = {
     "no_decoder": "This checkpoint has no decoder to reconstruct images with.",
     "attention": "Attention: to each patch in the last block, mean over the heads; bright is much. Features: the first "
     "three principal components of the patches of this image as red, green and blue. Both with nothing masked.",
+    "bands": "The model takes files of the bands that it was trained on: TIFF, PNG of 16 bits, .npy, DICOM. Pictures "
+    "show three bands or one, from their second to their 98th percentile.",
     "examples": "The examples are photos that scikit-learn brings along, CC BY 2.0: china.jpg by danielbuechele, "
     "flower.jpg by vultilion, both on Flickr.",
 }
@@ -41,8 +42,8 @@ def examples() -> list[str]:
     return [str(path) for path in load_sample_images().filenames]
 
 
-def read_upload(upload: dict[str, Any] | None, num_channels: int) -> torch.Tensor:
-    """What gradio has stored of an uploaded image -> uint8 `(C, h, w)`. Raises gr.Error, with a sentence."""
+def read_upload(upload: dict[str, Any] | None, inspector: Inspector) -> torch.Tensor:
+    """What gradio has stored of an uploaded image, decoded for a model. Raises gr.Error, with a sentence."""
     path = (upload or {}).get("path")
     if path is None:
         raise gr.Error(NO_IMAGE)
@@ -50,14 +51,14 @@ def read_upload(upload: dict[str, Any] | None, num_channels: int) -> torch.Tenso
     if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         raise gr.Error(f"{path} is not an uploaded file.")
     try:
-        return decode_image(Path(path).read_bytes(), num_channels)
+        return inspector.decode(Path(path))
     except ImageDecodingError as error:
         raise gr.Error(str(error)) from error
 
 
 class Demo:
-    """What the page does, for one model. `state` is what a visitor has in front of them: `pixels`, the prepared image,
-    uint8 `(C, H, W)`; `mask`, `(rows, columns)`, 1 = masked; `seed`."""
+    """What the page does, for one model. `state` is what a visitor has in front of them: `pixels`, the prepared image
+    `(C, H, W)`; `mask`, `(rows, columns)`, 1 = masked; `seed`."""
 
     def __init__(self, inspector: Inspector):
         self.inspector = inspector
@@ -67,8 +68,8 @@ class Demo:
         gives, else the prepared image. Nothing of nothing."""
         if upload is None:
             return (None,) * (2 + self.inspector.is_classifier + (4 if self.inspector.has_decoder else 1))
-        pixels = self.inspector.prepare(read_upload(upload, self.inspector.num_channels))
-        observation, rgb = self.inspector.observe(pixels), as_rgb(pixels) / 255
+        pixels = self.inspector.prepare(read_upload(upload, self.inspector))
+        observation, rgb = self.inspector.observe(pixels), self.inspector.picture(pixels)
         grid = self.inspector.grid_of(pixels)
         colours = on_pixels(principal_components(observation.features, grid), rgb.shape[-2:])
         seen: list[Any] = [to_shown(attention_picture(rgb, observation.attention)), to_shown(colours)]
@@ -89,8 +90,9 @@ class Demo:
         """State, masked picture, reconstruction, and how much is masked."""
         pixels, mask = state["pixels"], state["mask"]
         rebuilt = self.inspector.reconstruct(pixels, mask, state["seed"])
-        masked = to_shown(masked_picture(as_rgb(pixels) / 255, mask))
-        return state, masked, to_shown(as_rgb(rebuilt)), f"{int(mask.sum())} of {mask.numel()} patches are masked."
+        masked = to_shown(masked_picture(self.inspector.picture(pixels), mask))
+        shown = to_shown(self.inspector.picture_of(rebuilt, pixels))
+        return state, masked, shown, f"{int(mask.sum())} of {mask.numel()} patches are masked."
 
     def draw(self, state: dict[str, Any] | None, mask_ratio: float, seed: float | None) -> tuple[Any, ...]:
         """A random mask."""
@@ -134,8 +136,12 @@ def build_app(inspector: Inspector, title: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1):
                 gr.Markdown("**Image**")
-                upload = gr.Image(show_label=False, type="filepath", height=SHOWN_HEIGHT, elem_id="input")
-                gr.Examples([[path] for path in examples()], inputs=upload, elem_id="examples")
+                upload: gr.Image | gr.File
+                if inspector.is_of_bands:  # browsers show no such file
+                    upload = gr.File(show_label=False, height=SHOWN_HEIGHT, elem_id="input")
+                else:
+                    upload = gr.Image(show_label=False, type="filepath", height=SHOWN_HEIGHT, elem_id="input")
+                    gr.Examples([[path] for path in examples()], inputs=upload, elem_id="examples")
                 if inspector.has_decoder:
                     ratio = inspector.model.config.mask_ratio
                     ratio = gr.Slider(0, 1, ratio, step=0.01, label="Mask ratio", elem_id="ratio")
@@ -192,7 +198,8 @@ def _about(inspector: Inspector) -> str:
         parts.append("norm_pix_loss")
     patch, name = " x ".join(map(str, inspector.patch_size)), type(inspector.model).__name__
     model = f"{name}, {inspector.model.num_parameters() / 1e6:.1f} M parameters, patches of {patch} pixels."
-    return " ".join([model, *(ABOUT[part] for part in [*parts, "attention", "examples"])])
+    parts += ["attention", "bands" if inspector.is_of_bands else "examples"]
+    return " ".join([model, *(ABOUT[part] for part in parts)])
 
 
 def launch(app: gr.Blocks, **settings: Any) -> tuple[Any, ...]:

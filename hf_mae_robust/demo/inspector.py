@@ -15,13 +15,17 @@ from ..conversion.original import from_original, read_original
 from ..conversion.pixels import read_processor
 from ..conversion.source import Access, ModelSource
 from ..conversion.stock import STOCK_KINDS, read_stock
-from ..data.decoding import PIL_MODES
+from ..data.band_decoding import decode_band_regions
+from ..data.decoding import PIL_MODES, decode_image
 from ..data.preprocessing import EvaluationTransform, default_processor
+from ..data.shown import to_shown
 from ..errors import UserError
 from ..hub.models import local_model
-from ..model import ViTMAERobustForPreTraining
+from ..model import ViTMAERobustForPreTraining, ViTMAERobustImageProcessor
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.modeling_vit_mae_robust import random_masking
+from ..model.resizing_vit_mae_robust import fill_missing_pixels
+from .pictures import as_rgb
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ class Inspector:
         self.has_decoder = isinstance(model, ViTMAERobustForPreTraining)
         self.is_classifier = type(model).__name__.endswith("ForImageClassification")
         self.num_channels, self.patch_size = model.config.num_channels, to_pair(model.config.patch_size)
+        self.is_of_bands = isinstance(processor, ViTMAERobustImageProcessor)
         self._transform, self._lock = EvaluationTransform(processor), threading.Lock()
         self._check()
 
     def _check(self) -> None:
-        if self.num_channels not in PIL_MODES:
+        if self.num_channels not in PIL_MODES and not self.is_of_bands:
             raise UserError(
                 f"This model takes images of {self.num_channels} channels; image files have {sorted(PIL_MODES)}."
             )
@@ -72,7 +77,8 @@ class Inspector:
                 "cannot be turned into pixels. Give it some with model.set_target_statistics(mean, std)."
             )
         try:
-            self.observe(self.prepare(torch.zeros(self.num_channels, 64, 64, dtype=torch.uint8)))
+            dtype = torch.float32 if self.is_of_bands else torch.uint8
+            self.observe(self.prepare(torch.zeros(self.num_channels, 64, 64, dtype=dtype)))
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"{type(self.model).__name__} does not take what its image processor ({self._transform}) gives: {error}"
@@ -83,9 +89,33 @@ class Inspector:
         """By number."""
         return [self.model.config.id2label[i] for i in sorted(self.model.config.id2label)]
 
+    def decode(self, path: Path) -> torch.Tensor:
+        """The image of a file, `(C, h, w)`: uint8, or of a band model normalised float32, NaN where a pixel is missing.
+        Raises ImageDecodingError."""
+        content = path.read_bytes()
+        if not self.is_of_bands:
+            return decode_image(content, self.num_channels)
+        form = cast(ViTMAERobustImageProcessor, self.processor).band_form
+        named = {"bytes": content, "path": path.name}
+        return decode_band_regions(named, form, lambda height, width: [(0, 0, height, width)])[0]
+
     def prepare(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 `(C, h, w)`, as `decode_image` gives -> uint8 `(C, H, W)`: resized and cropped for the model."""
+        """`(C, h, w)`, as `decode` gives -> `(C, H, W)` of the same type: resized and cropped for the model."""
         return self._transform(image)
+
+    def picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A prepared image -> `(3, H, W)` in [0, 1]."""
+        if not self.is_of_bands:
+            return as_rgb(pixels) / 255
+        return to_shown(pixels, cast(ViTMAERobustImageProcessor, self.processor).shown_channels)
+
+    def picture_of(self, rebuilt: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """What `reconstruct` makes of a prepared image -> `(3, H, W)` in [0, 1], with the contrast of the image."""
+        if not self.is_of_bands:
+            return as_rgb(rebuilt)
+        config, processor = self.model.config, cast(ViTMAERobustImageProcessor, self.processor)
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
+        return to_shown((rebuilt - mean) / std, processor.shown_channels, like=pixels)
 
     def grid_of(self, pixels: torch.Tensor) -> tuple[int, int]:
         """Patches (vertically, horizontally) of a prepared image."""
@@ -93,6 +123,10 @@ class Inspector:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """A prepared image -> `(1, C, H, W)`, the `pixel_values` of the model."""
+        if self.is_of_bands:
+            # Pre-training models fill missing pixels themselves.
+            values = pixels if self.has_decoder else fill_missing_pixels(pixels)
+            return values[None].to(self.device)
         settings: dict[str, Any] = {"do_resize": False, "return_tensors": "pt", "input_data_format": "channels_first"}
         if hasattr(self.processor, "do_center_crop"):
             settings["do_center_crop"] = False
@@ -129,7 +163,8 @@ class Inspector:
 
     def reconstruct(self, pixels: torch.Tensor, mask: torch.Tensor, seed: int) -> torch.Tensor:
         """A prepared image with the patches of a mask `(rows, columns)` (1 = masked) filled in: `(C, H, W)`, nominally
-        in [0, 1], on the CPU. seed: decides, with `mid_mask_ratio`, which masked patches get mid-level tokens."""
+        in [0, 1], of a band model in the units of the files, on the CPU. seed: decides, with `mid_mask_ratio`, which
+        masked patches get mid-level tokens."""
         # The model masks the patches with the most noise, as many as the ratio says: those of the mask. Half a patch
         # less than there are, because the model rounds the number of visible ones down.
         count, num_patches = int(mask.sum()), mask.numel()

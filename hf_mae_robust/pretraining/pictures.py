@@ -55,4 +55,5 @@ def save_pictures(trainer: MAETrainer) -> None:
     if trainer.is_world_process_zero():
         save_image(grid, folder / RECONSTRUCTIONS)
         if config.is_band_model:
-            save_errors_by_band((sums[0] / sums[1].clamp(min=1)).tolist(), folder / ERRORS_BY_BAND, config.bands)
+            errors = (sums[0] / sums[1].clamp(min=1)).tolist()
+            save_errors_by_band(errors, folder / ERRORS_BY_BAND, config.bands, config.norm_pix_loss)

@@ -94,16 +94,22 @@ def reconstruction_errors(
     return squares.sum(dim=(0, 2, 3)).cpu(), counted.sum(dim=(0, 2, 3)).double().cpu()
 
 
-def save_errors_by_band(errors: Sequence[float], path: str | Path, bands: Sequence[int] | None = None) -> None:
-    """Mean squared errors of the bands, in squares of their deviations, as a PNG. bands: their numbers in the files."""
+def save_errors_by_band(
+    errors: Sequence[float], path: str | Path, bands: Sequence[int] | None = None, norm_pix_loss: bool = False
+) -> None:
+    """Mean squared errors of the bands, in squares of their deviations, as a PNG. bands: their numbers in the files.
+    norm_pix_loss: of the model, which then has the mean and the deviation of each patch from the original."""
     figure, axes = plt.subplots(figsize=(max(6, min(16, 1 + 0.35 * len(errors))), 4), layout="constrained")
     places = range(len(errors))
     axes.bar(places, errors, width=0.8 if len(errors) <= 60 else 1.0)
-    axes.axhline(1, linestyle="--", color="gray", label="predicting the mean of the band")
+    if norm_pix_loss:
+        axes.set_title("mean and deviation of each patch are the original's", fontsize="medium")
+    else:
+        axes.axhline(1, linestyle="--", color="gray", label="predicting the mean of the band")
+        axes.legend()
     step = -(-len(errors) // 40)
     axes.set_xticks(places[::step], [str(band) for band in (bands or places)][::step])
     axes.set(xlabel="band", ylabel="error / (deviation of the band)²", ylim=(0, None))
-    axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -21,7 +21,11 @@ from transformers import (
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.data.decoding import decode_image
+from hf_mae_robust.data.preprocessing import band_processor
+from hf_mae_robust.data.shown import to_shown
 from hf_mae_robust.demo.inspector import load_inspector
+from hf_mae_robust.errors import ImageDecodingError
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from tests.demo_models import DECODER, SIZES, save_model
 from tests.helpers import photos
 
@@ -184,3 +188,33 @@ def test_masks_of_a_seed_stay_the_same(folder):
     mask = load_inspector(str(folder)).random_mask((2, 3), 0.5, 1)
     noise = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
     assert np.flatnonzero(mask.flatten()).tolist() == sorted(np.argsort(noise)[3:].tolist())
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "classifier"])
+def test_files_of_many_bands(tmp_path, kind):
+    """Read as the image processor of the model reads them, with a hole; shown with the contrast of the image."""
+    form = BandForm(nodata=0, image_mean=(4500.0,) * 5, image_std=(2500.0,) * 5)
+    settings = {"num_channels": 5}
+    if kind != "classifier":
+        settings |= {"rescale_factor": 1.0, "nodata": 0, "image_mean": [4500.0] * 5, "image_std": [2500.0] * 5}
+    folder = save_model(tmp_path / "model", kind, **settings)
+    processor = band_processor(form, 64, 0.8, show_bands=[3, 2, 1])
+    processor.save_pretrained(folder)
+    stored = np.random.default_rng(0).integers(1, 9000, (5, 90, 120)).astype(np.uint16)
+    stored[:, 30:60, 40:60] = 0
+    np.save(tmp_path / "image.npy", stored)
+    inspector = load_inspector(str(folder))
+    pixels = inspector.prepare(inspector.decode(tmp_path / "image.npy"))
+    expected = processor(tmp_path / "image.npy", fill_missing=kind != "decoder", return_tensors="pt").pixel_values
+    assert inspector.normalize(pixels).numpy().tobytes() == expected.numpy().tobytes()
+    assert torch.equal(inspector.picture(pixels), to_shown(pixels, (3, 2, 1)))
+    observed = inspector.observe(pixels)
+    assert observed.attention.isfinite().all() and (observed.probabilities is not None) == (kind == "classifier")
+    if kind == "decoder":
+        mask = inspector.random_mask(inspector.grid_of(pixels), 0.5, 0)
+        shown = inspector.picture_of(inspector.reconstruct(pixels, mask, 0), pixels)
+        visible = ~mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        torch.testing.assert_close(shown[:, visible], inspector.picture(pixels)[:, visible], atol=1e-4, rtol=0)
+    with pytest.raises(ImageDecodingError, match="broken.npy"):
+        (tmp_path / "broken.npy").write_bytes(b"no image")
+        inspector.decode(tmp_path / "broken.npy")

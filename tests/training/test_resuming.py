@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hf_mae_robust.data.order import EpochBatchSampler, epoch_batches
 from hf_mae_robust.files import seal
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.training.data_feeding import DataFeeding
+from hf_mae_robust.training.setup import record_of
 from tests.helpers import write_parquet_set
 from tests.runs import tiny_run
 
@@ -110,3 +112,17 @@ def former_sampler(self, row_groups, **plan):
     """As version 0.1.0 made them."""
     self.row_groups, self.plan, self.epoch, self._num_skipped = row_groups, plan, 0, 0
     self.new_order_from = 99
+
+
+def test_flips_of_images_from_above_are_part_of_the_record_where_they_are_on(tmp_path):
+    """Checkpoints from before there were these flags can be resumed from."""
+    source = SimpleNamespace(revision=None, fingerprint="f", num_rows=1, row_groups=None)
+
+    def record(*flags):
+        arguments = make_parser().parse(tiny_run(tmp_path, "--output_dir", str(tmp_path / "out"), *flags))
+        return record_of(arguments.training, arguments.data, source)
+
+    plain = record()
+    assert plain["horizontal_flip"] is True and not {"vertical_flip", "rot90"} & set(plain)
+    assert record("--vertical_flip") == {**plain, "vertical_flip": True}
+    assert record("--vertical_flip", "false", "--rot90") == {**plain, "rot90": True}

@@ -87,9 +87,9 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             # What it was evaluated with when it was trained, whatever --crop_pct is.
             processor = read_processor(cast(str, arguments.model.model_name_or_path), arguments.model.token)
             if processor is None:
-                processor = pixels.processor(model.config.image_size, data.crop_pct)
+                processor = pixels.processor(model.config.image_size, data.crop_pct, data.show_bands)
             return ClassificationTrainer(model=model, processing_class=processor, **common)
-        processor = pixels.processor(model.config.image_size, data.crop_pct)
+        processor = pixels.processor(model.config.image_size, data.crop_pct, data.show_bands)
         transform: Any = EvaluationTransform(processor)
         if augmentation.augmentation:
             settings: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Semantic segmentation: UperNet, as mmsegmentation trains MAE on ADE20K (the paper's Table 4)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
 from ...errors import UserError
-from ...model import ViTMAERobustImageProcessor
 from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
 from ..task import FinetuningTask
@@ -86,8 +84,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
             statistics: dict[str, Any] = {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
             processor = SegformerImageProcessor(size=square, **statistics)
         else:
-            form = asdict(pixels.band_form)
-            processor = ViTMAERobustImageProcessor(size=square, do_center_crop=False, **form)
+            processor = pixels.processor(size, 1.0, arguments.data.show_bands)
+            processor.size, processor.do_center_crop = square, False
         recipe: dict[str, Any]
         if arguments.recipe.eval_only:
             recipe = {}
