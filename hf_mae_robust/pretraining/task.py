@@ -21,7 +21,7 @@ from .arguments import ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .model_config import config_of, settings_of_images
 from .patch_statistics import PatchStatistics
-from .pictures import RECONSTRUCTIONS, save_pictures
+from .pictures import ERRORS_BY_BAND, RECONSTRUCTIONS, save_pictures
 from .statistics_pass import cached_statistics_of_source
 from .trainer import MAETrainer
 
@@ -123,7 +123,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         save_pictures(trainer)
 
     def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
-        return "", [RECONSTRUCTIONS]
+        is_band_model = trainer.model.config.is_band_model
+        return "", [RECONSTRUCTIONS, ERRORS_BY_BAND] if is_band_model else [RECONSTRUCTIONS]
 
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
