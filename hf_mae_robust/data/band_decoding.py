@@ -37,13 +37,18 @@ def decode_band_regions(
     try:
         image = read_stored(value, form, min_side)
         parts = [form.apply(image, *part) for part in choose(*image.pixels.shape[-2:])]
-        if any(np.isnan(part).all() for part in parts) and np.isnan(form.apply(image)).all():
+        if any(_is_missing(part) for part in parts) and _is_missing(form.apply(image)):
             raise ImageDecodingError("every pixel is missing (nodata)", "empty")
     except ImageDecodingError as error:
         raise located(error, value, row) from error
     except BandError as error:
         raise located(ImageDecodingError(str(error), error.kind), value, row) from error
     return [torch.from_numpy(part) for part in parts]
+
+
+def _is_missing(pixels: np.ndarray) -> bool:
+    """Whether there is no valid pixel. A look at the first one is enough for nearly all images."""
+    return bool(np.isnan(pixels.flat[0])) and bool(np.isnan(pixels).all())
 
 
 def read_stored(value: Any, form: BandForm, min_side: int = 1) -> BandImage:

@@ -152,27 +152,31 @@ def in_two_steps(transform: Transform | Callable[..., Any]) -> Transform:
     return transform if isinstance(transform, Transform) else WholeImage(transform)
 
 
+def _final_size(processor: Any) -> tuple[int, int] | None:
+    """Height and width of images that a processor leaves as they are; None where there are none, or none is known."""
+    if type(processor) not in (CLIPImageProcessor, ViTMAERobustImageProcessor) or not processor.do_center_crop:
+        return None  # others may do more
+    final = processor.crop_size["height"], processor.crop_size["width"]
+    size = dict(processor.size)
+    return final if size in ({"height": final[0], "width": final[1]}, {"shortest_edge": min(final)}) else None
+
+
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
     device, for the whole batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere
+        self.final_size = _final_size(processor)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if image.shape[-2:] == self.final_size:
+            return image  # the processor would find nothing to do, and take long for it
         if "shortest_edge" in self.processor.size:
             image = cut_to_middle(image)
-        return image if self._leaves_alone(image) else resize_with_missing(image, self._resize_and_crop)
-
-    def _leaves_alone(self, image: torch.Tensor) -> bool:
-        """Whether an image has its size already. The processor would find nothing to do, and take long for it."""
-        if type(self.processor) not in (CLIPImageProcessor, ViTMAERobustImageProcessor):
-            return False  # others may do more
-        (height, width), crop = image.shape[-2:], self.processor.crop_size
-        if crop["height"] != height or crop["width"] != width:
-            return False
-        size, given = dict(self.processor.size), {"height": height, "width": width}
-        return self.processor.do_center_crop and size in (given, {"shortest_edge": min(height, width)})
+            if image.shape[-2:] == self.final_size:
+                return image
+        return resize_with_missing(image, self._resize_and_crop)
 
     def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.

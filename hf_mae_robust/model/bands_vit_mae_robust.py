@@ -56,25 +56,22 @@ class BandForm:
     channel_axis: str | None = None
     frame: int | None = None
 
-    @property
+    @cached_property
     def num_channels(self) -> int | None:
         """C of the pixel values, where the form alone tells."""
         known = (self.bands, self.value_range, self.image_mean)
         return next((len(values) for values in known if values is not None), None)
 
     @cached_property
-    def _limits(self) -> tuple[np.ndarray, np.ndarray] | None:
-        if self.value_range is None:
-            return None
-        limits = np.asarray(self.value_range, dtype=np.float64)
-        return limits[:, 0].reshape(-1, 1, 1), limits[:, 1].reshape(-1, 1, 1)
+    def _numbers(self) -> dict[type, tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
+        """Type -> limits, and mean and deviation, `(C, 1, 1)` each; empty where there are none."""
+        limits = [] if self.value_range is None else list(zip(*self.value_range))
+        normalization = [] if self.image_mean is None or self.image_std is None else [self.image_mean, self.image_std]
 
-    @cached_property
-    def _normalization(self) -> tuple[np.ndarray, np.ndarray] | None:
-        if self.image_mean is None or self.image_std is None:
-            return None
-        mean, std = (np.asarray(values, dtype=np.float64) for values in (self.image_mean, self.image_std))
-        return mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
+        def typed(values: list[Any], dtype: type) -> tuple[np.ndarray, ...]:
+            return tuple(np.asarray(numbers, dtype=dtype).reshape(-1, 1, 1) for numbers in values)
+
+        return {dtype: (typed(limits, dtype), typed(normalization, dtype)) for dtype in (np.float32, np.float64)}
 
     def apply(
         self, image: BandImage, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -120,12 +117,12 @@ class BandForm:
             values[missing] = np.nan
         if part.dtype.kind == "f" and np.isinf(values).any():
             raise BandError(f"{int(np.isinf(values).sum()):,} infinite numbers", "not_finite")
-        if self._limits is not None:
-            np.clip(values, *(limit.astype(exact) for limit in self._limits), out=values)
-        if self._normalization is not None:
-            mean, std = (number.astype(exact) for number in self._normalization)
-            values -= mean
-            values /= std
+        limits, normalization = self._numbers[exact]
+        if limits:
+            np.clip(values, *limits, out=values)
+        if normalization:
+            values -= normalization[0]
+            values /= normalization[1]
         return values.astype(np.float32, copy=False)
 
 
