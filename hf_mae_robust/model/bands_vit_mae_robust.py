@@ -64,9 +64,12 @@ class BandForm:
 
     @cached_property
     def _numbers(self) -> dict[type, tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
-        """Type -> limits, and mean and deviation, `(C, 1, 1)` each; empty where there are none."""
+        """Type -> limits, and mean and 1 / deviation, `(C, 1, 1)` each; empty where there are none. Multiplying takes a
+        third of the time of dividing."""
         limits = [] if self.value_range is None else list(zip(*self.value_range))
-        normalization = [] if self.image_mean is None or self.image_std is None else [self.image_mean, self.image_std]
+        normalization: list[Any] = []
+        if self.image_mean is not None and self.image_std is not None:
+            normalization = [self.image_mean, 1 / np.asarray(self.image_std, dtype=np.float64)]
 
         def typed(values: list[Any], dtype: type) -> tuple[np.ndarray, ...]:
             return tuple(np.asarray(numbers, dtype=dtype).reshape(-1, 1, 1) for numbers in values)
@@ -122,7 +125,7 @@ class BandForm:
             np.clip(values, *limits, out=values)
         if normalization:
             values -= normalization[0]
-            values /= normalization[1]
+            values *= normalization[1]
         return values.astype(np.float32, copy=False)
 
 
