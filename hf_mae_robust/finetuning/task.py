@@ -58,6 +58,13 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
             check_flags_of_probe(
                 arguments.training, layer_decay=recipe.layer_decay, drop_path_rate=model.drop_path_rate
             )
+        data = arguments.data
+        if data.clip_percentiles is not None or data.image_statistics == "auto":
+            flag = "--image_statistics auto" if data.clip_percentiles is None else "--clip_percentiles"
+            raise UserError(
+                f"{flag} is for run_pretrain.py: fine-tuning takes the statistics of its checkpoint. --value_range "
+                "gives the limits themselves."
+            )
         if recipe.eval_only and arguments.training.push_to_hub:
             raise UserError(
                 "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."

@@ -58,7 +58,7 @@ def settings_of_images(
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:
             raise UserError(
-                f"{_flag(data)} is for images of bands, and {start} is a model of 8-bit images. "
+                f"{data.first_band_flag} is for images of bands, and {start} is a model of 8-bit images. "
                 "--inflate_channels mean makes it one for bands."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
@@ -83,15 +83,6 @@ def settings_of_images(
         return {**kept, **_given(data, form)}
     settings = {"num_channels": num_channels, "rescale_factor": 1.0, **_given(data, form)}
     return settings | _statistics(arguments, source, form, settings, computes)
-
-
-def _flag(data: DataArguments) -> str:
-    """The first flag about bands that was given."""
-    return next(
-        f"--{name}"
-        for name in ("bands", "nodata", "value_range", "clip_percentiles")
-        if getattr(data, name) is not None
-    )
 
 
 def _given(data: DataArguments, form: BandForm) -> dict[str, Any]:

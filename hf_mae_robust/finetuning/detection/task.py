@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ...conversion.encoders import open_config
 from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
@@ -46,6 +47,18 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
             "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
             "find_splits": object_splits,
         }
+
+    def check_model(self, arguments: FinetuneArguments) -> None:
+        """Before the data are opened: their objects are looked for in vain where the model takes none of them."""
+        model = arguments.model
+        if model.model_name_or_path is None:
+            return
+        config = open_config(ModelSource.of(model, {}))
+        if config is not None and getattr(config, "is_band_model", False):
+            raise UserError(
+                f"--task detection is for 8-bit images, and {model.model_name_or_path} was trained on images of "
+                f"{config.num_channels} bands in other units. Mark the objects in maps and use --task segmentation."
+            )
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model, detection = arguments.model, arguments.detection
