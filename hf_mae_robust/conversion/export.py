@@ -46,7 +46,7 @@ from .stock import (
     is_mae,
     to_stock,
 )
-from .timm_format import to_timm
+from .timm_format import PROCESSOR_FOLDER, to_timm
 
 TARGETS = ("beit", "vit", "timm", "original", "onnx")
 # A graph can hold whatever the others cannot; these are what run_finetune.py writes, and ViT's own classifier. Not the
@@ -136,7 +136,7 @@ def how_to_prepare(processor: BaseImageProcessor | None, target: str) -> list[st
         "onnx": "the choice of bands and their normalisation, which are not in the graph",
         "original": "the bands, their mean and deviation, which the official code does not know",
     }
-    where = "the checkpoint" if target == "original" else "the folder"
+    where = {"timm": PROCESSOR_FOLDER, "onnx": "the folder", "original": "the checkpoint"}[target]
     return [
         f"{what[target]}: pixel values are those that the image processor in {where} gives (AutoImageProcessor with "
         "trust_remote_code)"
@@ -153,8 +153,8 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
         to: `"beit"`, `"vit"`: folder for `from_pretrained` and pipelines, see `to_stock`; with the checkpoint's image
             processor, or MAE's evaluation where it has none. `"timm"`: folder for
             `timm.create_model("local-dir:OUT", pretrained=True)`, and for transformers too; the preprocessing stands in
-            its config.json, where both look for it; that of images of bands in an image processor
-            beside it. `"original"`: `{"model": state_dict}` of the official code, see
+            its config.json, where both look for it; of images of bands there is an image processor in
+            `OUT/image_processor`. `"original"`: `{"model": state_dict}` of the official code, see
             `to_original`. `"onnx"`: folder with `model.onnx`, laid out as optimum's, see `save_onnx`; encoders as
             the stock ViT of `to_stock`, and any classifier or segmenter that run_finetune.py writes.
 
@@ -192,7 +192,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
             (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
             save_file(exported.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
             if isinstance(processor, ViTMAERobustImageProcessor):
-                processor.save_pretrained(folder)
+                processor.save_pretrained(folder / PROCESSOR_FOLDER)
     elif to == "onnx":
         # Stock MAE masks at random whatever it is used for; the stock ViT computes the unmasked encoder.
         exported = to_stock(model, "vit") if is_mae(model) else model

@@ -21,6 +21,8 @@ from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_ori
 from .pixels import Pixels, read_processor
 from .stock import encoder_tensors, is_classifier
 
+# Of images of bands, which timm's configuration has no place for. Beside it transformers would not look.
+PROCESSOR_FOLDER = "image_processor"
 TIMM_PREFIXES = ("hf-hub:", "timm/", "local-dir:")
 
 
@@ -72,8 +74,7 @@ def _single(size: tuple[int, int]) -> int | tuple[int, int]:
 
 
 def read_timm(source: str) -> tuple[PreTrainedModel, Pixels, float]:
-    """The model, how it wants its images, and `crop_pct` of its evaluation. Images of bands have an image processor
-    beside the weights, as `export` writes it, because timm's configuration has no place for them."""
+    """The model, how it wants its images, and `crop_pct` of its evaluation."""
     try:
         there: Any = timm.create_model(_timm_name(source), pretrained=True)
     except Exception as error:  # timm and the Hub raise whatever they like
@@ -82,8 +83,8 @@ def read_timm(source: str) -> tuple[PreTrainedModel, Pixels, float]:
     mean, std = list(form["mean"]), list(form["std"])
     labels = there.pretrained_cfg.get("label_names")
     pixels = Pixels(len(mean), mean, std)
-    folder = source.removeprefix("local-dir:")
-    if Path(folder).is_dir() and isinstance(processor := read_processor(folder), ViTMAERobustImageProcessor):
+    folder = Path(source.removeprefix("local-dir:")) / PROCESSOR_FOLDER
+    if folder.is_dir() and isinstance(processor := read_processor(str(folder)), ViTMAERobustImageProcessor):
         statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
         pixels = replace(pixels, band_form=processor.band_form, **{k: v for k, v in statistics.items() if v})
     overrides: dict[str, Any] = {}

@@ -40,10 +40,10 @@ def as_wanted(model: PreTrainedModel, pixels: Pixels, source: ImageSource | None
     """The same images, read as the model wants them; arrays below the size of a patch are not pictures."""
     if source is None:
         return None
+    source = source.read_as(pixels.band_form, pixels.num_channels)
     reads_less = pixels.band_form is None and source.needs_bands
     if reads_less and (warning := first_process(partial(describe_brightness, source))):
         say(warning)
-    source = source.read_as(pixels.band_form, pixels.num_channels)
     config = getattr(model.config, "backbone_config", None) or model.config
     patch = getattr(config, "patch_size", None)
     if patch is None:
