@@ -491,7 +491,7 @@ def test_encoders_of_bands(to, tmp_path, band_encoder_dir):
             torch.testing.assert_close(exported.forward_features(pixel_values), expected, **EXACT)
         # Means in other units would be taken for those of values in [0, 1].
         form = resolve_model_data_config(exported)
-        assert form["mean"] == (0.0,) * 5 and form["std"] == (1.0,) * 5
+        assert list(form["mean"]) == [0.0] * 5 and list(form["std"]) == [1.0] * 5
     else:
         model_class = {"beit": BeitModel, "vit": ViTModel}[to]
         exported = model_class.from_pretrained(tmp_path / "out", add_pooling_layer=False)
