@@ -9,7 +9,7 @@ from datasets import Array3D, Dataset, Features
 
 from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import main, make_parser, plan, pretrain
-from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
+from hf_mae_robust.statistics.patch_statistics import PatchStatistics
 from hf_mae_robust.training.band_arguments import BandArguments
 from tests.helpers import TINY_OVERRIDES, losses
 
@@ -96,7 +96,7 @@ def test_a_run_resumes_with_the_statistics_that_it_began_with(folder, tmp_path, 
     def fails(*_, **__):
         raise AssertionError("statistics are not computed again")
 
-    monkeypatch.setattr("hf_mae_robust.pretraining.model_config.cached_statistics_of_band_source", fails)
+    monkeypatch.setattr("hf_mae_robust.statistics.band_settings.cached_statistics_of_band_source", fails)
     resumed = run(folder, tmp_path / "stopped", *words)
     assert losses(resumed)[-2:] == losses(complete)[-2:]
     low, high = np.percentile(stored(folder), [1, 99], axis=(0, 2, 3))

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from hf_mae_robust.conversion.pixels import Pixels
@@ -73,6 +74,51 @@ def test_other_classifiers_of_bands(arguments, tmp_path, flags):
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True).image_std) == STD
 
 
+@pytest.mark.parametrize("start", ["--inflate_channels", "--from_scratch"])
+def test_without_a_band_model_the_statistics_are_those_of_the_training_images(
+    arguments, bands_dir, encoder_dir, tmp_path, start, capsys
+):
+    flags = [start, "mean"] if start == "--inflate_channels" else [start]
+    flags += ["--model_name_or_path", encoder_dir, "--nodata", NODATA, *CLASSES]
+    trainer, _ = prepare(arguments(*flags))
+    images = np.stack(rows_of_bands(16)["image"]).astype(np.float64)
+    images[images == NODATA] = np.nan
+    form = trainer.train_source.band_form
+    np.testing.assert_allclose(form.image_mean, np.nanmean(images, axis=(0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(form.image_std, np.nanstd(images, axis=(0, 2, 3)), rtol=1e-6)
+    assert list(trainer.processing_class.image_mean) == list(form.image_mean) and form.nodata == NODATA
+    projection = trainer.model.beit.embeddings.patch_embeddings.projection.weight
+    assert projection.shape[1] == BANDS
+    said = "patch projection for 5 channels: mean" in capsys.readouterr().out
+    assert said is (start == "--inflate_channels")
+    if said:
+        before = load_file(encoder_dir / "model.safetensors")["vit.embeddings.patch_embeddings.projection.weight"]
+        torch.testing.assert_close(projection[:, 3], before.mean(dim=1) * 3 / BANDS)
+
+
+@pytest.mark.slow  # as above, with a checkpoint
+def test_a_run_that_inflated_resumes_with_the_statistics_that_it_began_with(
+    arguments, encoder_dir, tmp_path, monkeypatch
+):
+    flags = ["--inflate_channels", "repeat", "--model_name_or_path", encoder_dir, *CLASSES]
+    flags += ["--max_steps", 4, "--save_strategy", "steps", "--save_steps", 2]
+    complete = finetune(*arguments(*flags, "--output_dir", tmp_path / "complete"))
+    finetune(*arguments(*flags))
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    monkeypatch.setattr("hf_mae_robust.finetuning.image_settings.settings_of_statistics", None)
+    resumed = finetune(*arguments(*flags))
+    for name, value in complete.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_channels_are_not_inflated_where_that_is_not_needed(arguments, photos_dir, encoder_dir):
+    flags = ["--inflate_channels", "mean", "--model_name_or_path", encoder_dir]
+    with pytest.raises(UserError, match="holds 8-bit pictures, which .* takes as they are. Leave it out"):
+        prepare(arguments(*flags, "--dataset_name", photos_dir))
+    with pytest.raises(UserError, match="--inflate_channels is for a checkpoint to train from, not for --from_scratch"):
+        prepare(arguments(*flags, "--from_scratch"))
+
+
 @pytest.mark.slow  # as for 8-bit images
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path):
     common = [*CLASSES, "--max_steps", 4, "--random_erasing", 0.5, "--vertical_flip", "--rot90"]
@@ -108,7 +154,7 @@ def test_maps_of_bands_train_and_are_drawn(arguments, tmp_path, deep_encoder_dir
     [
         ([], "--auto_augment .* other units: give --auto_augment none"),
         ([*CLASSES, "--bands", 3, 2, 1], "--bands 3 2 1: .* takes 5 bands, not 3"),
-        ([*CLASSES, "--clip_percentiles", 1, 99], "--clip_percentiles is for run_pretrain.py"),
+        ([*CLASSES, "--clip_percentiles", 1, 99], "--clip_percentiles: fine-tuning takes the statistics of"),
         (["--task", "detection", "--label_column_name", "label"], "--task detection is for 8-bit images"),
     ],
     ids=["colours", "number of bands", "percentiles", "detection"],

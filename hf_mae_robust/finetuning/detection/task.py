@@ -12,6 +12,7 @@ from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
 from ...data.labels import read_id2label
+from ...data.source import ImageSource
 from ...errors import UserError
 from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
@@ -47,6 +48,14 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
             "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
             "find_splits": object_splits,
         }
+
+    def check_settings(self, arguments: FinetuneArguments) -> None:
+        super().check_settings(arguments)
+        if arguments.model.inflate_channels is not None:
+            raise UserError("--inflate_channels is not for --task detection, which is for 8-bit images.")
+
+    def look_at_images(self, arguments: FinetuneArguments, source: ImageSource, checkpoint: str | None) -> None:
+        """What they hold does not decide over the model: they are read as 8-bit pictures."""
 
     def check_model(self, arguments: FinetuneArguments) -> None:
         """Before the data are opened: their objects are looked for in vain where the model takes none of them."""
