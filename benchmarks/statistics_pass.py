@@ -21,7 +21,7 @@ from torchvision import transforms
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.pretraining.statistics_pass import statistics_of_source
+from hf_mae_robust.statistics.statistics_pass import statistics_of_source
 
 TOLERANCE = 1e-3
 

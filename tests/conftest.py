@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from tests.band_data import write_band_encoder, write_bands
 from tests.helpers import TINY, write_parquet_set
 
 torch.set_num_threads(1)
@@ -96,6 +97,18 @@ def encoder_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bands_dir(tmp_path_factory) -> Path:
+    """16 labelled images of five bands to train on and 6 to evaluate, with maps."""
+    return write_bands(tmp_path_factory.mktemp("data") / "bands")
+
+
+@pytest.fixture(scope="session")
+def band_encoder_dir(tmp_path_factory) -> Path:
+    """A tiny pre-training model for them, with random weights."""
+    return write_band_encoder(tmp_path_factory.mktemp("band-encoder"))
 
 
 @pytest.fixture(autouse=True)

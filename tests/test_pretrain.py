@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from hf_mae_robust.pretrain import main
-from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
+from hf_mae_robust.statistics.patch_statistics import PatchStatistics
 from hf_mae_robust.training.checkpoints import newest_checkpoint
 from tests.helpers import TINY, TINY_OVERRIDES, image_table, photos, write_parquet_set
 from tests.runs import run

@@ -30,8 +30,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.analysis.knn import knn_accuracy
 from hf_mae_robust.data.preprocessing import ASPECT_RATIOS, Normalization, evaluation_processor
-from hf_mae_robust.pretraining.patch_statistics import patches_of
 from hf_mae_robust.recipes import recipe_path
+from hf_mae_robust.statistics.patch_statistics import patches_of
 from hf_mae_robust.studies.definitions import MAE, ROBUST, Variant
 from hf_mae_robust.training.optimization import decayed_parameter_names, scale_learning_rate
 

@@ -17,7 +17,7 @@ from hf_mae_robust.data.loaders import training_loader
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.preprocessing import Normalization, evaluation_processor, training_transform
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.pretraining.patch_statistics import compute_patch_statistics
+from hf_mae_robust.statistics.patch_statistics import compute_patch_statistics
 
 TABLE = "bf16 against fp32"
 RECIPES = {"MAE": {}, "robust": {"target_normalization": "global_patch"}}

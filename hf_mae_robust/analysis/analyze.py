@@ -10,22 +10,23 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..conversion.encoders import open_config
+from ..conversion.pixels import Pixels, read_pixels
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..errors import UserError
 from ..hub.models import local_model
-from ..model import ViTMAERobustForPreTraining
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..training.arguments import add_data_arguments
 from ..training.setup import say
 from .evaluators import EVALUATORS, Similarity
 from .plots import save_pictures, table
-from .samples import Samples
+from .samples import Samples, add_bands_argument, as_model_wants
 
 
-def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForPreTraining:
-    """A pre-training checkpoint, ours or stock ViT-MAE's. Raises ValueError for others."""
+def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobustForPreTraining, Pixels]:
+    """A pre-training checkpoint, ours or stock ViT-MAE's, and how it wants its images. Raises ValueError for others."""
     path, _ = local_model(name, revision, token)
     source = ModelSource(path, access=Access(token))
     config = open_config(source)
@@ -42,7 +43,18 @@ def load(name: str, revision: str | None, token: str | None) -> ViTMAERobustForP
     model, note = load_pretraining_model(source, read_pretraining_config(source))
     if note:
         say(note)
-    return model
+    return model, read_pixels(source, model.config)
+
+
+def load_other(name: str, token: str | None, config: ViTMAERobustConfig, pixels: Pixels) -> ViTMAERobustForPreTraining:
+    """A second model for the same images as the first, which wants them as `pixels`. Raises ValueError for others."""
+    other, others_pixels = load(name, None, token)
+    if other.config.image_size != config.image_size:
+        raise UserError(f"--other {name}: made for {other.config.image_size} px, not {config.image_size}.")
+    both = pixels, others_pixels
+    if any(each.band_form is not None for each in both) and both[0].band_form != both[1].band_form:
+        raise UserError(f"--other {name}: it takes other bands, or normalises them differently, than the first model.")
+    return other
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
     data.add_argument("--max_samples", type=int, default=512, help="At most N images, drawn at random (%(default)s).")
     data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    add_bands_argument(data)
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
     running.add_argument("--output_dir", type=Path, default=Path("analysis"), help="For analysis.json and pictures.")
@@ -66,14 +79,14 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         raise UserError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise UserError(f"--output_dir {args.output_dir} is not a folder; name one.")
-    model = load(args.checkpoint, args.model_revision, args.token).to(state.device)
-    other = load(args.other, None, args.token).to(state.device) if args.other else None
-    if other is not None and other.config.image_size != model.config.image_size:
-        raise UserError(f"--other {args.other}: made for {other.config.image_size} px, not {model.config.image_size}.")
+    model, pixels = load(args.checkpoint, args.model_revision, args.token)
+    model.to(state.device)
+    other = load_other(args.other, args.token, model.config, pixels).to(state.device) if args.other else None
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
+    source = as_model_wants(source, pixels, args)
     samples = Samples(source, model.config, args.crop_pct, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):

@@ -18,6 +18,7 @@ from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments, add_worker_argument
+from .samples import add_bands_argument, as_model_wants
 
 
 def knn_accuracy(
@@ -81,6 +82,7 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="See run_finetune.py; default: as the checkpoint's image processor has it.",
     )
+    add_bands_argument(data)
     vote = parser.add_argument_group("vote")
     vote.add_argument("--k", type=int, default=20, help="Number of neighbours that vote (%(default)s).")
     vote.add_argument(
@@ -124,7 +126,7 @@ def run_knn(args: argparse.Namespace) -> None:
     parts: list[torch.Tensor] = []
     limits = (args.max_train_samples, args.max_eval_samples)
     for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
-        images = source.sample(limit, args.seed).read_as(pixels.band_form, pixels.num_channels)
+        images = as_model_wants(source.sample(limit, args.seed), pixels, args)
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
         parts += extract_features(encoder, images, transform, pixels.num_channels, **options)
     accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)

@@ -1,16 +1,35 @@
 """The images that diagnostics look at."""
 
+import argparse
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 
-from ..conversion.pixels import pixels_of
+from ..conversion.pixels import Pixels, pixels_of
 from ..data.dataset import ImageDataset, collate
 from ..data.loaders import sequential_loader
 from ..data.preprocessing import EvaluationTransform, Normalization, training_transform
 from ..data.source import ImageSource
+from ..errors import UserError
 from ..model import ViTMAERobustConfig
+
+
+def add_bands_argument(data: argparse._ArgumentGroup) -> None:
+    """--bands of the commands that look at a checkpoint."""
+    data.add_argument(
+        "--bands", type=int, nargs="+", help="Bands of these files that are the model's, 0-based, in its order."
+    )
+
+
+def as_model_wants(source: ImageSource, pixels: Pixels, args: argparse.Namespace) -> ImageSource:
+    """The images of a command, read as a checkpoint wants them, where --bands, --channel_axis and --frame say where its
+    bands are. Raises UserError (DataError among them) where they do not fit."""
+    bands = None if args.bands is None else tuple(args.bands)
+    if bands is not None and pixels.band_form is None:
+        raise UserError(f"--bands is for images of bands, and {args.checkpoint} is a model of 8-bit images.")
+    pixels = pixels.for_files(args.checkpoint, bands=bands, channel_axis=args.channel_axis, frame=args.frame)
+    return source.read_as(pixels.band_form, pixels.num_channels)
 
 
 class Samples:

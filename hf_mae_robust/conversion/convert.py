@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from transformers import BeitForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ..data.preprocessing import default_processor, evaluation_processor
+from ..data.preprocessing import default_processor
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
@@ -15,6 +15,9 @@ from .original import from_original, read_original
 from .source import Access, ModelSource
 from .stock import STOCK_KINDS, read_stock
 from .timm_format import is_of_timm, read_timm
+
+# Of MAE's evaluation: the centre of 224 pixels of 256.
+DEFAULT_CROP_PCT = 0.875
 
 
 def convert(
@@ -49,21 +52,19 @@ def convert(
     """
     source = str(source)
     check_is_free(output_dir)
-    preprocessing: dict[str, Any] = {}
+    pixels, crop_pct = None, DEFAULT_CROP_PCT
     model: PreTrainedModel
     if is_of_timm(source):
-        model, preprocessing = read_timm(source)
+        model, pixels, crop_pct = read_timm(source)
     elif Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors")):
         heads = num_attention_heads, decoder_num_attention_heads
         model = from_original(read_original(source, checkpoint_key), *heads, **config_overrides)
     else:
         source, _ = local_model(source, revision, token)
         checkpoint = ModelSource(source, config_overrides, Access(token))
-        model, preprocessing = read_stock(checkpoint, cast(PreTrainedConfig, read_config(checkpoint, STOCK_KINDS)))
-    processor = default_processor(model.config)
-    if preprocessing:
-        form = model.config
-        processor = evaluation_processor(form.image_size, num_channels=form.num_channels, **preprocessing)
+        model, pixels = read_stock(checkpoint, cast(PreTrainedConfig, read_config(checkpoint, STOCK_KINDS)))
+    form = model.config
+    processor = default_processor(form) if pixels is None else pixels.processor(form.image_size, crop_pct)
     with written_whole(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -30,6 +30,7 @@ from ..data.preprocessing import default_processor
 from ..errors import ExistingFileError, MissingFileError, UserError, refused_by_library
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
+from ..model import ViTMAERobustImageProcessor
 from .loading import first_line
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
@@ -45,7 +46,7 @@ from .stock import (
     is_mae,
     to_stock,
 )
-from .timm_format import to_timm
+from .timm_format import PROCESSOR_FOLDER, to_timm
 
 TARGETS = ("beit", "vit", "timm", "original", "onnx")
 # A graph can hold whatever the others cannot; these are what run_finetune.py writes, and ViT's own classifier. Not the
@@ -125,6 +126,23 @@ def _processor_of(checkpoint: str, model: PreTrainedModel) -> BaseImageProcessor
     return default_processor(getattr(model.config, "backbone_config", model.config)) if processor is None else processor
 
 
+def how_to_prepare(processor: BaseImageProcessor | None, target: str) -> list[str]:
+    """Of images of bands: what the target cannot do with them, and what does it. Nothing of 8-bit images, and where the
+    image processor is all that is needed."""
+    if not isinstance(processor, ViTMAERobustImageProcessor) or target in ("beit", "vit"):
+        return []
+    what = {
+        "timm": "the preprocessing of timm, which reads 8-bit pictures alone",
+        "onnx": "the choice of bands and their normalisation, which are not in the graph",
+        "original": "the bands, their mean and deviation, which the official code does not know",
+    }
+    where = {"timm": PROCESSOR_FOLDER, "onnx": "the folder", "original": "the checkpoint"}[target]
+    return [
+        f"{what[target]}: pixel values are those that the image processor in {where} gives (AutoImageProcessor with "
+        "trust_remote_code)"
+    ]
+
+
 def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
     """Write a checkpoint in a form that runs without this package. It appears when it is complete.
 
@@ -135,7 +153,8 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
         to: `"beit"`, `"vit"`: folder for `from_pretrained` and pipelines, see `to_stock`; with the checkpoint's image
             processor, or MAE's evaluation where it has none. `"timm"`: folder for
             `timm.create_model("local-dir:OUT", pretrained=True)`, and for transformers too; the preprocessing stands in
-            its config.json, where both look for it. `"original"`: `{"model": state_dict}` of the official code, see
+            its config.json, where both look for it; of images of bands there is an image processor in
+            `OUT/image_processor`. `"original"`: `{"model": state_dict}` of the official code, see
             `to_original`. `"onnx"`: folder with `model.onnx`, laid out as optimum's, see `save_onnx`; encoders as
             the stock ViT of `to_stock`, and any classifier or segmenter that run_finetune.py writes.
 
@@ -159,19 +178,21 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
         check_exportable(model)
     if to in ("timm", "original"):
         check_original_settings(model.config)
+    processor = _processor_of(checkpoint, model)
     if to == "original":
         tensors = to_original(model)
         with written_whole(out) as file:
             torch.save({"model": tensors}, file)
-        return _left_out(model, to)
+        return [*_left_out(model, to), *how_to_prepare(processor, to)]
 
-    processor = _processor_of(checkpoint, model)
     if to == "timm":
         exported, description = to_timm(model, processor)
         with written_whole(out) as folder:
             folder.mkdir()
             (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
             save_file(exported.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+            if isinstance(processor, ViTMAERobustImageProcessor):
+                processor.save_pretrained(folder / PROCESSOR_FOLDER)
     elif to == "onnx":
         # Stock MAE masks at random whatever it is used for; the stock ViT computes the unmasked encoder.
         exported = to_stock(model, "vit") if is_mae(model) else model
@@ -184,7 +205,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str) -> list[str]:
         with written_whole(out) as folder:
             exported.save_pretrained(folder)
             processor.save_pretrained(folder)
-    return _left_out(model, to)
+    return [*_left_out(model, to), *how_to_prepare(processor, to)]
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,30 @@ class Pixels:
             return band_processor(self.band_form, image_size, crop_pct, show_bands)
         return evaluation_processor(image_size, crop_pct, self.num_channels, self.image_mean, self.image_std)
 
+    def config_settings(self) -> dict[str, Any]:
+        """Fields of [`ViTMAERobustConfig`] that say the same."""
+        settings: dict[str, Any] = {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+        if (form := self.band_form) is not None:
+            settings |= {"rescale_factor": 1.0, "nodata": form.nodata}
+            settings["bands"] = None if form.bands is None else list(form.bands)
+            settings["value_range"] = None if form.value_range is None else [list(pair) for pair in form.value_range]
+        return settings
+
+    def for_files(self, model: str, **settings: Any) -> "Pixels":
+        """The same for files that hold their images differently: what is not None of the settings of `BandForm` wins.
+        Mean and deviation stay the model's; 8-bit images stay what they are. model: its name, for errors.
+
+        Raises UserError for another number of bands than the model's.
+        """
+        if self.band_form is None:
+            return self
+        bands = settings.get("bands")
+        if bands is not None and len(bands) != self.num_channels:
+            chosen = " ".join(map(str, bands))
+            raise UserError(f"--bands {chosen}: {model} takes {self.num_channels} bands, not {len(bands)}.")
+        given = {name: value for name, value in settings.items() if value is not None}
+        return replace(self, band_form=replace(self.band_form, **given))
+
 
 def read_pixels(source: ModelSource, config: PreTrainedConfig) -> Pixels:
     """How a checkpoint wants its images: as its config says, or its image processor, or as ImageNet's. Of a band model,

@@ -148,7 +148,8 @@ def load_pretraining_model(
             tensors[_PROJECTION] = inflate_projection(
                 tensors[_PROJECTION], config.num_channels, str(source.inflate_channels)
             )
-            tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_OF_CHANNELS)}
+            fresh = ViTMAERobustForPreTraining(config).state_dict()
+            tensors = {key: fresh[key] if key.startswith(_OF_CHANNELS) else tensors[key] for key in fresh}
             inflated = inflation_note(source, base.num_channels, config.num_channels)
             left_out = "; patch statistics left out" if has_statistics else ""
             notes.append(f"Note: {source.name}: {inflated}; prediction layer new{left_out}")

@@ -21,7 +21,7 @@ from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobust
 from .beit import mae_beit_config, with_key_biases, without_key_biases
 from .encoders import load_vit
 from .loading import load_strictly
-from .pixels import read_pixels
+from .pixels import Pixels, read_pixels
 from .pretraining_model import PRETRAINING_KINDS
 from .settings import SHARED_SETTINGS, mae_settings, settings_of
 from .source import ModelSource
@@ -30,17 +30,16 @@ from .source import ModelSource
 STOCK_KINDS = (*PRETRAINING_KINDS, "vit", "vit_msn")
 
 
-def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTrainedModel, Pixels]:
     """A checkpoint of one of STOCK_KINDS as a model of this package, with its decoder where it has one, in evaluation
-    mode, and the mean and deviation of its images. The source's overrides are fields of [`ViTMAERobustConfig`].
+    mode, and how it wants its images. The source's overrides are fields of [`ViTMAERobustConfig`].
 
     Raises ValueError where a tensor is missing.
     """
     pixels = read_pixels(source, config)
-    statistics = {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
     is_mae = config.model_type in PRETRAINING_KINDS
     form = mae_settings(config) if is_mae else settings_of(config, (*SHARED_SETTINGS, "image_size", "qkv_bias"))
-    settings = ViTMAERobustConfig(**{**form, **statistics, **source.overrides})
+    settings = ViTMAERobustConfig(**{**form, **pixels.config_settings(), **source.overrides})
     if is_mae:
         has_decoder = any(name.endswith("ForPreTraining") for name in config.architectures or ())
         model_class = ViTMAERobustForPreTraining if has_decoder else ViTMAERobustModel
@@ -50,7 +49,7 @@ def read_stock(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTraine
         tensors = load_vit(source, config).base_model.state_dict()
         model = ViTMAERobustModel(settings)
         model.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_NOT_MAES)})
-    return model.eval(), statistics
+    return model.eval(), pixels
 
 
 # Of a ViT's encoder: the pooler of its CLS token, and the mask token of SimMIM.

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from ..errors import UserError, refused_by_library
+from ..model import ViTMAERobustImageProcessor
 from ..model.configuration_vit_mae_robust import to_pair
 from .loading import first_line
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
+from .pixels import Pixels, read_processor
 from .stock import encoder_tensors, is_classifier
 
+# Of images of bands, which timm's configuration has no place for. Beside it transformers would not look.
+PROCESSOR_FOLDER = "image_processor"
 TIMM_PREFIXES = ("hf-hub:", "timm/", "local-dir:")
 
 
@@ -68,8 +73,8 @@ def _single(size: tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if size[0] == size[1] else (size[0], size[1])
 
 
-def read_timm(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """(model, arguments of `evaluation_processor`)"""
+def read_timm(source: str) -> tuple[PreTrainedModel, Pixels, float]:
+    """The model, how it wants its images, and `crop_pct` of its evaluation."""
     try:
         there: Any = timm.create_model(_timm_name(source), pretrained=True)
     except Exception as error:  # timm and the Hub raise whatever they like
@@ -77,29 +82,36 @@ def read_timm(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     form = timm.data.resolve_model_data_config(there)
     mean, std = list(form["mean"]), list(form["std"])
     labels = there.pretrained_cfg.get("label_names")
+    pixels = Pixels(len(mean), mean, std)
+    folder = Path(source.removeprefix("local-dir:")) / PROCESSOR_FOLDER
+    if folder.is_dir() and isinstance(processor := read_processor(str(folder)), ViTMAERobustImageProcessor):
+        statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+        pixels = replace(pixels, band_form=processor.band_form, **{k: v for k, v in statistics.items() if v})
     overrides: dict[str, Any] = {}
     if not there.num_classes:
-        overrides = {"image_mean": mean, "image_std": std}
+        overrides = pixels.config_settings()
     elif labels and len(labels) == there.num_classes:
         overrides = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     model = from_timm(there, **overrides)
-    return model, {"crop_pct": form["crop_pct"], "image_mean": mean, "image_std": std}
+    return model, pixels, form["crop_pct"]
 
 
 # Any plain ViT would do: the arguments say all that differs.
 _TIMM_ARCHITECTURE = "vit_base_patch16_224"
 
 
-def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> dict[str, Any]:
+def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int], num_channels: int) -> dict[str, Any]:
     """An image processor in timm's terms. Raises ValueError where these cannot say it."""
 
     def refuse(reason: str) -> UserError:
         return UserError(f"timm cannot do what this image processor does ({reason}). Export to beit or vit.")
 
-    for step in ("do_resize", "do_rescale", "do_normalize"):
+    of_bands = isinstance(processor, ViTMAERobustImageProcessor)
+    steps = ("do_resize",) if of_bands else ("do_resize", "do_rescale", "do_normalize")
+    for step in steps:
         if not getattr(processor, step, False):
             raise refuse(f"{step}=False")
-    if not math.isclose(processor.rescale_factor, 1 / 255):
+    if not of_bands and not math.isclose(processor.rescale_factor, 1 / 255):
         raise refuse(f"rescale_factor={processor.rescale_factor}")
     if getattr(processor, "do_pad", False):
         raise refuse("do_pad=True")
@@ -121,8 +133,9 @@ def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int]) -> di
                 "crop_pct": crop_pct,
                 "crop_mode": mode,
                 "interpolation": PILImageResampling(processor.resample).name.lower(),
-                "mean": list(processor.image_mean),
-                "std": list(processor.image_std),
+                # Of values in [0, 1]. Of bands: nothing that timm could be misled by.
+                "mean": [0.0] * num_channels if of_bands else list(processor.image_mean),
+                "std": [1.0] * num_channels if of_bands else list(processor.image_std),
             }
     raise refuse(f"size={size} and a crop of {height} x {width} do not have one ratio")
 
@@ -157,7 +170,7 @@ def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.M
             "num_classes": num_classes,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            **_timm_preprocessing(processor, config.image_size),
+            **_timm_preprocessing(processor, config.image_size, config.num_channels),
         },
     }
     if has_head:  # without them transformers takes any model of 1000 classes for ImageNet's

@@ -93,6 +93,12 @@ class StoredBands:
     has_picture: bool = False
     fault: str = ""
 
+    @property
+    def can_be_shown(self) -> bool:
+        """Whether a picture holds all of its channels, be it in fewer bits. Of more channels Pillow shows some, or the
+        first alone."""
+        return self.has_picture and self.num_channels in (1, 3, 4)
+
     def __str__(self) -> str:
         bands = f"{self.num_channels} band{'s' * (self.num_channels > 1)}"
         return f"{bands} of {self.dtype} ({self.kind})"
@@ -192,7 +198,7 @@ class ImageSource:
         many channels. Raises DataError where its files hold too little, or what no 8-bit picture shows."""
         stored = self.stored
         if form is None:
-            if self.needs_bands and stored is not None and not stored.has_picture:
+            if self.needs_bands and stored is not None and not stored.can_be_shown:
                 raise DataError(
                     f"{self.description} holds {stored}, and the model takes 8-bit images of {num_channels} "
                     f"channel{'s' * (num_channels > 1)}. Start from a model for such images, from scratch, or give "
@@ -202,9 +208,10 @@ class ImageSource:
         if stored is not None and stored.fault:
             raise DataError(f"{self.description}: {stored.fault}.")
         if stored is not None and form.bands is None and form.num_channels not in (None, stored.num_channels):
+            enough = stored.num_channels > (form.num_channels or 0)
             raise DataError(
-                f"{self.description} holds {stored}, and the model takes {form.num_channels} bands. Choose them with "
-                "--bands (0-based, in the order of the model's)."
+                f"{self.description} holds {stored}, and the model takes {form.num_channels} bands. "
+                + ("Choose them with --bands (0-based, in the order of the model's)." if enough else "These are fewer.")
             )
         if stored is not None and form.bands is not None and max(form.bands) >= stored.num_channels:
             raise DataError(

@@ -24,6 +24,11 @@ class FinetuneModelArguments:
         "Start from this encoder or fine-tuned model: Hub id or folder of ours, ViTMAE, ViT (so DINO, MoCo v3, iBOT), "
         "MSN; for classification also BEiT, data2vec, DeiT or DINOv2; or an official MAE file.",
     )
+    inflate_channels: Literal["mean", "repeat", "zero_new"] | None = option(
+        None,
+        "With --model_name_or_path of 8-bit images, for images of other channels: new weights of the patch projection "
+        "are the mean of the old ones, their repetition, or 0.",
+    )
     from_scratch: bool = option(False, "Take only the sizes of --model_name_or_path (or of --config_overrides).")
     config_overrides: str | None = option(
         None,

@@ -6,11 +6,13 @@ from typing import Any, TypeVar, cast
 
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
+from ..data.source import ImageSource
 from ..errors import UserError
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
 from .arguments import FinetuneArguments, FinetuneModelArguments, FinetuneRecipeArguments
+from .image_settings import settings_of_images
 from .trainer import FinetuningTrainer
 
 MIN_LR_SCHEDULE = "cosine_with_min_lr"
@@ -50,6 +52,13 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
 
     small_recipe: str | None = None
 
+    def __init__(self) -> None:
+        self.settings_of_images: dict[str, Any] = {}
+
+    def look_at_images(self, arguments: FinetuneArguments, source: ImageSource, checkpoint: str | None) -> None:
+        if not arguments.recipe.eval_only:
+            self.settings_of_images = settings_of_images(arguments, source, checkpoint)
+
     def check_settings(self, arguments: FinetuneArguments) -> None:
         model, recipe = arguments.model, arguments.recipe
         if self.name != "classification" and (model.linear_probe or recipe.model_ema_decay is not None):
@@ -58,6 +67,9 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
             check_flags_of_probe(
                 arguments.training, layer_decay=recipe.layer_decay, drop_path_rate=model.drop_path_rate
             )
+        if model.inflate_channels is not None and (model.from_scratch or recipe.eval_only):
+            flag = "--from_scratch" if model.from_scratch else "--eval_only"
+            raise UserError(f"--inflate_channels is for a checkpoint to train from, not for {flag}.")
         if recipe.eval_only and arguments.training.push_to_hub:
             raise UserError(
                 "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."
@@ -104,6 +116,9 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
     def describe(self, trainer: AnyTrainer, arguments: FinetuneArguments) -> str:
         config = trainer.model.config
         start = "from scratch" if arguments.model.from_scratch else arguments.model.model_name_or_path
+        if self.settings_of_images and arguments.model.inflate_channels is not None:
+            start = f"{start} (patch projection for {self.settings_of_images['num_channels']} channels: "
+            start += f"{arguments.model.inflate_channels})"
         details = self.describe_details(trainer, arguments)
         if arguments.recipe.eval_only:
             return f"Evaluating {start} on {trainer.eval_source.description} ({details})"

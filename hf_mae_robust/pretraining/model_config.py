@@ -1,29 +1,27 @@
 """The configuration of the model. What the images hold decides over a part of it: the number of channels, and how the
 numbers of the files become pixel values."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..conversion.pretraining_model import read_pretraining_config
 from ..conversion.source import ModelSource
-from ..data.band_detection import find_stored_bands
-from ..data.source import DataLocation, ImageSource
+from ..data.source import ImageSource
 from ..errors import UserError
 from ..model import ViTMAERobustConfig
 from ..model.bands_vit_mae_robust import BandForm
-from ..training.arguments import DataArguments
+from ..statistics.band_settings import (
+    given_settings,
+    known_settings,
+    placeholders,
+    settings_of_checkpoint,
+    settings_of_statistics,
+)
+from ..statistics.statistics_pass import band_statistics_of_source
 from ..training.parser import parse_config_overrides
-from ..training.processes import first_process
-from ..training.setup import say
 from .arguments import CONFIG_FLAGS, ModelArguments, PretrainArguments
-from .statistics_pass import band_statistics_of_source, cached_statistics_of_band_source, value_range_of_source
-
-# Fields of ViTMAERobustConfig that follow from the images.
-FIELDS = ("num_channels", "rescale_factor", "image_mean", "image_std", "bands", "nodata", "value_range")
 
 
 def config_of(arguments: ModelArguments, of_images: Mapping[str, Any] = MappingProxyType({})) -> ViTMAERobustConfig:
@@ -58,7 +56,7 @@ def settings_of_images(
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:
             raise UserError(
-                f"{_flag(data)} is for images of bands, and {start} is a model of 8-bit images. "
+                f"{data.first_band_flag} is for images of bands, and {start} is a model of 8-bit images. "
                 "--inflate_channels mean makes it one for bands."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
@@ -71,50 +69,17 @@ def settings_of_images(
                 f"which {start} takes as they are. Leave it out."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
-    form = data.band_form(_num_stored(source, arguments))
-    num_channels = len(form.bands) if form.bands is not None else _num_stored(source, arguments)
+    form, settings = known_settings(source, data, arguments.model.token)
+    num_channels = settings["num_channels"]
     wanted = overrides.get("num_channels", num_channels)
     if wanted != num_channels:
         raise UserError(
             f"--config_overrides num_channels={wanted}: {source.description} holds {source.stored}, so the model would "
             f"have {num_channels} channels. Leave it out, or choose {wanted} bands with --bands."
         )
-    if checkpoint is not None and (kept := _of_checkpoint(checkpoint)):
-        return {**kept, **_given(data, form)}
-    settings = {"num_channels": num_channels, "rescale_factor": 1.0, **_given(data, form)}
+    if checkpoint is not None and (kept := settings_of_checkpoint(checkpoint)):
+        return {**kept, **given_settings(data, form)}
     return settings | _statistics(arguments, source, form, settings, computes)
-
-
-def _flag(data: DataArguments) -> str:
-    """The first flag about bands that was given."""
-    return next(
-        f"--{name}"
-        for name in ("bands", "nodata", "value_range", "clip_percentiles")
-        if getattr(data, name) is not None
-    )
-
-
-def _given(data: DataArguments, form: BandForm) -> dict[str, Any]:
-    ranges = None if form.value_range is None else [list(pair) for pair in form.value_range]
-    settings = {"bands": data.bands, "nodata": form.nodata, "value_range": ranges}
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _num_stored(source: ImageSource, arguments: PretrainArguments) -> int:
-    """Channels of the files."""
-    stored = source.stored
-    if stored is None:  # of pictures on the Hub, which nobody has looked at so far
-        location = DataLocation.of(arguments.data, arguments.model.token)
-        stored = first_process(lambda: find_stored_bands(source, location))
-    if stored is None:
-        raise UserError(f"{source.description}: none of the images that were looked at can be decoded.")
-    return stored.num_channels
-
-
-def _of_checkpoint(checkpoint: str) -> dict[str, Any]:
-    """What a run that resumes began with: statistics are not computed again."""
-    config = json.loads((Path(checkpoint) / "config.json").read_text())
-    return {name: config[name] for name in FIELDS if name in config}
 
 
 def _of_8_bit(
@@ -124,7 +89,7 @@ def _of_8_bit(
     if arguments.data.image_statistics != "auto" or not computes:
         return {}
     if checkpoint is not None:
-        kept = _of_checkpoint(checkpoint)
+        kept = settings_of_checkpoint(checkpoint)
         return {name: kept[name] for name in ("image_mean", "image_std") if name in kept}
     statistics = band_statistics_of_source(
         source,
@@ -148,7 +113,7 @@ def _of_band_model(
             f"--bands {' '.join(map(str, data.bands))}: {arguments.model.model_name_or_path} takes {base.num_channels} "
             f"bands, not {len(data.bands)}."
         )
-    settings = _given(data, data.band_form(base.num_channels))
+    settings = given_settings(data, data.band_form(base.num_channels))
     form = BandForm(**{**base.band_settings(), **settings, "channel_axis": data.channel_axis, "frame": data.frame})
     if data.image_statistics == "auto" or data.clip_percentiles is not None:
         form = replace(form, image_mean=None, image_std=None)
@@ -158,37 +123,18 @@ def _of_band_model(
 
 
 def _statistics(
-    arguments: PretrainArguments,
-    source: ImageSource,
-    form: BandForm,
-    settings: dict[str, Any],
-    computes: bool,
+    arguments: PretrainArguments, source: ImageSource, form: BandForm, settings: dict[str, Any], computes: bool
 ) -> dict[str, Any]:
-    """Clipping by percentiles, if asked for, then mean and deviation of each band after it, in the units of the
-    files. settings: those known so far, with `num_channels`."""
-    num_channels, model = settings["num_channels"], arguments.model
+    """As `settings_of_statistics`. settings: those known so far, with `num_channels`."""
+    model, unknown = arguments.model, placeholders(settings["num_channels"])
     if not computes:
-        return {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
-    found: dict[str, Any] = {}
-    running = {
-        "num_workers": arguments.training.dataloader_num_workers,
-        "max_bad_images": arguments.data.max_bad_images,
-    }
-    if arguments.data.clip_percentiles is not None:
-        images = source.read_as(form, num_channels)
-        ranges = value_range_of_source(images, num_channels, arguments.data.clip_percentiles, **running)
-        form = replace(form, value_range=tuple(ranges))
-        found["value_range"] = [list(pair) for pair in ranges]
-    placeholders = {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
-    config = config_of(model, {**settings, **placeholders})
-    # Statistics of the patches come with the same pass, and wait in the cache.
-    with_patches = config.target_normalization == "global_patch" and model.target_statistics == "auto"
-    bands, _ = cached_statistics_of_band_source(
-        source.read_as(form, num_channels),
+        return unknown
+    config = config_of(model, {**settings, **unknown})
+    return settings_of_statistics(
+        source,
+        arguments.data,
+        form,
         config,
-        crop_pct=arguments.data.crop_pct,
-        with_patches=with_patches,
-        **running,
+        num_workers=arguments.training.dataloader_num_workers,
+        with_patches=config.target_normalization == "global_patch" and model.target_statistics == "auto",
     )
-    say(f"{source.description}: {bands.describe()}")
-    return {**found, "image_mean": bands.mean.tolist(), "image_std": bands.usable_std.tolist()}

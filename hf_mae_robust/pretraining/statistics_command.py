@@ -13,12 +13,12 @@ from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
+from ..statistics.band_pass import statistics_of_band_source
+from ..statistics.patch_statistics import PatchStatistics
+from ..statistics.statistics_pass import statistics_of_source, value_range_of_source
 from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
 from ..training.processes import first_process
-from .band_pass import statistics_of_band_source
-from .patch_statistics import PatchStatistics
-from .statistics_pass import statistics_of_source, value_range_of_source
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:

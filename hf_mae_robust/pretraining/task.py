@@ -15,14 +15,14 @@ from ..errors import UserError
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
+from ..statistics.patch_statistics import PatchStatistics
+from ..statistics.statistics_pass import cached_statistics_of_source
 from ..training.setup import describe_length, say
 from ..training.task import Task
 from .arguments import ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .model_config import config_of, settings_of_images
-from .patch_statistics import PatchStatistics
 from .pictures import ERRORS_BY_BAND, RECONSTRUCTIONS, save_pictures
-from .statistics_pass import cached_statistics_of_source
 from .trainer import MAETrainer
 
 STATISTICS_FILE = "target_statistics.safetensors"

@@ -84,8 +84,13 @@ class BandArguments:
     @property
     def asks_for_bands(self) -> bool:
         """Whether a flag was given that 8-bit pictures have no use for."""
-        given = (self.bands, self.nodata, self.value_range, self.clip_percentiles)
-        return any(value is not None for value in given)
+        return self.first_band_flag is not None
+
+    @property
+    def first_band_flag(self) -> str | None:
+        """The first of them, for errors."""
+        names = ("bands", "nodata", "value_range", "clip_percentiles")
+        return next((f"--{name}" for name in names if getattr(self, name) is not None), None)
 
     def band_form(self, num_channels: int) -> BandForm:
         """By the flags alone, without mean and deviation. num_channels: of the files. Raises UserError where

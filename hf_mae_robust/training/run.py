@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, NoReturn, cast
@@ -16,11 +15,9 @@ from typing import Any, Generic, NoReturn, cast
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
-from ..conversion.pixels import Pixels
 from ..data.bad_images import describe
-from ..data.brightness import describe_brightness
 from ..data.loaders import end_workers
 from ..data.opening import EMBEDDED
 from ..data.source import ImageSource
@@ -38,8 +35,9 @@ from ..errors import (
 from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run, write_record
 from ..version import __version__
-from .arguments import DataArguments, ImageTrainingArguments
+from .arguments import ImageTrainingArguments
 from .checkpoints import check_config, last_checkpoint
+from .image_form import as_wanted, with_flags
 from .machine import check_activation_checkpointing, check_compiling
 from .parser import RecipeParser
 from .peers import describe_loss, is_loss
@@ -128,25 +126,6 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
-def as_wanted(
-    model: PreTrainedModel, pixels: Pixels, data: DataArguments, source: ImageSource | None
-) -> ImageSource | None:
-    """The same images, read as the model wants them; arrays below the size of a patch are not pictures."""
-    if source is None:
-        return None
-    form = pixels.band_form
-    if form is not None:
-        form = replace(form, channel_axis=data.channel_axis or form.channel_axis, frame=data.frame)
-    elif source.needs_bands and (warning := first_process(partial(describe_brightness, source))):
-        say(warning)
-    source = source.read_as(form, pixels.num_channels)
-    config = getattr(model.config, "backbone_config", None) or model.config
-    patch = getattr(config, "patch_size", None)
-    if patch is None:
-        return source
-    return replace(source, min_side=patch if isinstance(patch, int) else min(patch))
-
-
 def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[AnyTrainer, str | None]:
     """Everything up to the first step, the run's line of description included: the Trainer, and the checkpoint to
     resume from.
@@ -163,8 +142,9 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
         task.look_at_images(arguments, labelled, checkpoint)
     stop_if_asked()
     model, pixels = task.build_model(arguments, class_names)
+    pixels = with_flags(pixels, data, opened.start)
     stop_if_asked()
-    source, eval_source = (as_wanted(model, pixels, data, part) for part in (source, opened.eval_source))
+    source, eval_source = (as_wanted(model, pixels, part) for part in (source, opened.eval_source))
     common: dict[str, Any] = {
         "args": training,
         "eval_source": eval_source,

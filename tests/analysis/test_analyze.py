@@ -1,6 +1,7 @@
 """`analyze`: the results of the command, and what it refuses."""
 
 import json
+import re
 
 import pytest
 
@@ -29,3 +30,17 @@ def test_models_without_a_decoder_are_refused(photos_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["analyze", "features", str(tmp_path / "vit"), "--dataset_name", str(photos_dir)])
     assert "is a 'vit' model" in capsys.readouterr().err
+
+
+def test_models_of_bands_see_them_as_in_the_training(bands_dir, band_encoder_dir, photos_dir, tmp_path, capsys):
+    words = [str(band_encoder_dir), "--max_samples", "8", "--crop_pct", "1.0", "--output_dir", str(tmp_path / "out")]
+    main(["analyze", "all", *words, "--dataset_name", str(bands_dir), "--other", str(band_encoder_dir)])
+    values = json.loads((tmp_path / "out" / "analysis.json").read_text())["values"]
+    assert 0.5 < values["loss"] < 3  # of numbers around a thousand it would be others
+    for more, message in (
+        (["--dataset_name", str(photos_dir)], "holds|bands"),
+        (["--dataset_name", str(bands_dir), "--bands", "0", "1"], "--bands 0 1: .* takes 5 bands, not 2"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["analyze", "features", *words, *more])
+        assert re.search(message, capsys.readouterr().err)

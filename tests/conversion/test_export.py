@@ -30,6 +30,7 @@ from hf_mae_robust.conversion.export import export
 from hf_mae_robust.conversion.original import from_original, read_original, to_original
 from hf_mae_robust.conversion.stock import to_stock
 from hf_mae_robust.data.preprocessing import evaluation_processor
+from tests.band_data import MEAN, band_config, rows_of_bands, write_band_encoder
 from tests.fresh import run_without_the_package
 from tests.helpers import photos
 from tests.model_helpers import ALL_ON, build, images, stock_of
@@ -452,3 +453,74 @@ def test_command(finetuned, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["export", str(folder), str(tmp_path / "model.pth"), "--to", "original"])
     assert stop.value.code == 2 and "exists and is not an empty folder" in capsys.readouterr().err
+
+
+# ---- images of bands ----
+
+
+def band_classifier(folder):
+    """With the image processor of a band model beside it, as run_finetune.py leaves it."""
+    write_band_encoder(folder)
+    config = band_config()
+    settings = {"num_channels": 5, "image_size": config.image_size, "patch_size": config.patch_size}
+    classifier(**settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("to", ["beit", "vit", "timm", "original"])
+def test_encoders_of_bands(to, tmp_path, band_encoder_dir):
+    model = ViTMAERobustForPreTraining.from_pretrained(band_encoder_dir)
+    left_out = export(band_encoder_dir, tmp_path / "out", to)
+    rows = rows_of_bands(2)["image"]
+    own = AutoImageProcessor.from_pretrained(band_encoder_dir, trust_remote_code=True)
+    pixel_values = own(rows, return_tensors="pt").pixel_values
+    expected = features(model, pixel_values)
+    says = [words for words in left_out if "AutoImageProcessor with trust_remote_code" in words]
+    assert bool(says) is (to in ("timm", "original"))
+    if to == "original":
+        exported = from_original(read_original(tmp_path / "out"), 2, 2)
+        torch.testing.assert_close(features(exported, pixel_values), expected, **EXACT)
+        return
+    folder = tmp_path / "out" / ("image_processor" if to == "timm" else "")
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(processor).__name__ == "ViTMAERobustImageProcessor"
+    assert torch.equal(processor(rows, return_tensors="pt").pixel_values, pixel_values)
+    if to == "timm":
+        exported = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(exported.forward_features(pixel_values), expected, **EXACT)
+        # Means in other units would be taken for those of values in [0, 1].
+        form = resolve_model_data_config(exported)
+        assert list(form["mean"]) == [0.0] * 5 and list(form["std"]) == [1.0] * 5
+    else:
+        model_class = {"beit": BeitModel, "vit": ViTModel}[to]
+        exported = model_class.from_pretrained(tmp_path / "out", add_pooling_layer=False)
+        torch.testing.assert_close(features(exported, pixel_values), expected, **EXACT)
+
+
+def test_classifiers_of_bands_go_to_timm_and_back(tmp_path):
+    folder = band_classifier(tmp_path / "model")
+    export(folder, tmp_path / "timm", "timm")
+    model = BeitForImageClassification.from_pretrained(folder).eval()
+    exported = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    pixel_values = torch.randn(2, 5, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixel_values), model(pixel_values).logits, **EXACT)
+    main(["convert", str(tmp_path / "timm"), str(tmp_path / "back")])
+    back = AutoModelForImageClassification.from_pretrained(tmp_path / "back").eval()
+    torch.testing.assert_close(back(pixel_values).logits, model(pixel_values).logits, **EXACT)
+    assert list(AutoImageProcessor.from_pretrained(tmp_path / "back", trust_remote_code=True).image_mean) == MEAN
+
+
+@pytest.mark.parametrize("through", [None, "vit"])
+def test_band_models_that_are_converted_keep_their_units(through, tmp_path, band_encoder_dir):
+    if through is not None:
+        export(band_encoder_dir, tmp_path / through, through)
+    main(["convert", str(tmp_path / through if through else band_encoder_dir), str(tmp_path / "out")])
+    model_class = ViTMAERobustModel if through else ViTMAERobustForPreTraining
+    model, own = (model_class.from_pretrained(place) for place in (tmp_path / "out", band_encoder_dir))
+    assert model.config.band_settings() == own.config.band_settings() and model.config.is_band_model
+    pixel_values = torch.randn(2, 5, 16, 16)
+    torch.testing.assert_close(features(model, pixel_values), features(own, pixel_values), **EXACT)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert processor.band_form == AutoImageProcessor.from_pretrained(band_encoder_dir, trust_remote_code=True).band_form

@@ -19,7 +19,7 @@ from hf_mae_robust.data.opening import open_splits, source_of
 from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor, training_transform
 from hf_mae_robust.data.source import DataLocation, ImageSource
 from hf_mae_robust.errors import DataError
-from hf_mae_robust.pretraining.statistics_pass import statistics_of_source
+from hf_mae_robust.statistics.statistics_pass import statistics_of_source
 from tests.data.test_decoding import BAD
 from tests.helpers import photos
 

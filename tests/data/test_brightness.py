@@ -14,8 +14,7 @@ from hf_mae_robust.data.brightness import describe_brightness
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.model import ViTMAERobustConfig
-from hf_mae_robust.training.arguments import DataArguments
-from hf_mae_robust.training.run import as_wanted
+from hf_mae_robust.training.image_form import as_wanted
 from tests.helpers import photos
 
 RNG = np.random.default_rng(0)
@@ -78,8 +77,6 @@ def test_a_run_says_it_at_its_start(tmp_path, capsys, streaming):
     table.to_parquet(tmp_path / "train.parquet")
     source, _ = open_splits(DataLocation(str(tmp_path), dataset_streaming=streaming))
     assert "holds 1 band of uint16 (PNG)" in capsys.readouterr().out
-    as_wanted(
-        SimpleNamespace(config=ViTMAERobustConfig()), Pixels(), DataArguments(), source
-    )  # of a model of 8-bit images
+    as_wanted(SimpleNamespace(config=ViTMAERobustConfig()), Pixels(), source)  # of a model of 8-bit images
     assert "4 pictures looked at come out nearly black (up to 15 of 255)" in capsys.readouterr().out
     assert not getattr(source.rows, "rows", None)  # no row group is kept for it

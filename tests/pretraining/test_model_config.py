@@ -9,7 +9,7 @@ from datasets import Array3D, Dataset, Features
 
 from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import main, make_parser, plan, pretrain
-from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
+from hf_mae_robust.statistics.patch_statistics import PatchStatistics
 from hf_mae_robust.training.band_arguments import BandArguments
 from tests.helpers import TINY_OVERRIDES, losses
 
@@ -96,7 +96,7 @@ def test_a_run_resumes_with_the_statistics_that_it_began_with(folder, tmp_path, 
     def fails(*_, **__):
         raise AssertionError("statistics are not computed again")
 
-    monkeypatch.setattr("hf_mae_robust.pretraining.model_config.cached_statistics_of_band_source", fails)
+    monkeypatch.setattr("hf_mae_robust.statistics.band_settings.cached_statistics_of_band_source", fails)
     resumed = run(folder, tmp_path / "stopped", *words)
     assert losses(resumed)[-2:] == losses(complete)[-2:]
     low, high = np.percentile(stored(folder), [1, 99], axis=(0, 2, 3))
@@ -171,3 +171,25 @@ def test_a_pair_for_each_band():
     assert form.bands == (3, 1) and form.value_range == ((0, 5), (1, 9))
     with pytest.raises(UserError, match="2 pairs for 3 bands"):
         BandArguments(bands=[3, 1, 2], value_range=[0, 5, 1, 9]).band_form(7)
+
+
+def test_a_checkpoint_of_8_bit_images_is_inflated(folder, encoder_dir, tmp_path, capsys):
+    words = ["--model_name_or_path", str(encoder_dir), "--inflate_channels", "mean", "--max_steps", "1"]
+    config = run(folder, tmp_path, *words).model.config
+    said = capsys.readouterr()
+    assert "patch projection inflated from 3 to 5 channels (mean); prediction layer new" in said.out
+    assert "MISSING" not in said.out + said.err
+    assert config.is_band_model and config.num_channels == 5
+
+
+@pytest.mark.slow  # as above, and as for models from scratch
+def test_a_run_that_inflated_resumes(folder, encoder_dir, tmp_path):
+    words = ["--model_name_or_path", str(encoder_dir), "--save_strategy", "steps", "--save_steps", "2"]
+    words += ["--inflate_channels", "mean"]
+    complete = run(folder, tmp_path / "complete", *words)
+    run(folder, tmp_path / "stopped", *words)
+    for name in ("checkpoint-4", "model.safetensors"):
+        path = tmp_path / "stopped" / name
+        path.unlink() if path.is_file() else [file.unlink() for file in path.iterdir()] and path.rmdir()
+    resumed = run(folder, tmp_path / "stopped", *words)
+    assert losses(resumed)[-2:] == losses(complete)[-2:]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.pretraining.band_statistics import BandStatistics
-from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
+from hf_mae_robust.statistics.band_statistics import BandStatistics
+from hf_mae_robust.statistics.patch_statistics import PatchStatistics
 from tests.helpers import write_parquet_set
 from tests.processes import offline
 

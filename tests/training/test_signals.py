@@ -14,7 +14,7 @@ from hf_mae_robust.training.signals import SIGNALS
 from tests.processes import ROOT, environment, offline
 from tests.runs import run, tiny_run
 
-RUN, STATISTICS = "hf_mae_robust.training.run.", "hf_mae_robust.pretraining.statistics_pass."
+RUN, STATISTICS = "hf_mae_robust.training.run.", "hf_mae_robust.statistics.statistics_pass."
 GLOBAL_PATCH = ("--target_normalization", "global_patch", "--target_statistics", "auto")
 
 

@@ -184,8 +184,8 @@ class BandFinetuningTransform:
     ):
         if auto_augment:
             raise UserError(
-                f"--auto_augment {auto_augment} changes the colours of 8-bit pictures, and these images are bands in "
-                "other units: set it to none."
+                f"--auto_augment {auto_augment} changes the colours of 8-bit pictures, and these images have bands in "
+                "other units: give --auto_augment none."
             )
         make = SingleDrawCrop if single_draw else RandomCrop
         scale = checked(crop_scale, random_erasing)

@@ -9,12 +9,11 @@ from timm.data import Mixup
 from transformers import PreTrainedModel
 
 from ...conversion.pixels import Pixels, read_processor
-from ...conversion.source import ModelSource
 from ...data.preprocessing import EvaluationTransform
 from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
-from ...training.parser import parse_config_overrides
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
+from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
 from .augmentation import BandFinetuningTransform, FinetuningTransform
 from .linear_probe import LinearProbe, ProbeTrainer
@@ -42,7 +41,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model = arguments.model
-        source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
+        source = model_source(arguments, self.settings_of_images)
         if arguments.recipe.eval_only:
             if model.from_scratch:
                 raise UserError("--from_scratch gives no classifier to evaluate.")
@@ -57,6 +56,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         )
         build = classifier_from_scratch if model.from_scratch else classifier_from_checkpoint
         classifier, pixels = build(source, class_names, settings)
+        pixels = pixels_for(pixels, self.settings_of_images)
         if model.lora_r is not None:
             from .lora import add_adapter, base_folder  # peft is optional
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ...conversion.encoders import open_config
 from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...conversion.source import ModelSource
 from ...data.labels import read_id2label
+from ...data.source import ImageSource
 from ...errors import UserError
 from ...model import ViTMAERobustDetectionImageProcessor
 from ...training.parser import parse_config_overrides
@@ -46,6 +48,26 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
             "find_labels": lambda features, wanted, description, _: find_objects(features, wanted, description, names),
             "find_splits": object_splits,
         }
+
+    def check_settings(self, arguments: FinetuneArguments) -> None:
+        super().check_settings(arguments)
+        if arguments.model.inflate_channels is not None:
+            raise UserError("--inflate_channels is not for --task detection, which is for 8-bit images.")
+
+    def look_at_images(self, arguments: FinetuneArguments, source: ImageSource, checkpoint: str | None) -> None:
+        """What they hold does not decide over the model: they are read as 8-bit pictures."""
+
+    def check_model(self, arguments: FinetuneArguments) -> None:
+        """Before the data are opened: their objects are looked for in vain where the model takes none of them."""
+        model = arguments.model
+        if model.model_name_or_path is None:
+            return
+        config = open_config(ModelSource.of(model, {}))
+        if config is not None and getattr(config, "is_band_model", False):
+            raise UserError(
+                f"--task detection is for 8-bit images, and {model.model_name_or_path} was trained on images of "
+                f"{config.num_channels} bands in other units. Mark the objects in maps and use --task segmentation."
+            )
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model, detection = arguments.model, arguments.detection

@@ -70,8 +70,8 @@ class SemanticMaps:
 
     def check(self, values: Sequence[Any], first_row: int | None = 0) -> Sequence[Any]:
         """Raises DataError, naming the first row, where there is no map. They are not decoded yet."""
-        if None in values:
-            where = "an image" if first_row is None else f"row {first_row + list(values).index(None):,}"
+        if (missing := next((i for i, value in enumerate(values) if value is None), None)) is not None:
+            where = "an image" if first_row is None else f"row {first_row + missing:,}"
             raise DataError(f"{self.description}: {where} has no map in column '{self.column}'. Leave out such rows.")
         return values
 

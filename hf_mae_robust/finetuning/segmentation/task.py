@@ -10,10 +10,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ...conversion.finetuned import nothing_to_evaluate
 from ...conversion.pixels import Pixels
-from ...conversion.source import ModelSource
 from ...errors import UserError
-from ...training.parser import parse_config_overrides
 from ..arguments import FinetuneArguments
+from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
 from .maps import find_maps
 from .metrics import save_classes, save_overlays, segmentation_metrics
@@ -51,7 +50,7 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
 
     def build_model(self, arguments: FinetuneArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, Pixels]:
         model, segmentation = arguments.model, arguments.segmentation
-        source = ModelSource.of(model, parse_config_overrides(model.config_overrides))
+        source = model_source(arguments, self.settings_of_images)
         if arguments.recipe.eval_only:
             if model.from_scratch:
                 raise nothing_to_evaluate("segmenter")
@@ -65,7 +64,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
             attn_implementation=model.attn_implementation,
         )
         build = segmenter_from_scratch if model.from_scratch else segmenter_from_encoder
-        return build(source, class_names, settings)
+        segmenter, pixels = build(source, class_names, settings)
+        return segmenter, pixels_for(pixels, self.settings_of_images)
 
     def make_trainer(
         self,

@@ -59,8 +59,8 @@ class SegmentationTransform:
     ):
         if photometric_distortion and normalized:
             raise UserError(
-                "--photometric_distortion changes the colours of 8-bit pictures, and these images are bands in other "
-                "units: set it to false."
+                "--photometric_distortion changes the colours of 8-bit pictures, and these images have bands in other "
+                "units: give --no_photometric_distortion."
             )
         if photometric_distortion and len(image_mean) != 3:
             raise UserError(

@@ -6,8 +6,8 @@ import torch
 
 from hf_mae_robust.errors import DataError, UserError
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm, BandImage
-from hf_mae_robust.pretraining.band_statistics import BandStatistics
-from hf_mae_robust.pretraining.patch_statistics import PatchStatistics
+from hf_mae_robust.statistics.band_statistics import BandStatistics
+from hf_mae_robust.statistics.patch_statistics import PatchStatistics
 
 
 def random_images(dtype, number=20, bands=4):

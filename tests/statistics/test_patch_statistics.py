@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.errors import DataError
-from hf_mae_robust.pretraining.patch_statistics import PatchStatistics, compute_patch_statistics, patches_of
+from hf_mae_robust.statistics.patch_statistics import PatchStatistics, compute_patch_statistics, patches_of
 
 
 def two_pass(images: np.ndarray, p: int, q: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_mae_robust.errors import DataError, UserError
-from hf_mae_robust.pretraining.band_percentiles import BandPercentiles
+from hf_mae_robust.statistics.band_percentiles import BandPercentiles
 
 
 def of(images, rows=None, **settings):

@@ -9,7 +9,7 @@ import torch
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.pretraining.statistics_pass import (
+from hf_mae_robust.statistics.statistics_pass import (
     cached_statistics_of_source,
     cached_statistics_path,
     statistics_of_source,
@@ -46,12 +46,12 @@ def test_of_a_data_set_of_files(tmp_path, streaming):
 
 
 def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
     folder = write_parquet_set(tmp_path / "set", {"train": 30})
     source, _ = open_splits(DataLocation(str(folder)))
     config = ViTMAERobustConfig(image_size=16, patch_size=4)
     first = cached_statistics_of_source(source, config, crop_pct=1.0)
-    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.statistics_of_source", None)  # would fail if called
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.statistics_of_source", None)  # would fail if called
     assert torch.equal(cached_statistics_of_source(source, config, crop_pct=1.0).mean, first.mean)
     path = cached_statistics_path(source, config, 1.0)
     other_patch = ViTMAERobustConfig(image_size=16, patch_size=8)
@@ -67,7 +67,7 @@ from accelerate import PartialState
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.pretraining import statistics_pass
+from hf_mae_robust.statistics import statistics_pass
 
 state, folder = PartialState(cpu=True), Path(sys.argv[1])
 source, _ = open_splits(DataLocation(str(folder / "set")))

@@ -11,9 +11,9 @@ from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.source import HeldRows, ImageSource
 from hf_mae_robust.errors import DataError
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
-from hf_mae_robust.pretraining import statistics_pass
-from hf_mae_robust.pretraining.band_pass import statistics_of_band_source
-from hf_mae_robust.pretraining.statistics_pass import (
+from hf_mae_robust.statistics import statistics_pass
+from hf_mae_robust.statistics.band_pass import statistics_of_band_source
+from hf_mae_robust.statistics.statistics_pass import (
     band_statistics_of_source,
     cached_statistics_of_band_source,
     cached_statistics_of_source,
@@ -190,7 +190,7 @@ PROGRAM = """
 import sys
 import torch
 from accelerate import PartialState
-from hf_mae_robust.pretraining import statistics_pass
+from hf_mae_robust.statistics import statistics_pass
 from tests.pretraining.test_band_pass import CONFIG, source_of, stored
 
 state = PartialState(cpu=True)
