@@ -59,7 +59,7 @@ SEEDS = (0, 1, 2)
 TARGETS = ("none", "global_rgb", "global_patch")
 SCRATCH = "scratch"
 # What every run has: the last weights count, and nothing is drawn or evaluated on the way.
-PLAIN = {"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0, "disable_tqdm": True}
+PLAIN = {"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0, "disable_tqdm": "true"}
 
 
 @dataclass(frozen=True)
