@@ -9,7 +9,7 @@ Markdown; --report_only does this alone.
 
 The plan, written before the first of these results. (Sizes, patch and mask ratio of
 the recipes had been chosen by trials of a minute, one seed, which looked at held-out losses and nearest neighbours of
-sentinel2-landuse and indian-pines. After two runs on a busy machine, whose results were thrown away, the steps were
+sentinel2-landuse and indian-pines. After some runs on a busy machine, whose results were thrown away, the steps were
 halved to fit the time that there was.)
 
 - Pre-training: the recipes multispectral_small and hyperspectral_small, the steps of SETS, the step per patch on, for
