@@ -231,7 +231,8 @@ class StudyRunner:
 
     def _run_at(self, run: Run, place: int) -> str | None:
         run.folder.mkdir(parents=True, exist_ok=True)
-        devices, threads = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // self.parallel)
+        devices, share = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // self.parallel)
+        threads = min(share, torch.get_num_threads())  # OMP_NUM_THREADS may allow fewer
         gpu = place % devices if devices else None
         child = _PROCESSES.Process(target=_become, args=(run.module, run.words(), run.folder / LOG, gpu, threads))
         with self._lock:

@@ -1,15 +1,18 @@
 """Runs of a study: finished ones are kept, failed ones are told, models that are gone are trained again."""
 
+import os
 import shutil
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.errors import EXIT_STOPPED, StudyError
-from hf_mae_robust.studies import reproduce
+from hf_mae_robust.studies import reproduce, runner
 from hf_mae_robust.studies.definitions import studies
 from hf_mae_robust.studies.runner import Run, StudyRunner
 from tests.helpers import TINY_OVERRIDES
@@ -45,6 +48,24 @@ def test_finished_runs_are_kept_and_failed_ones_told(tiny, tmp_path, monkeypatch
     assert first.result() is None  # a half-written one counts for nothing
 
 
+@pytest.mark.parametrize(("allowed", "expected"), [(1, 1), (16, 4)])
+def test_runs_share_the_cores_and_take_no_more_threads_than_are_allowed(tmp_path, monkeypatch, allowed, expected):
+    """OMP_NUM_THREADS=1 asks for one."""
+    started = []
+
+    def process(target, args):
+        started.append(args)
+        return Mock(exitcode=1)
+
+    monkeypatch.setattr(runner, "_PROCESSES", Mock(Process=process))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: allowed)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    (tmp_path / "run.log").write_text("")
+    with pytest.raises(StudyError):
+        StudyRunner([Run("pretrain", tmp_path, {})], 2).go()
+    assert started[0][-1] == expected
+
+
 @pytest.mark.slow  # runs that are kept and told are tested above
 def test_a_model_that_is_gone_is_trained_again_where_it_is_needed(tiny, tmp_path):
     first = Run("pretrain", tmp_path / "mae-0", tiny, None, {"variant": "mae", "seed": 0})
@@ -68,7 +89,7 @@ def two_variants(num_blocks):
 
 REPRODUCE = """
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.studies import reproduce
+from hf_mae_robust.studies import reproduce, runner
 from tests.studies.test_runner import two_variants
 
 reproduce.studies = two_variants
