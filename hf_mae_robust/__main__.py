@@ -13,7 +13,7 @@ import transformers
 
 from .errors import EXIT_BUG, EXIT_CODES, fault_of_place, sentence_of
 from .files import check_can_write, with_home
-from .training.ranges import COMMAND_RANGES, RANGES, check_ranges
+from .training.ranges import COMMAND_RANGES, NEGATIVE_NUMBER, RANGES, check_ranges
 
 # Arguments that name what will be written.
 OUTPUTS = ("output", "output_dir", "out", "space")
@@ -159,6 +159,7 @@ def add_commands(
             continue
         add_arguments, run = command.load()
         subparser.set_defaults(run=run)
+        subparser._negative_number_matcher = NEGATIVE_NUMBER
         add_arguments(subparser)
 
 

@@ -7,21 +7,24 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 import hf_mae_robust
-from hf_mae_robust import ViTMAERobustForPreTraining, __version__, errors
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, __version__, errors
 from hf_mae_robust.__main__ import make_parser as make_command_parser
-from hf_mae_robust.data.preprocessing import training_transform
+from hf_mae_robust.data.preprocessing import band_processor, training_transform
 from hf_mae_robust.errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.pretrain import make_parser
 from hf_mae_robust.pretraining.model_config import config_of
 from hf_mae_robust.recipes import recipe_path
+from tests.helpers import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -124,14 +127,38 @@ def option_strings(parser):
                 yield from option_strings(subparser)
 
 
-@pytest.mark.parametrize("page", [page for page, text in MANUAL.items() if "```python" in text])
-def test_python_of_the_manual_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run_blocks(page):
     scope = {}
     for block in re.findall(r"```python\n(.*?)```", MANUAL[page], flags=re.DOTALL):
         exec(block, scope)
+    return scope
+
+
+@pytest.mark.parametrize("page", [page for page, text in MANUAL.items() if "```python" in text and page != "bands.md"])
+def test_python_of_the_manual_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = run_blocks(page)
     assert scope["filled_in"].shape == (4, 3, 64, 64) and scope["features"].shape == (4, 65, 192)
     assert torch.isfinite(scope["loss"])
+
+
+def test_python_of_the_page_of_bands_runs(tmp_path, monkeypatch):
+    """With what a pre-training on files of five bands, of which it takes four, has left behind."""
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.chdir(tmp_path)
+    statistics = {"image_mean": [1000.0] * 4, "image_std": [500.0] * 4}
+    config = ViTMAERobustConfig(**TINY | {"num_channels": 4}, rescale_factor=1.0, bands=[4, 0, 1, 2], **statistics)
+    ViTMAERobustForPreTraining(config).save_pretrained("outputs/my-encoder")
+    band_processor(BandForm(**config.band_settings()), config.image_size, 1.0).save_pretrained("outputs/my-encoder")
+    field = np.random.default_rng(0).integers(0, 3000, (5, 20, 30)).astype(np.uint16)
+    np.save("field.npy", np.moveaxis(field, 0, -1))
+    tifffile.imwrite("scene.tif", field, photometric="minisblack", planarconfig="separate")
+    scope = run_blocks("bands.md")
+    assert torch.equal(scope["inputs"].pixel_values[0], scope["inputs"].pixel_values[1])
+    assert scope["features"].shape == (2, 1 + config.num_patches, config.hidden_size)
+    assert scope["per_image"].shape == (2, config.hidden_size) and torch.isfinite(scope["features"]).all()
+    assert torch.isfinite(scope["loss"]) and scope["filled_in"].shape == (2, 4, 32, 32)
+    assert 500 < scope["filled_in"].nanmean() < 2500, "in the units of the files"
 
 
 @pytest.mark.parametrize("page", [*MANUAL, "CONTRIBUTING.md"])

@@ -22,6 +22,9 @@ from ..recipes import recipe_path
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
+PROCESSOR = "preprocessor_config.json"
+# Of the table of bands: a hyperspectral model has hundreds.
+MAX_ROWS = 32
 PRETRAINING = "pre-training"
 PIPELINES = {
     PRETRAINING: "image-feature-extraction",
@@ -43,8 +46,8 @@ METRICS = {
 }
 PICTURES = {
     "reconstructions.png": "Held-out images: original, masked, reconstruction",
-    "reconstruction_error_by_band.png": "Mean squared error of what the decoder fills in, by band, in squares of the "
-    "band's deviation",
+    "reconstruction_error_by_band.png": "Mean squared error of the reconstruction by band, relative to the variance of "
+    "the band",
     "loss.png": "Loss and results during the training",
     "confusion_matrix.png": "Confusion matrix",
     "classes.png": "Results of each class",
@@ -180,6 +183,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
             if is_of_bands
             else _code(task, model, examples[0] if examples else None, model_id, is_gray)
         ),
+        bands=_bands(_read_json(folder / PROCESSOR)) if is_of_bands else None,
         pictures=[(picture, caption) for picture, caption in PICTURES.items() if (folder / picture).exists()],
         training=_training(about, run, results, history, folder),
         settings=_settings(run, config),
@@ -318,8 +322,44 @@ def _limitations(task: str, is_of_bands: bool) -> str:
 
 def _is_of_bands(folder: Path) -> bool:
     """Whether the images of a model are not 8-bit pictures, by its image processor."""
-    path = folder / "preprocessor_config.json"
+    path = folder / PROCESSOR
     return path.exists() and _read_json(path).get("image_processor_type") == "ViTMAERobustImageProcessor"
+
+
+def _bands(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """What images must hold, by the settings of their image processor: sentences, and a row for each channel where
+    there are few."""
+    mean, std = processor.get("image_mean") or [], processor.get("image_std") or []
+    bands, limits, nodata = (processor.get(name) for name in ("bands", "value_range", "nodata"))
+    several, them = ("", "it") if len(mean) == 1 else ("s", "them")
+    takes = f"takes {len(mean)} band{several}{' of those in a file' if bands else ''}" if mean else "takes all bands"
+    clips = f", clips {them}" if limits else ""
+    statistics = f": mean{several} {_span(mean)}, standard deviation{several} {_span(std)}" if mean else ""
+    normalises = f" and normalises {them}{statistics}, in the units of the files" if mean else ""
+    sentences = [f"The image processor {takes}{clips}{normalises}"]
+    number = "" if nodata is None else f", and the number {nodata:g}"
+    sentences.append(f"Missing pixels (NaN, what the file marks itself{number}) get the mean of their band")
+    if len(mean) > MAX_ROWS:
+        sentences.append(f"`{PROCESSOR}` has the numbers of each band")
+    rows = [
+        [
+            channel,
+            bands[channel] if bands else channel,
+            *(f"{values[channel]:.6g}" for values in (mean, std)),
+            *([f"{limits[channel][0]:g} to {limits[channel][1]:g}"] if limits else []),
+        ]
+        for channel in range(len(mean))
+    ]
+    return {
+        "sentence": f"{'. '.join(sentences)}.",
+        "rows": rows if len(rows) <= MAX_ROWS else [],
+        "is_clipped": bool(limits),
+    }
+
+
+def _span(numbers: Sequence[float]) -> str:
+    low, high = f"{min(numbers):.4g}", f"{max(numbers):.4g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _use_note_of_bands(task: str) -> str:

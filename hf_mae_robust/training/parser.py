@@ -13,6 +13,7 @@ from ..errors import LostProcessError, UserError
 from ..files import with_home
 from ..recipes import recipe_path
 from .overrides import merge_config_overrides, parse_config_overrides, write_config_overrides
+from .ranges import NEGATIVE_NUMBER
 from .recipe_yaml import read_flags
 from .suggestions import suggest
 
@@ -118,6 +119,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",  # the default lists some 150 flags, twice
             **options,
         )
+        self._negative_number_matcher = NEGATIVE_NUMBER
         self.default_recipe, self.settings_of_model = default_recipe, tuple(settings_of_model)
         self.notes: list[str] = []
         for action in self._actions:

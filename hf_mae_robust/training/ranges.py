@@ -2,10 +2,14 @@
 one for what only the commands of `python -m hf_mae_robust` have."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+
+# argparse's own, before Python 3.14, takes -3.4e38 for a flag.
+NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$")
 
 
 class Range(NamedTuple):

@@ -233,10 +233,48 @@ def test_the_card_of_a_band_model_reads_files_by_its_own_image_processor(pretrai
     folder = bands_of(shutil.copytree(pretrained, tmp_path / "bands"), model, form)
     card = ModelCard.load(folder / "README.md")
     assert card.data.get("widget") is None and "Pipelines and the widgets of the Hub cannot run it" in card.text
+    assert "takes 5 bands and normalises them: means 4500, standard deviations 2500" in card.text
     code = code_of_card(folder / "README.md")
     assert "image.tif" in code and "pipeline(" not in code
     code = code.replace("image.tif", "image.npy") + "\nprint(tuple(features.shape))"
     assert run_without_the_package(code, tmp_path).strip() == "(1, 17, 32)"
+
+
+@pytest.mark.parametrize(
+    ("form", "texts"),
+    [
+        (
+            BandForm((3, 0), -9999.0, ((0, 5000), (10, 6000)), (1500.5, 20.0), (250.0, 3.25)),
+            [
+                "takes 2 bands of those in a file, clips them and normalises them: means 20 to 1500, standard "
+                "deviations 3.25 to 250, in the units of the files",
+                "and the number -9999) get the mean",
+                "| channel | band of the file, from 0 | mean | standard deviation | clipped to |\n",
+                "\n| 0 | 3 | 1500.5 | 250 | 0 to 5000 |\n| 1 | 0 | 20 | 3.25 | 10 to 6000 |\n\n",
+            ],
+        ),
+        (
+            BandForm(image_mean=(471.5,), image_std=(878.25,)),
+            [
+                "takes 1 band and normalises it: mean 471.5, standard deviation 878.2,",
+                "\n| 0 | 0 | 471.5 | 878.25 |\n\n",
+            ],
+        ),
+        (
+            BandForm(image_mean=(1.0,) * 200, image_std=(2.0,) * 200),
+            ["200 bands", "has the numbers of each band"],
+        ),
+    ],
+    ids=["chosen", "one", "200"],
+)
+def test_the_card_says_what_images_of_bands_must_hold(form, texts, pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "bands")
+    band_processor(form, 16, 1.0).save_pretrained(folder)
+    card = card_of_run(folder)
+    for text in texts:
+        assert text in card, card
+    assert card.index("## How to use") < card.index("## Images") < card.index("## Pictures")
+    assert "## Images" not in card_of_run(pretrained)
 
 
 def test_the_card_of_a_classifier_of_bands(pretrained, tmp_path):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from hf_mae_robust import finetune
+from hf_mae_robust.__main__ import make_parser as make_command_parser
 from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import make_parser
 from hf_mae_robust.pretraining.arguments import PretrainArguments
@@ -86,6 +87,16 @@ def test_bad_flags_end_in_one_sentence(capsys, words, message):
         parse(*words)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["-3.4e38", "-3.4028235E+38", "-9999", "-.5", "-1e-3"])
+def test_negative_numbers_are_no_flags(number):
+    """argparse takes those with an exponent for flags."""
+    _, data, *_ = parse("--nodata", number, "--value_range", number, "1")
+    assert (data.nodata, data.value_range) == (float(number), [float(number), 1.0])
+    words = ["statistics", "--dataset_name", "x", "--output", "y", "--nodata", number, "--value_range", number, "1"]
+    args = make_command_parser().parse_args(words)
+    assert (args.nodata, args.value_range) == (float(number), [float(number), 1.0])
 
 
 def test_help_is_grouped(capsys):

@@ -194,6 +194,18 @@ TABLE = [
         "reads",
         lambda folder: argparse.ArgumentParser()._actions[0].dest,
     ),
+    *(
+        Private(
+            "Python",
+            argparse.ArgumentParser,
+            "_negative_number_matcher",
+            None,
+            file,
+            "sets",
+            lambda folder: argparse.ArgumentParser()._negative_number_matcher.match("-1.5"),
+        )
+        for file in ("training/parser.py", "__main__.py")
+    ),
     Private(
         "Python",
         argparse,
