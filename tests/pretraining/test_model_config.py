@@ -103,20 +103,6 @@ def test_a_run_resumes_with_the_statistics_that_it_began_with(folder, tmp_path, 
     np.testing.assert_allclose(np.array(resumed.model.config.value_range).T, [low, high], rtol=1e-6)
 
 
-def test_files_that_are_written_again_get_new_statistics(tmp_path):
-    """Their names and sizes are the same: once in counts, once with an offset."""
-    (tmp_path / "fields").mkdir()
-    found = []
-    for offset in (0, 500):
-        for i in range(10):
-            image = np.full((5, 16, 16), 1000 + offset + i, np.uint16)
-            image[:, i] += 10
-            np.save(tmp_path / "fields" / f"{i}.npy", image)
-        trainer = run(tmp_path / "fields", tmp_path / f"out{offset}", "--max_steps", "1")
-        found.append(trainer.model.config.image_mean[0])
-    assert found[1] == pytest.approx(found[0] + 500, abs=1e-6)
-
-
 def test_a_range_of_values_clips_before_the_statistics(folder, tmp_path):
     config = run(folder, tmp_path, "--value_range", "1000", "3000").model.config
     clipped = stored(folder).clip(1000, 3000)
