@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
+from ..data.band_detection import NUM_LOOKED_AT
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
@@ -78,13 +80,27 @@ def statistics_of_source(
     return statistics
 
 
+def _content_of_files(source: ImageSource) -> str:
+    """Of some local files; "" of other sources, whose fingerprint depends on the content already. That of files is made
+    of names and sizes, and files of arrays keep their size when other numbers are written to them."""
+    content = hashlib.sha256()
+    num_rows = source.num_rows if source.seekable_at_no_cost else None
+    for row in np.unique(np.linspace(0, num_rows - 1, num=NUM_LOOKED_AT, dtype=int)) if num_rows else ():
+        value = source.rows[int(row)]
+        if not isinstance(value, dict) or value.get("bytes") is not None or not value.get("path"):
+            return ""
+        with suppress(OSError):  # a file that is gone is counted and named by the pass
+            content.update(Path(value["path"]).read_bytes())
+    return content.hexdigest() if num_rows else ""
+
+
 def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
     if source.band_form is not None:
         read = source.band_form
         limits = None if read.value_range is None else np.asarray(read.value_range, dtype=np.float64).tolist()
         nodata = None if read.nodata is None else float(read.nodata)  # the same key for 0 and 0.0
         bands = None if read.bands is None else list(read.bands)
-        form += f" {bands} {nodata} {limits} {read.channel_axis} {read.frame}"
+        form += f" {bands} {nodata} {limits} {read.channel_axis} {read.frame} {_content_of_files(source)}"
     key = hashlib.sha256(f"{source.fingerprint} {form}".encode()).hexdigest()[:16]
     return Path(HF_HOME) / "hf_mae_robust" / f"{kind}-{key}.safetensors"
 

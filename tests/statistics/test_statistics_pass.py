@@ -1,6 +1,7 @@
 """The pass over a data set that gives its patch statistics."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.statistics.statistics_pass import (
+    cached_statistics_of_band_source,
     cached_statistics_of_source,
     cached_statistics_path,
     statistics_of_source,
@@ -58,6 +61,27 @@ def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
     assert path != cached_statistics_path(source, other_patch, 1.0)
     assert path != cached_statistics_path(source, config, 0.875)
     assert path != cached_statistics_path(source.head(10), config, 1.0)
+
+
+def test_files_that_are_written_again_get_new_statistics(tmp_path, monkeypatch):
+    """Their names and sizes are the same: once in counts, once with an offset."""
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Path("fields").mkdir()
+    config = ViTMAERobustConfig(
+        image_size=16, patch_size=4, num_channels=5, rescale_factor=1.0, image_mean=[0.0] * 5, image_std=[1.0] * 5
+    )
+    for offset in (0, 500, 500):
+        images = [np.full((5, 16, 16), 1000 + offset + i, np.uint16) for i in range(10)]
+        for i, image in enumerate(images):
+            image[:, i] += 10
+            np.save(f"fields/{i}.npy", image)
+        source, _ = open_splits(DataLocation("fields"), tells=False)
+        bands, patches = cached_statistics_of_band_source(source.read_as(BandForm(), 5), config, crop_pct=1.0)
+        assert patches is not None
+        for mean in (bands.mean, patches.mean):
+            assert mean.mean().item() == pytest.approx(np.mean(images), rel=1e-9)
+    assert len(list((tmp_path / "home").rglob("band_statistics-*"))) == 2, "the last time they are in the cache"
 
 
 PROGRAM = """
