@@ -94,7 +94,7 @@ def draw_map(
 ) -> None:
     """Draw `(N, 2)` positions, coloured by labels `(N,)` (-1: without), with pictures of those of number `shown`."""
     figure, axes = plt.subplots(figsize=(13, 9), layout="constrained")
-    size = float(np.clip(20_000 / len(positions), 3, 40))
+    size = float(np.clip(30_000 / len(positions), 6, 40))
     edges = _points(axes, positions, labels, class_names, size)
     low, high = positions.min(axis=0), positions.max(axis=0)
     margin = np.maximum((high - low) * 0.06, 1e-9)
