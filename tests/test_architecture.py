@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "pretraining": {"training", "conversion", "data", "hub"},
     "finetuning": {"training", "conversion", "data", "hub"},
     "analysis": {"training", "conversion", "data", "hub"},
+    "embedding": {"training", "conversion", "data", "hub"},
     "demo": {"analysis", "training", "conversion", "data", "hub"},
     "studies": {"analysis", "training", "conversion", "data", "hub"},
 }

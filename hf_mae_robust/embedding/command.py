@@ -126,6 +126,9 @@ def _say_what_was_written(args: argparse.Namespace, file: EmbeddingFile) -> None
     )
     if not about["num_skipped"]:
         return
+    if not skipped_path(args.output).exists():
+        print(f"{about['num_skipped']:,} images could not be decoded and have no row.")
+        return
     records = [SkippedImage(**json.loads(line)) for line in skipped_path(args.output).read_text().splitlines()]
     kinds: dict[str, int] = {}
     for record in records:

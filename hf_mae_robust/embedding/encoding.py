@@ -17,7 +17,7 @@ from ..conversion.frozen import FrozenEncoder
 from ..data.bad_images import SkippedImage, SkippedImages
 from ..data.preprocessing import EvaluationTransform, Normalization
 from ..data.source import ChosenRows, ImageSource
-from ..errors import UserError
+from ..errors import LostProcessError, UserError
 from .batches import Plan, StreamBatches, planned_loader
 from .parts import Part, Parts
 from .table import table_of
@@ -103,12 +103,22 @@ class PartWriter:
         """Embed and write. To be called by all processes, which meet at the end.
 
         Returns the number of images in the source, the bad ones included, and those that cannot be decoded, of all
-        processes and finished parts. Raises DataError, in all processes, where they are more than `max_bad_images`.
+        processes and finished parts. Raises DataError, in all processes, where they are more than `max_bad_images`, and
+        LostProcessError where another process failed.
         """
-        self._embed()
-        records: list[SkippedImage] = gather_object(list(self.skipped))
+        failure: Exception | None = None
+        try:
+            self._embed()
+        except Exception as error:
+            failure = error  # the others wait where all meet
+        outcomes = gather_object([(list(self.skipped), failure and f"{type(failure).__name__}: {failure}")])
+        if failure is not None:
+            raise failure
+        for rank, (_, message) in enumerate(outcomes):
+            if message is not None:
+                raise LostProcessError(f"Process {rank} failed ({message}). What is finished is kept for a resume.")
         skipped = SkippedImages(None, self.max_bad_images)
-        skipped.add(sorted(records, key=lambda record: record.row))
+        skipped.add(sorted((record for part, _ in outcomes for record in part), key=lambda record: record.row))
         num_rows = self.source.num_rows
         if isinstance(self.batches, StreamBatches):
             num_rows = self.batches.num_rows  # it was read to its end

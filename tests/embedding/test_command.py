@@ -3,6 +3,7 @@ make of its file."""
 
 import csv
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.embedding import parts as parts_module
+from hf_mae_robust.embedding.encoding import part_rows
 from tests.helpers import TINY, photos
 from tests.processes import offline
 
@@ -93,6 +95,20 @@ def test_float16_is_the_rounded_float32(encoder_dir, photos_dir, tmp_path):
     assert short.features["vector"].feature.dtype == "float16"
     found = short.with_format("numpy", dtype=np.float16)["vector"][:]
     np.testing.assert_array_equal(found, long.astype(np.float16))
+
+
+def test_numbers_that_float16_does_not_hold_are_refused(vit_dir, photos_dir, tmp_path, capsys):
+    model = ViTModel.from_pretrained(vit_dir, add_pooling_layer=False)
+    model.layernorm.weight.data *= 1e6
+    model.save_pretrained(tmp_path / "large")
+    error = refusal(words(tmp_path / "large", photos_dir, tmp_path / "e.parquet", "--dtype", "float16"), capsys)
+    assert "--dtype float16 holds numbers up to 65,504" in error
+    assert np.abs(embed(tmp_path / "large", photos_dir, tmp_path / "f.parquet")["vector"]).max() > 65504
+
+
+def test_a_part_holds_little_of_all_vectors():
+    assert part_rows((768,), 64) == 16 * 64 and part_rows((196, 768), 64) == 64
+    assert part_rows((196, 768), 8) * 196 * 768 * 4 <= 32 * 2**20 and part_rows((196, 768), 8) % 8 == 0
 
 
 def test_datasets_and_pandas_read_the_file(encoder_dir, photos_dir, tmp_path):
@@ -350,3 +366,17 @@ def test_two_processes_and_a_kill_give_the_same_bytes(encoder_dir, photos_dir, t
     resumed = offline().run(killed, tmp_path / "four", processes=2)
     assert resumed.codes == [0, 0] and "resuming" in resumed.stdout, resumed.output
     assert (tmp_path / "c.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes()
+
+
+def test_the_python_of_the_manual_runs(encoder_dir, photos_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    embed(encoder_dir, photos_dir, Path("outputs", "embeddings.parquet"))
+    page = (Path(__file__).parents[2] / "docs" / "embeddings.md").read_text()
+    blocks, scope = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL), {}
+    assert sum("faiss" in block for block in blocks) == 1
+    for block in blocks:
+        if "faiss" not in block or find_spec("faiss") is not None:
+            exec(block, scope)
+    assert scope["vectors"].shape == (40, 32) and scope["names"] == ["a", "b"] and len(scope["frame"]) == 40
+    assert scope["about"]["num_images"] == 40
