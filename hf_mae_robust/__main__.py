@@ -16,7 +16,7 @@ from .files import check_can_write, with_home
 from .training.ranges import COMMAND_RANGES, NEGATIVE_NUMBER, RANGES, check_ranges
 
 # Arguments that name what will be written.
-OUTPUTS = ("output", "output_dir", "out", "space")
+OUTPUTS = ("output", "output_dir", "out", "space", "map")
 
 
 class Command(NamedTuple):
@@ -130,6 +130,13 @@ COMMANDS: tuple[Command | Group, ...] = (
                 "run_targets",
             ),
         ),
+    ),
+    Command(
+        "embed",
+        "Write a vector for each image of a data set to a Parquet file; list near-duplicates, draw a map.",
+        "embedding.command",
+        "add_embed_arguments",
+        "run_embed",
     ),
     Command(
         "reproduce",

@@ -19,6 +19,7 @@ LIMIT_S = 400
 EVERYTHING = (
     "hf_mae_robust.__main__",
     "hf_mae_robust.analysis.analyze",
+    "hf_mae_robust.embedding.command",
     "hf_mae_robust.finetuning.classification.task",
     "hf_mae_robust.finetuning.detection.task",
     "hf_mae_robust.finetuning.segmentation.task",

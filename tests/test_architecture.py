@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "pretraining": {"statistics", "training", "conversion", "data", "hub"},
     "finetuning": {"statistics", "training", "conversion", "data", "hub"},
     "analysis": {"training", "conversion", "data", "hub"},
+    "embedding": {"training", "conversion", "data", "hub"},
     "demo": {"analysis", "training", "conversion", "data", "hub"},
     "studies": {"analysis", "training", "conversion", "data", "hub"},
 }

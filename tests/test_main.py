@@ -46,6 +46,7 @@ def test_convert_is_a_command(tmp_path, capsys):
 
 # They name what may be on the Hub.
 ASKS_THE_HUB = {"dataset_name", "pretrain_dataset_name", "other"}
+EMBED = ["embed", "MODEL", "--dataset_name", "SET", "--num_workers", "0"]
 STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--patch_size", "4"]
 
 
@@ -64,6 +65,22 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
         (["export", "FOLDER", "out", "--to", "beit"], "its config.json cannot be used: Unrecognized model"),
         (["export", "MODEL", "FOLDER", "--to", "original"], "is a folder; the official form is one file"),
         (["card", "FOLDER", "--model_id", ""], "--model_id is empty"),
+        ([*EMBED, "--output", "FOLDER"], "is a folder; name a file, such as"),
+        ([*EMBED, "--output", "/dev/null/x"], "--output /dev/null/x: /dev/null is not a folder"),
+        ([*EMBED, "--output", "e", "--near_duplicates", "1.5"], "--near_duplicates 1.5: must be above 0 and at most 1"),
+        (
+            [*EMBED, "--output", "e", "--near_duplicates", "0.9", "--max_pairs", "0"],
+            "--max_pairs 0: must be at least 1",
+        ),
+        ([*EMBED, "--output", "e", "--pooling", "patches", "--map", "m.png"], "--map needs one vector an image"),
+        ([*EMBED, "--output", "e", "--pooling", "patches", "--near_duplicates", "1"], "_duplicates needs one vector"),
+        ([*EMBED, "--output", "e", "--map", "map.txt"], "--map map.txt: name a picture that ends in .png"),
+        ([*EMBED, "--output", "e", "--map", "/dev/null/m.png"], "--map /dev/null/m.png: /dev/null is not a folder"),
+        ([*EMBED, "--output", "e", "--map", "m.png", "--map_samples", "3"], "--map_samples 3: must be at least 4"),
+        ([*EMBED, "--output", "e", "--max_bad_images", "2"], "--max_bad_images 2: must be at least 0 and at most 1"),
+        ([*EMBED, "--output", "e", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
+        ([*EMBED, "--output", "e", "--split", "testing"], "has no split 'testing'"),
+        ([*EMBED, "--output", "e", "--model_revision", "v1"], "--model_revision v1: "),
         (["demo", "MODEL", "--server_port", "70000"], "--server_port 70000: must be at least 1 and at most 65535"),
         (["analyze", "knn", "MODEL", "--dataset_name", "SET", "--temperature", "inf"], "--temperature inf: must be"),
         (["analyze", "cka", "MODEL", "--dataset_name", "SET", "--output_dir", "/dev/null"], "null is not a folder"),
@@ -132,6 +149,7 @@ def test_a_damaged_folder_is_named(damage, photos_dir, encoder_dir, tmp_path, ca
         ["export", model, tmp_path / "out", "--to", "timm"],
         *[["demo", model, "--space", tmp_path / "out"]] * (find_spec("gradio") is not None),
         ["analyze", "knn", model, "--dataset_name", photos_dir, "--num_workers", 0],
+        ["embed", model, "--dataset_name", photos_dir, "--num_workers", 0, "--output", tmp_path / "out"],
     ]
     others = [
         ["convert", model, tmp_path / "out"],
@@ -198,6 +216,7 @@ def test_odd_values_end_in_a_sentence(part, photos_dir, encoder_dir, tmp_path, m
         "analyze cka": lambda out: [*analysis, out],
         "analyze knn": lambda out: [encoder_dir, *data, "--output", out],
         "analyze targets": lambda out: [*data, "--image_size", 16, "--patch_size", 4, "--output", f"{out}.json"],
+        "embed": lambda out: [encoder_dir, *data, "--output", out],
         "reproduce": lambda out: ["table1", "--scale", "smoke", "--report_only", "--output_dir", out],
     }
     for run in range(30):
@@ -231,6 +250,7 @@ def test_no_more_processes_decode_than_there_are_cores(monkeypatch, cores, worke
     for words in (
         ["analyze", "knn", "a", "--dataset_name", "b"],
         ["analyze", "targets", "--dataset_name", "b"],
+        ["embed", "a", "--dataset_name", "b", "--output", "c"],
         ["statistics", "--dataset_name", "b", "--output", "c"],
     ):
         assert make_parser(words).parse_args(words).num_workers == workers

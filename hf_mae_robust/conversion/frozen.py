@@ -11,8 +11,9 @@ from .source import Access, ModelSource
 
 
 class FrozenEncoder(nn.Module):
-    """Images `(B, C, H, W)`, normalised -> features `(B, d)`: of the CLS token after the final norm, or the mean of the
-    patch tokens; of a classifier with mean pooling, what its head gets."""
+    """Images `(B, C, H, W)`, normalised -> features `(B, d)`: "cls": of the CLS token after the final norm; "mean": the
+    mean of the patch tokens; of a classifier with mean pooling, what its head gets. "patches": all of the patch tokens,
+    `(B, L, d)`."""
 
     def __init__(self, model: PreTrainedModel, pooling: str | None):
         super().__init__()
@@ -29,7 +30,10 @@ class FrozenEncoder(nn.Module):
         if self.pooling == "mean" and self.has_own_mean:
             return outputs.pooler_output
         tokens = outputs.last_hidden_state
-        return tokens[:, 0] if self.pooling == "cls" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        patches = tokens[:, self.num_prefix_tokens :]
+        return patches if self.pooling == "patches" else patches.mean(dim=1)
 
 
 def load_encoder(

@@ -45,11 +45,11 @@ def skipped_image(description: str, root: str, row: int, error: ImageDecodingErr
     detail = error.detail
     if error.path and "://" not in error.path:
         reason = detail.removeprefix(f"{error.path[-100:]}: ")
-        detail = f"{_within(error.path, root)[-100:]}: {reason}"[:200]
+        detail = f"{path_within(error.path, root)[-100:]}: {reason}"[:200]
     return SkippedImage(portable_description(description), row, error.kind, detail)
 
 
-def _within(path: str, root: str) -> str:
+def path_within(path: str, root: str) -> str:
     """A path counted from `root`; of an absolute one elsewhere the last part."""
     for folder in (Path(root), Path(root).resolve()) if root else ():
         if Path(path).is_relative_to(folder):

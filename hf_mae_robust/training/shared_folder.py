@@ -15,9 +15,9 @@ from .processes import first_process
 WAIT_S = 60.0
 
 
-def check_shared(output_dir: str | Path) -> None:
+def check_shared(output_dir: str | Path, flag: str = "--output_dir") -> None:
     """Find out whether what one process writes is there for the others, on whichever machine they run: otherwise the
-    first checkpoint would lack their parts. To be called by all of them; makes the folder.
+    first checkpoint would lack their parts. To be called by all of them; makes the folder. flag: that named it.
 
     Raises UserError in all processes, naming the machines that do not see it.
     """
@@ -30,9 +30,10 @@ def check_shared(output_dir: str | Path) -> None:
     if state.is_main_process:
         (Path(output_dir) / mark).unlink(missing_ok=True)
     if blind:
+        of_what = "of a checkpoint " if flag == "--output_dir" else ""
         raise UserError(
-            f"--output_dir {output_dir} of the first process is not there for {len(blind)} of {state.num_processes} "
-            f"processes (on {', '.join(sorted(set(blind)))}). All of them write their parts of a checkpoint into it: "
+            f"{flag} {output_dir} of the first process is not there for {len(blind)} of {state.num_processes} "
+            f"processes (on {', '.join(sorted(set(blind)))}). All of them write their parts {of_what}into it: "
             "choose a folder on a disk that all machines share, and give it as an absolute path."
         )
 

@@ -1,0 +1,149 @@
+"""A run of `embed`: what is embedded by what, and the file that comes of it."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+
+from ..conversion.frozen import FrozenEncoder, load_encoder
+from ..conversion.pixels import Pixels, read_processor
+from ..data.bad_images import SkippedImage
+from ..data.opening import open_splits
+from ..data.preprocessing import EvaluationTransform
+from ..data.source import DataLocation, ImageSource, digest
+from ..errors import DataError, ExistingFileError, UserError
+from ..hub.models import local_model
+from ..training.processes import first_process
+from ..training.setup import say
+from ..training.shared_folder import check_shared
+from ..version import __version__
+from .encoding import PartWriter, digest_of_model, part_rows, vector_shape
+from .labels import find_labels_if_any
+from .parts import Parts, difference
+from .table import EmbeddingFile, schema_of
+
+
+@dataclass
+class Job:
+    """What is embedded by what, and what the file says of itself."""
+
+    encoder: FrozenEncoder
+    pixels: Pixels
+    source: ImageSource
+    transform: EvaluationTransform
+    output: Path
+    settings: dict[str, Any]
+    about: dict[str, Any]
+
+    def is_done(self) -> bool:
+        """Whether the output is there, of the same settings. Raises UserError where something else is there."""
+        if not self.output.exists():
+            return False
+        try:
+            about = EmbeddingFile(self.output).about
+        except (pa.ArrowException, OSError):
+            about = None
+        if about is None:
+            raise ExistingFileError(
+                f"--output {self.output} exists and was not written by this command. Choose another one, or remove it."
+            )
+        if (changed := difference(about, self.settings)) is not None:
+            raise ExistingFileError(
+                f"--output {self.output} exists and is of other settings: {changed}. Choose another "
+                "--output, or remove it."
+            )
+        return True
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> Job:
+    checkpoint, revision = local_model(args.checkpoint, args.model_revision, args.token)
+    encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
+    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
+    if processor is None:
+        processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
+    source = _open(args).read_as(pixels.band_form, pixels.num_channels)
+    settings = {
+        "weights": digest_of_model(encoder),
+        "pooling": encoder.pooling,
+        "dtype": args.dtype,
+        "preprocessing": digest(type(processor).__name__, processor.to_dict()),
+        "fingerprint": source.fingerprint,
+        "batch_size": args.batch_size,
+        "device": device.type,
+        "torch": torch.__version__,
+        "version": __version__,
+    }
+    about = {"checkpoint": args.checkpoint, "checkpoint_revision": revision, "dataset": args.dataset_name}
+    about |= {"dataset_revision": source.revision, "split": args.split}
+    about["label_column"] = None if source.labels is None else source.labels.column
+    encoder.to(device)
+    return Job(encoder, pixels, source, EvaluationTransform(processor), args.output, settings, {**about, **settings})
+
+
+def _open(args: argparse.Namespace) -> ImageSource:
+    given = argparse.Namespace(**vars(args))
+    given.label_column_name = None if args.label_column_name == "none" else args.label_column_name
+    location = DataLocation.of(given, args.token)
+    opened, _ = open_splits(
+        location, args.split, None, find_labels=find_labels_if_any, share=first_process, train_flag="--split"
+    )
+    source = cast(ImageSource, opened)  # a split was named
+    if args.max_samples is not None and source.row_groups is None:
+        raise UserError(
+            f"--max_samples {args.max_samples}: {source.description} is a stream that cannot seek, in which the drawn "
+            "images would lose their row numbers. Leave out --max_samples or --dataset_streaming."
+        )
+    return source.sample(args.max_samples, args.seed)
+
+
+def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
+    source, encoder = job.source, job.encoder
+    shape = vector_shape(encoder, job.transform, source, job.pixels.num_channels)
+    schema = partial(schema_of, shape, args.dtype, source.class_names)
+    parts = Parts(args.output, job.settings, part_rows(shape, args.batch_size))
+    check_shared(args.output.parent, "--output")
+    finished = first_process(lambda: parts.open(source.num_rows))
+    if finished:
+        say(f"{parts.folder}: {sum(part.stop - part.start for part in finished):,} images are done; resuming")
+    writer = PartWriter(
+        encoder,
+        source,
+        job.transform,
+        job.pixels.num_channels,
+        parts=parts,
+        schema=schema({}),
+        finished=finished,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        max_bad_images=args.max_bad_images,
+        device=device,
+    )
+    num_rows, skipped = writer.run()
+    if num_rows == len(skipped):
+        raise DataError(f"No image of {source.description} can be decoded.")
+    about = {**job.about, "num_images": num_rows - len(skipped), "num_skipped": len(skipped)}
+
+    def finish() -> None:
+        _write_skipped(args.output, skipped)
+        parts.join(-(-num_rows // parts.part_rows), schema(about))
+
+    first_process(finish)
+
+
+def skipped_path(output: Path) -> Path:
+    """Beside `embeddings.parquet`: `embeddings.skipped_images.jsonl`."""
+    return output.with_name(f"{output.stem}.skipped_images.jsonl")
+
+
+def _write_skipped(output: Path, skipped: list[SkippedImage]) -> None:
+    path = skipped_path(output)
+    if skipped:
+        path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in skipped))
+    else:
+        path.unlink(missing_ok=True)
