@@ -124,14 +124,40 @@ def option_strings(parser):
                 yield from option_strings(subparser)
 
 
-@pytest.mark.parametrize("page", [page for page, text in MANUAL.items() if "```python" in text])
-def test_python_of_the_manual_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run_python_of(page):
+    """The variables that the blocks of a page leave, one block after another."""
     scope = {}
     for block in re.findall(r"```python\n(.*?)```", MANUAL[page], flags=re.DOTALL):
         exec(block, scope)
+    return scope
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
+def test_every_page_with_python_is_run(page):
+    assert page in ("quickstart.md", "backbone.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "quickstart.md"])
+def test_python_of_the_manual_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = run_python_of(page)
     assert scope["filled_in"].shape == (4, 3, 64, 64) and scope["features"].shape == (4, 65, 192)
     assert torch.isfinite(scope["loss"])
+
+
+def test_python_of_the_page_of_the_backbone_runs(tmp_path, monkeypatch):
+    """On an encoder of the form of `small_64px`."""
+    monkeypatch.chdir(tmp_path)
+    model, *_ = make_parser().parse(["--config", "small_64px"])
+    ViTMAERobustForPreTraining(config_of(model)).save_pretrained("outputs/my-encoder")
+    torch.manual_seed(0)
+    scope = run_python_of("backbone.md")
+    assert [tuple(each.shape) for each in scope["maps"]] == [(4, 128, 12, 8)] * 4
+    assert scope["losses"][-1] < 0.9 * scope["losses"][0] and Path("outputs/my-upernet/config.json").is_file()
+    assert scope["predicted"].shape == (4, 192, 128)
+    assert all(each.grad is not None for each in scope["depth_model"].backbone.layers.parameters())
+    with torch.no_grad():
+        assert torch.allclose(scope["same"](scope["images"]).feature_maps[0], scope["maps"][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("page", [*MANUAL, "CONTRIBUTING.md"])

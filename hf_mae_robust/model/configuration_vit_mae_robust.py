@@ -162,17 +162,26 @@ class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
         """Names of the hidden states: "stem", which enters the first block, then "stage1", ..., one a block."""
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
-    @BackboneConfigMixin.out_features.getter
+    # Other than the mixin's, with a default that follows the number of blocks.
+    @property
     def out_features(self) -> list[str]:
         """Names of the hidden states that a backbone returns; see `out_indices`."""
         return self.stage_names[-1:] if self._out_features is None else self._out_features
 
-    @BackboneConfigMixin.out_indices.getter
+    @out_features.setter
+    def out_features(self, out_features: list[str] | None) -> None:
+        self.set_output_features_output_indices(out_features, None)
+
+    @property
     def out_indices(self) -> list[int]:
         """Numbers of the hidden states that a backbone returns: 0 is what enters the first block. Setting one of
         `out_features` and `out_indices` sets the other; None is the last block's output. ValueError of others than
         there are."""
         return [self.num_hidden_layers] if self._out_indices is None else self._out_indices
+
+    @out_indices.setter
+    def out_indices(self, out_indices: Sequence[int] | None) -> None:
+        self.set_output_features_output_indices(None, None if out_indices is None else list(out_indices))
 
     @property
     def is_band_model(self) -> bool:

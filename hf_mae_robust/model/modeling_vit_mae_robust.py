@@ -701,7 +701,8 @@ class ViTMAERobustBackbone(BackboneMixin, ViTMAERobustPreTrainedModel):
                 hidden_states = self.layers[index - 1](hidden_states, None, **kwargs)
             if stage in wanted:
                 feature_maps.append(self._feature_map(hidden_states, grid_size))
-        return BackboneOutput(feature_maps=tuple(feature_maps))
+        # transformers declares a tuple of one.
+        return BackboneOutput(feature_maps=tuple(feature_maps))  # type: ignore[arg-type]
 
     def _feature_map(self, hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         """`(B, 1 + L, d)` -> `(B, d, h, w)`, or the tokens."""
