@@ -1,11 +1,12 @@
 """Robustly and effectively optimized pre-training of masked autoencoders, the Hugging Face way.
 
-Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForPreTraining` and `AutoImageProcessor` know
-`vit_mae_robust`, and `AutoConfig`, `AutoModelForObjectDetection`, `AutoModelForInstanceSegmentation` and
-`AutoImageProcessor` the detector, `vit_mae_robust_detection`.
+Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForPreTraining`, `AutoBackbone` and
+`AutoImageProcessor` know `vit_mae_robust`, and `AutoConfig`, `AutoModelForObjectDetection`,
+`AutoModelForInstanceSegmentation` and `AutoImageProcessor` the detector, `vit_mae_robust_detection`.
 """
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from .model import (
+    ViTMAERobustBackbone,
     ViTMAERobustConfig,
     ViTMAERobustDetectionImageProcessor,
     ViTMAERobustForInstanceSegmentation,
@@ -28,6 +30,7 @@ from .version import __version__
 AutoConfig.register(ViTMAERobustConfig.model_type, ViTMAERobustConfig, exist_ok=True)
 AutoModel.register(ViTMAERobustConfig, ViTMAERobustModel, exist_ok=True)
 AutoModelForPreTraining.register(ViTMAERobustConfig, ViTMAERobustForPreTraining, exist_ok=True)
+AutoBackbone.register(ViTMAERobustConfig, ViTMAERobustBackbone, exist_ok=True)
 # Also makes its name known, so that it is found beside models of other classes.
 AutoImageProcessor.register(
     ViTMAERobustConfig, image_processor_classes={"torchvision": ViTMAERobustImageProcessor}, exist_ok=True
@@ -44,6 +47,7 @@ AutoImageProcessor.register(
 )
 
 __all__ = [
+    "ViTMAERobustBackbone",
     "ViTMAERobustConfig",
     "ViTMAERobustDetectionImageProcessor",
     "ViTMAERobustForInstanceSegmentation",

@@ -127,17 +127,23 @@ def option_strings(parser):
                 yield from option_strings(subparser)
 
 
-def run_blocks(page):
+def run_python_of(page):
+    """The variables that the blocks of a page leave, one block after another."""
     scope = {}
     for block in re.findall(r"```python\n(.*?)```", MANUAL[page], flags=re.DOTALL):
         exec(block, scope)
     return scope
 
 
-@pytest.mark.parametrize("page", [page for page, text in MANUAL.items() if "```python" in text and page != "bands.md"])
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
+def test_every_page_with_python_is_run(page):
+    assert page in ("quickstart.md", "backbone.md", "bands.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "quickstart.md"])
 def test_python_of_the_manual_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scope = run_blocks(page)
+    scope = run_python_of(page)
     assert scope["filled_in"].shape == (4, 3, 64, 64) and scope["features"].shape == (4, 65, 192)
     assert torch.isfinite(scope["loss"])
 
@@ -153,12 +159,27 @@ def test_python_of_the_page_of_bands_runs(tmp_path, monkeypatch):
     field = np.random.default_rng(0).integers(0, 3000, (5, 20, 30)).astype(np.uint16)
     np.save("field.npy", np.moveaxis(field, 0, -1))
     tifffile.imwrite("scene.tif", field, photometric="minisblack", planarconfig="separate")
-    scope = run_blocks("bands.md")
+    scope = run_python_of("bands.md")
     assert torch.equal(scope["inputs"].pixel_values[0], scope["inputs"].pixel_values[1])
     assert scope["features"].shape == (2, 1 + config.num_patches, config.hidden_size)
     assert scope["per_image"].shape == (2, config.hidden_size) and torch.isfinite(scope["features"]).all()
     assert torch.isfinite(scope["loss"]) and scope["filled_in"].shape == (2, 4, 32, 32)
     assert 500 < scope["filled_in"].nanmean() < 2500, "in the units of the files"
+
+
+def test_python_of_the_page_of_the_backbone_runs(tmp_path, monkeypatch):
+    """On an encoder of the form of `small_64px`."""
+    monkeypatch.chdir(tmp_path)
+    model, *_ = make_parser().parse(["--config", "small_64px"])
+    ViTMAERobustForPreTraining(config_of(model)).save_pretrained("outputs/my-encoder")
+    torch.manual_seed(0)
+    scope = run_python_of("backbone.md")
+    assert [tuple(each.shape) for each in scope["maps"]] == [(4, 128, 12, 8)] * 4
+    assert scope["losses"][-1] < 0.9 * scope["losses"][0] and Path("outputs/my-upernet/config.json").is_file()
+    assert scope["predicted"].shape == (4, 192, 128)
+    assert all(each.grad is not None for each in scope["depth_model"].backbone.layers.parameters())
+    with torch.no_grad():
+        assert torch.allclose(scope["same"](scope["images"]).feature_maps[0], scope["maps"][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("page", [*MANUAL, "CONTRIBUTING.md"])

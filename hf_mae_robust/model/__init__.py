@@ -8,10 +8,11 @@ from .configuration_vit_mae_robust import ViTMAERobustConfig
 from .configuration_vit_mae_robust_detection import ViTMAERobustInstanceSegmentationConfig
 from .image_processing_vit_mae_robust import ViTMAERobustImageProcessor
 from .image_processing_vit_mae_robust_detection import ViTMAERobustDetectionImageProcessor
-from .modeling_vit_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
+from .modeling_vit_mae_robust import ViTMAERobustBackbone, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .modeling_vit_mae_robust_detection import ViTMAERobustForInstanceSegmentation
 
 __all__ = [
+    "ViTMAERobustBackbone",
     "ViTMAERobustConfig",
     "ViTMAERobustDetectionImageProcessor",
     "ViTMAERobustForInstanceSegmentation",

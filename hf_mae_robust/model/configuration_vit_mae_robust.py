@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import ViTMAEConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -14,8 +15,16 @@ NORM_PIX_AXES = ("patch", "channel")
 # Of 8-bit images, whose mean and deviation are those of values in [0, 1]; and of a band model.
 RESCALE_FACTORS = (1 / 255, 1.0)
 # Fields that config.json names only where they are not at their default: that of an 8-bit model stays as it was
-# before there were band models.
-_NAMED_WHERE_CHANGED = ("rescale_factor", "bands", "nodata", "value_range", "norm_pix_axis")
+# before there were band models, and that of a pre-training says nothing of backbones.
+_NAMED_WHERE_CHANGED = (
+    "rescale_factor",
+    "bands",
+    "nodata",
+    "value_range",
+    "norm_pix_axis",
+    "apply_layernorm",
+    "reshape_hidden_states",
+)
 
 
 def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -25,7 +34,7 @@ def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 # `@strict` is not inherited: without it a subclass takes values of any type.
 @strict
-class ViTMAERobustConfig(ViTMAEConfig):
+class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
     r"""
     Settings of a masked autoencoder with the paper's three ingredients. All fields of [`ViTMAEConfig`] keep their
     meaning, except that `attention_probs_dropout_prob` concerns the encoder only.
@@ -77,6 +86,15 @@ class ViTMAERobustConfig(ViTMAEConfig):
         image_size, patch_size (`int` or a pair (height, width)):
             Need not be square; the image size must be a multiple of the patch size.
         layer_norm_eps (`float`, defaults to 1e-6): as in the official MAE code (stock: 1e-12).
+        out_indices, out_features (lists, *optional*):
+            Of a backbone: which hidden states become feature maps, by number or by name: 0 or "stem" is what enters
+            the first block, i or "stage{i}" the output of the i-th block. Default: the last block's. One of the two
+            is enough.
+        apply_layernorm (`bool`, defaults to `True`):
+            Of a backbone: put each feature map through the encoder's final norm, as transformers' DINOv2 does.
+        reshape_hidden_states (`bool`, defaults to `True`):
+            Of a backbone: feature maps `(B, d, h, w)`. `False`: tokens `(B, 1 + L, d)`, CLS first, for
+            `DPTForSemanticSegmentation` and `DPTForDepthEstimation`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a value of the wrong type.
@@ -107,10 +125,15 @@ class ViTMAERobustConfig(ViTMAEConfig):
     mid_mask_ratio: float | int = 0.0
     mid_mask_layer_idx: int = 8
     norm_pix_axis: str = "patch"
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
     rescale_factor: float | int = 1 / 255
     bands: list[int] | tuple[int, ...] | None = None
     nodata: float | int | None = None
     value_range: list[Sequence[float | int]] | tuple[Sequence[float | int], ...] | None = None
+    # Not fields: what nobody has chosen follows `num_hidden_layers`, which may be changed later.
+    _out_features = None
+    _out_indices = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_bands()
@@ -118,6 +141,7 @@ class ViTMAERobustConfig(ViTMAEConfig):
             self.image_mean = list(IMAGENET_MEAN) if self.num_channels == 3 else [0.5] * self.num_channels
         if self.image_std is None:
             self.image_std = list(IMAGENET_STD) if self.num_channels == 3 else [0.5] * self.num_channels
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
         self._check_sizes()
         self._check_masking()
@@ -130,6 +154,34 @@ class ViTMAERobustConfig(ViTMAEConfig):
             value = getattr(self, field)
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{field}={value!r}: a dropout probability must lie in [0, 1).")
+        if out_features is not None or out_indices is not None:
+            self.set_output_features_output_indices(out_features, out_indices)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the hidden states: "stem", which enters the first block, then "stage1", ..., one a block."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
+
+    # Other than the mixin's, with a default that follows the number of blocks.
+    @property
+    def out_features(self) -> list[str]:
+        """Names of the hidden states that a backbone returns; see `out_indices`."""
+        return self.stage_names[-1:] if self._out_features is None else self._out_features
+
+    @out_features.setter
+    def out_features(self, out_features: list[str] | None) -> None:
+        self.set_output_features_output_indices(out_features, None)
+
+    @property
+    def out_indices(self) -> list[int]:
+        """Numbers of the hidden states that a backbone returns: 0 is what enters the first block. Setting one of
+        `out_features` and `out_indices` sets the other; None is the last block's output. ValueError of others than
+        there are."""
+        return [self.num_hidden_layers] if self._out_indices is None else self._out_indices
+
+    @out_indices.setter
+    def out_indices(self, out_indices: Sequence[int] | None) -> None:
+        self.set_output_features_output_indices(None, None if out_indices is None else list(out_indices))
 
     @property
     def is_band_model(self) -> bool:
@@ -157,8 +209,10 @@ class ViTMAERobustConfig(ViTMAEConfig):
         return mean, (square / len(self.image_mean)) ** 0.5
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without those fields of band models that are at their defaults."""
+        """As in transformers, without those fields of band models and backbones that are at their defaults."""
         settings, defaults = super().to_dict(), type(self).__dataclass_fields__
+        if self.out_indices == [self.num_hidden_layers]:
+            del settings["out_features"], settings["out_indices"]
         for name in _NAMED_WHERE_CHANGED:
             if name in settings and settings[name] == defaults[name].default:
                 del settings[name]

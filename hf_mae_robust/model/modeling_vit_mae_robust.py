@@ -20,8 +20,10 @@ import torch
 from torch import nn
 from transformers import ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEAttention,
@@ -60,7 +62,7 @@ _CONVERSIONS: list[Any] = [
     WeightRenaming(r"encoder\.layer\.", r"(?<!decoder_)layers."),
     *[WeightRenaming(source, target) for source, target in _LAYER_RENAMINGS.items()],
 ]
-for _name in ("ViTMAERobustModel", "ViTMAERobustForPreTraining"):
+for _name in ("ViTMAERobustModel", "ViTMAERobustForPreTraining", "ViTMAERobustBackbone"):
     register_checkpoint_conversion_mapping(_name, _CONVERSIONS, overwrite=True)
 
 
@@ -484,9 +486,10 @@ def class_before_sharding(model: nn.Module) -> Iterator[None]:
 
 
 class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
-    """Initialisation, loading and saving that both models share."""
+    """Initialisation, loading and saving that all models share."""
 
     config: ViTMAERobustConfig
+    _has_fixed_positions = True
     # Not the embeddings or the decoder, which hold modules that accelerate's FSDP2 shards by themselves.
     _no_split_modules = ["ViTMAERobustLayer"]
 
@@ -529,13 +532,15 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
         continued pre-training would move the fixed tables."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        model.freeze_position_embeddings()
+        if model._has_fixed_positions:
+            model.freeze_position_embeddings()
         for module in model.modules():
             if isinstance(module, TargetNormalizer):
                 module.check()
         return loaded
 
     def freeze_position_embeddings(self) -> None:
+        """Training leaves the position embeddings as they are."""
         for name, parameter in self.named_parameters():
             if name.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
                 parameter.requires_grad_(False)
@@ -546,6 +551,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
         module = __name__.split(".")[-1]
         self.config.auto_map = {
             "AutoConfig": "configuration_vit_mae_robust.ViTMAERobustConfig",
+            "AutoBackbone": f"{module}.ViTMAERobustBackbone",
             "AutoModel": f"{module}.ViTMAERobustModel",
             "AutoModelForPreTraining": f"{module}.ViTMAERobustForPreTraining",
         }
@@ -638,6 +644,73 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
             ids_restore=ids_restore,  # type: ignore[arg-type]
             ids_shuffle=ids_shuffle,  # type: ignore[arg-type]
         )
+
+
+class ViTMAERobustBackbone(BackboneMixin, ViTMAERobustPreTrainedModel):
+    """The encoder as a backbone of transformers' kind: feature maps of the hidden states that `config.out_indices`
+    names, of unmasked images of any size, for heads such as `UperNetForSemanticSegmentation`.
+
+    It loads from pre-training checkpoints and encoders, and leaves behind what only masking needs. Its position
+    embeddings train, as in MAE's fine-tuning; `freeze_position_embeddings` stops that."""
+
+    # The decoder, the target statistics and the mid-level mask token are left behind on purpose.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^target_normalizer\.", r"(^|\.)mid_mask_token$"]
+    # A head that contains the backbone loads all parameters trainable, so they are that from the start.
+    _has_fixed_positions = False
+
+    def __init__(self, config: ViTMAERobustConfig):
+        # Once more: the number of blocks may have been changed since, and the backbone looks at nothing else.
+        config.set_output_features_output_indices(config._out_features, config._out_indices)
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * len(self.stage_names)
+        self.embeddings = ViTMAERobustEmbeddings(config)
+        self.embeddings.position_embeddings.requires_grad_(True)
+        self.layers = nn.ModuleList([ViTMAERobustLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.register_load_state_dict_pre_hook(_rename_keys_of_4x)
+        self.post_init()
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`, whose
+                sizes are multiples of the patch size; of a band model NaN where a pixel is missing.
+            interpolate_pos_encoding: False refuses images of another size than `config.image_size`. Callers of
+                backbones do not pass it, so that here, other than in the encoder, it is on.
+
+        Returns:
+            `feature_maps`: one for each of `out_features`, `(B, d, H / patch height, W / patch width)`, or
+            `(B, 1 + L, d)` with `config.reshape_hidden_states=False`; after the final norm with
+            `config.apply_layernorm`. `hidden_states` `(B, 1 + L, d)`, before that norm, and `attentions` on request.
+
+        Raises:
+            ValueError: the size or the channels of the images do not fit.
+        """
+        grid_size = self.embeddings.check(pixel_values, interpolate_pos_encoding)
+        if self.config.is_band_model:
+            pixel_values = fill_missing(pixel_values)
+        cls_token, tokens, _ = self.embeddings(pixel_values, interpolate_pos_encoding)
+        hidden_states = torch.cat([cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        wanted = set(self.out_features)
+        feature_maps = []
+        for index, stage in enumerate(self.stage_names):
+            if index > 0:
+                hidden_states = self.layers[index - 1](hidden_states, None, **kwargs)
+            if stage in wanted:
+                feature_maps.append(self._feature_map(hidden_states, grid_size))
+        # transformers declares a tuple of one.
+        return BackboneOutput(feature_maps=tuple(feature_maps))  # type: ignore[arg-type]
+
+    def _feature_map(self, hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """`(B, 1 + L, d)` -> `(B, d, h, w)`, or the tokens."""
+        if self.config.apply_layernorm:
+            hidden_states = self.layernorm(hidden_states)
+        if not self.config.reshape_hidden_states:
+            return hidden_states
+        return hidden_states[:, 1:].transpose(1, 2).unflatten(-1, grid_size).contiguous()
 
 
 class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraining):
@@ -923,5 +996,6 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
 # Copies the files of this folder next to every checkpoint, for `trust_remote_code=True`.
 ViTMAERobustModel.register_for_auto_class("AutoModel")
 ViTMAERobustForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+ViTMAERobustBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["ViTMAERobustForPreTraining", "ViTMAERobustModel", "ViTMAERobustPreTrainedModel"]
+__all__ = ["ViTMAERobustBackbone", "ViTMAERobustForPreTraining", "ViTMAERobustModel", "ViTMAERobustPreTrainedModel"]

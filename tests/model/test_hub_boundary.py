@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import hf_mae_robust.model
-from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
+from hf_mae_robust import ViTMAERobustBackbone, ViTMAERobustForPreTraining, ViTMAERobustModel
 from tests.fresh import run_without_the_package
 from tests.model_helpers import tiny_config
 
 FOLDER = Path(hf_mae_robust.model.__file__).parent
 CODE_FILES = {"configuration_vit_mae_robust.py", "modeling_vit_mae_robust.py"}
 AUTO_MAP = {
+    "AutoBackbone": "modeling_vit_mae_robust.ViTMAERobustBackbone",
     "AutoConfig": "configuration_vit_mae_robust.ViTMAERobustConfig",
     "AutoModel": "modeling_vit_mae_robust.ViTMAERobustModel",
     "AutoModelForPreTraining": "modeling_vit_mae_robust.ViTMAERobustForPreTraining",
@@ -128,3 +129,60 @@ def test_checkpoint_loads_in_a_process_without_the_package(checkpoints):
     for cls in (ViTMAERobustForPreTraining, ViTMAERobustModel):
         _, info = cls.from_pretrained(again, output_loading_info=True)
         assert not any(info.values()), info
+
+
+# `AutoBackbone.from_pretrained` of transformers asks the Hub for a repository of that name before it opens a folder, so
+# that it loads no folder; here the Hub says yes. The other way is docs/backbone.md's. Argument: the folder that holds
+# whole/ and inputs.safetensors.
+BACKBONE_IN_A_FRESH_PROCESS = """
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from transformers import AutoBackbone, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+folder = Path(sys.argv[1])
+whole = str(folder / "whole")
+indices, remote = {"out_indices": [1, 3]}, {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(whole, **indices, **remote)
+found = type(AutoBackbone.from_config(config, **remote))
+HfApi.repo_exists = lambda self, repo_id, **options: True
+outputs = {}
+for backbone, info in (
+    found.from_pretrained(whole, config=config, output_loading_info=True),
+    AutoBackbone.from_pretrained(whole, **indices, **remote, output_loading_info=True),
+):
+    assert type(backbone).__name__ == "ViTMAERobustBackbone" and not any(info.values()), info
+    assert backbone.out_features == ["stage1", "stage3"]
+    maps = backbone.eval()(load_file(folder / "inputs.safetensors")["pixel_values"]).feature_maps
+    for each in maps:
+        outputs[str(len(outputs))] = each.detach()
+    head = UperNetConfig(backbone_config=backbone.config, hidden_size=8, use_auxiliary_head=False)
+    assert type(UperNetForSemanticSegmentation(head).backbone) is type(backbone)
+save_file(outputs, folder / "outputs.safetensors")
+backbone.save_pretrained(folder / "saved again")
+assert not [name for name in sys.modules if name.startswith("hf_mae_robust")]
+"""
+
+
+def test_checkpoint_is_a_backbone_in_a_process_without_the_package(checkpoints):
+    model, folder = checkpoints
+    pixels = torch.randn(2, 3, 40, 32)
+    save_file({"pixel_values": pixels}, folder / "inputs.safetensors")
+    run_without_the_package(BACKBONE_IN_A_FRESH_PROCESS, folder, str(folder))
+
+    with torch.no_grad():
+        states = model.vit(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
+        maps = [model.vit.layernorm(states[i])[:, 1:].transpose(1, 2).reshape(2, 64, 5, 4) for i in (1, 3)]
+    outputs = load_file(folder / "outputs.safetensors")
+    for name, expected in zip("0123", (*maps, *maps)):
+        assert_close(outputs[name], expected)
+
+    again = folder / "saved again"
+    assert {file.name for file in again.glob("*.py")} == CODE_FILES
+    config = json.loads((again / "config.json").read_text(encoding="utf-8"))
+    assert config["auto_map"] == AUTO_MAP
+    assert config["architectures"] == ["ViTMAERobustBackbone"] and config["out_indices"] == [1, 3]
+    _, info = ViTMAERobustBackbone.from_pretrained(again, output_loading_info=True)
+    assert not any(info.values()), info

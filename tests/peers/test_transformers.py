@@ -1,11 +1,8 @@
-"""transformers' own tests of models and configurations, on our classes with the ingredients off and on.
+"""transformers' own tests of models, backbones and configurations, on our classes with the ingredients off and on.
 
 They are in its source distribution only, whose folder `tests` the environment variable TRANSFORMERS_TESTS names:
 
     pip download --no-binary :all: --no-deps transformers==VERSION && tar -xzf transformers-VERSION.tar.gz
-
-`BackboneTesterMixin` is left out: none of our classes is a backbone of transformers' kind (`BackboneMixin`); detectors
-and segmenters have stock ones.
 """
 
 import importlib
@@ -19,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
+from hf_mae_robust import ViTMAERobustBackbone, ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 
 pytestmark = pytest.mark.slow
 
@@ -80,13 +77,13 @@ def mixins():
         for full in (f"{name}.{parent}", f"{name}.{module}"):
             sys.modules.setdefault(full, ModuleType(full)).__path__ = []
         vars(sys.modules[f"{name}.{module}"]).update(contents)
-    common, configuration = (
-        importlib.import_module(f"{name}.test_{each}_common") for each in ("modeling", "configuration")
+    common, backbone, configuration = (
+        importlib.import_module(f"{name}.test_{each}_common") for each in ("modeling", "backbone", "configuration")
     )
-    return common, configuration.ConfigTester
+    return common, backbone, configuration.ConfigTester
 
 
-common, ConfigTester = mixins()
+common, backbone, ConfigTester = mixins()
 
 
 class TinyModels:
@@ -117,11 +114,13 @@ class _Models(common.ModelTesterMixin):
     test_resize_embeddings = False
     test_torch_exportable = False
     ingredients = OFF
+    tiny_models = TinyModels
+    not_applicable = NOT_APPLICABLE
 
     def setUp(self):
-        if reason := NOT_APPLICABLE.get(self._testMethodName):
+        if reason := self.not_applicable.get(self._testMethodName):
             self.skipTest(reason)
-        self.model_tester = TinyModels(self.ingredients)
+        self.model_tester = self.tiny_models(self.ingredients)
         if self._testMethodName.startswith("test_training"):  # the encoder alone has no loss
             self.all_model_classes = (ViTMAERobustForPreTraining,)
         self.config_tester = ConfigTester(self, ViTMAERobustConfig, has_text_modality=False, hidden_size=36)
@@ -136,3 +135,33 @@ class IngredientsOffTest(_Models, unittest.TestCase):
 
 class IngredientsOnTest(_Models, unittest.TestCase):
     ingredients = ON
+
+
+class OfABackbone(TinyModels):
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        return config, {"pixel_values": inputs["pixel_values"]}  # nothing is masked
+
+
+class BackboneAsAModelTest(_Models, unittest.TestCase):
+    all_model_classes = (ViTMAERobustBackbone,)
+    tiny_models = OfABackbone
+    # It sees all patches always.
+    not_applicable = {test: reason for test, reason in NOT_APPLICABLE.items() if reason != _ONE_LENGTH} | {
+        "test_retain_grad_hidden_states_attentions": "it expects a tensor first, not feature maps; stock tests it on "
+        "the model without a head"
+    }
+
+    def setUp(self):
+        super().setUp()
+        if self._testMethodName.startswith("test_training"):
+            self.skipTest("a backbone has no loss")
+
+
+class BackboneTest(backbone.BackboneTesterMixin, unittest.TestCase):
+    all_model_classes = (ViTMAERobustBackbone,)
+    config_class = ViTMAERobustConfig
+    has_attentions = ViTMAERobustBackbone.has_attentions
+
+    def setUp(self):
+        self.model_tester = OfABackbone(ON)
