@@ -153,6 +153,6 @@ def planned_loader(
     if source.num_rows is None:
         of_stream = StreamBatches(plan, source.rows)
         images: Any = _HeldImages(source, transform, num_channels)
-        return DataLoader(images, batch_sampler=of_stream, **options), of_stream  # type: ignore[arg-type]  # an iterable
+        return DataLoader(images, batch_sampler=of_stream, **options), of_stream
     of_rows = RowBatches(plan, source.num_rows)
-    return DataLoader(NamedImages(source, transform, num_channels), batch_sampler=of_rows, **options), of_rows  # type: ignore[arg-type]
+    return DataLoader(NamedImages(source, transform, num_channels), batch_sampler=of_rows, **options), of_rows

@@ -61,6 +61,7 @@ class Job:
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> Job:
+    """Open model and data. args: of the command. Raises UserError where one of them cannot be used."""
     checkpoint, revision = local_model(args.checkpoint, args.model_revision, args.token)
     encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
@@ -102,6 +103,8 @@ def _open(args: argparse.Namespace) -> ImageSource:
 
 
 def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
+    """Write the output, from the parts that are finished where there are some. To be called by all processes. Raises
+    DataError where too many images cannot be decoded, and UserError where parts of other settings are there."""
     source, encoder = job.source, job.encoder
     shape = vector_shape(encoder, job.transform, source, job.pixels.num_channels)
     schema = partial(schema_of, shape, args.dtype, source.class_names)

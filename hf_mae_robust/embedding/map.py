@@ -114,7 +114,7 @@ def _points(
     """All points, and a legend; the colour of each point."""
     edges: list[Any] = ["tab:blue"] * len(positions)
     if labels is None or class_names is None:
-        axes.scatter(*positions.T, s=size, color="tab:blue", alpha=0.6, linewidths=0)
+        axes.scatter(positions[:, 0], positions[:, 1], s=size, color="tab:blue", alpha=0.6, linewidths=0)
         return edges
     counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
     chosen = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES])
@@ -125,10 +125,20 @@ def _points(
         is_unlabelled = bool((labels[is_other] < 0).all())
         num_others = int((counts > 0).sum()) - len(chosen)
         name = "without a label" if is_unlabelled else f"{num_others:,} other classes"
-        axes.scatter(*positions[is_other].T, s=size, color="lightgray", linewidths=0, label=name)
+        axes.scatter(
+            positions[is_other, 0], positions[is_other, 1], s=size, color="lightgray", linewidths=0, label=name
+        )
     for i, label in enumerate(chosen.tolist()):
         mine = np.flatnonzero(labels == label)
-        axes.scatter(*positions[mine].T, s=size, color=colors(i), alpha=0.7, linewidths=0, label=class_names[label])
+        axes.scatter(
+            positions[mine, 0],
+            positions[mine, 1],
+            s=size,
+            color=colors(i),
+            alpha=0.7,
+            linewidths=0,
+            label=class_names[label],
+        )
         for number in mine.tolist():
             edges[number] = colors(i)
     for number in np.flatnonzero(is_other).tolist():
