@@ -191,8 +191,10 @@ def run_targets(args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes > 1:
         raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
-    model = load(args.model_name_or_path, args.model_revision, args.token) if args.model_name_or_path else None
-    if model is None:
+    model = None
+    if args.model_name_or_path:
+        model, _ = load(args.model_name_or_path, args.model_revision, args.token)
+    else:
         _config(_values(args))  # before any data are opened
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples, args.seed)  # a split was named

@@ -85,7 +85,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, Pixels, float]:
     pixels = Pixels(len(mean), mean, std)
     folder = Path(source.removeprefix("local-dir:")) / PROCESSOR_FOLDER
     if folder.is_dir() and isinstance(processor := read_processor(str(folder)), ViTMAERobustImageProcessor):
-        statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+        statistics: dict[str, Any] = {"image_mean": processor.image_mean, "image_std": processor.image_std}
         pixels = replace(pixels, band_form=processor.band_form, **{k: v for k, v in statistics.items() if v})
     overrides: dict[str, Any] = {}
     if not there.num_classes:
