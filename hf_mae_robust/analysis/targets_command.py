@@ -13,6 +13,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..conversion.pixels import Pixels
 from ..data.bad_images import SkippedImages, describe
 from ..data.band_detection import find_stored_bands
 from ..data.loaders import sequential_loader
@@ -22,7 +23,6 @@ from ..data.source import SEED, DataLocation, ImageSource, load_head_of_stream
 from ..errors import DataError, UserError, refused_by_library
 from ..files import written_whole
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import NORM_PIX_AXES
 from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
@@ -168,7 +168,7 @@ def find_form(args: argparse.Namespace, source: ImageSource) -> tuple[ViTMAERobu
 
 
 def _form_of_checkpoint(
-    args: argparse.Namespace, model: ViTMAERobustForPreTraining, source: ImageSource
+    args: argparse.Namespace, model: ViTMAERobustForPreTraining, pixels: Pixels, source: ImageSource
 ) -> tuple[ViTMAERobustConfig, ImageSource]:
     given = next((name for name in (*FORM, "bands", "nodata", "value_range") if getattr(args, name) is not None), None)
     if given is not None:
@@ -176,10 +176,9 @@ def _form_of_checkpoint(
             f"--{given} and --model_name_or_path {args.model_name_or_path}: the checkpoint says it; give one of the "
             "two."
         )
-    config, form = model.config, None
-    if config.is_band_model:
-        form = BandForm(**config.band_settings(), channel_axis=args.channel_axis, frame=args.frame)
-    return config, source.read_as(form, config.num_channels)
+    name = args.model_name_or_path
+    pixels = pixels.for_files(name, channel_axis=args.channel_axis, frame=args.frame)
+    return model.config, source.read_as(pixels.band_form, pixels.num_channels)
 
 
 def run_targets(args: argparse.Namespace) -> None:
@@ -191,14 +190,14 @@ def run_targets(args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes > 1:
         raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
-    model = None
+    model, pixels = None, Pixels()
     if args.model_name_or_path:
-        model, _ = load(args.model_name_or_path, args.model_revision, args.token)
+        model, pixels = load(args.model_name_or_path, args.model_revision, args.token)
     else:
         _config(_values(args))  # before any data are opened
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples, args.seed)  # a split was named
-    config, source = find_form(args, source) if model is None else _form_of_checkpoint(args, model, source)
+    config, source = find_form(args, source) if model is None else _form_of_checkpoint(args, model, pixels, source)
     statistics = None
     if model is not None and model.config.target_normalization == "global_patch":
         statistics = _statistics_of(model)

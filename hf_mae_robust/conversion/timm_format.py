@@ -2,14 +2,13 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BeitConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -18,7 +17,7 @@ from ..model import ViTMAERobustImageProcessor
 from ..model.configuration_vit_mae_robust import to_pair
 from .loading import first_line
 from .original import ENCODER_KEY_MAP, from_original, rename_to_original, to_original
-from .pixels import Pixels, read_processor
+from .pixels import Pixels, pixels_of, read_processor
 from .stock import encoder_tensors, is_classifier
 
 # Of images of bands, which timm's configuration has no place for. Beside it transformers would not look.
@@ -85,8 +84,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, Pixels, float]:
     pixels = Pixels(len(mean), mean, std)
     folder = Path(source.removeprefix("local-dir:")) / PROCESSOR_FOLDER
     if folder.is_dir() and isinstance(processor := read_processor(str(folder)), ViTMAERobustImageProcessor):
-        statistics: dict[str, Any] = {"image_mean": processor.image_mean, "image_std": processor.image_std}
-        pixels = replace(pixels, band_form=processor.band_form, **{k: v for k, v in statistics.items() if v})
+        pixels = pixels_of(BeitConfig(num_channels=len(mean)), processor)
     overrides: dict[str, Any] = {}
     if not there.num_classes:
         overrides = pixels.config_settings()
