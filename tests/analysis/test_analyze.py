@@ -44,3 +44,9 @@ def test_models_of_bands_see_them_as_in_the_training(bands_dir, band_encoder_dir
         with pytest.raises(SystemExit):
             main(["analyze", "features", *words, *more])
         assert re.search(message, capsys.readouterr().err)
+
+
+def test_targets_of_a_checkpoint_of_bands(bands_dir, band_encoder_dir, tmp_path):
+    words = ["--model_name_or_path", str(band_encoder_dir), "--dataset_name", str(bands_dir), "--max_samples", "8"]
+    main(["analyze", "targets", *words, "--num_workers", "0", "--output", str(tmp_path / "targets.json")])
+    assert json.loads((tmp_path / "targets.json").read_text())["about"]
