@@ -18,7 +18,7 @@ from ..model import ViTMAERobustConfig
 def add_bands_argument(data: argparse._ArgumentGroup) -> None:
     """--bands of the commands that look at a checkpoint."""
     data.add_argument(
-        "--bands", type=int, nargs="+", help="Bands of these files that are the model's, 0-based, in its order."
+        "--bands", type=int, nargs="+", help="Where the model's bands are in these files, counted from 0, in its order."
     )
 
 

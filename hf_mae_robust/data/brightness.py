@@ -68,5 +68,8 @@ def describe_brightness(source: ImageSource, num_rows: int = NUM_LOOKED_AT) -> s
     )
     if deep:
         rule = _READ_AS.get(deep[0], "whole numbers of 16 bits are read as 0 to 65,535")
-        return f"{sentence}, and {rule}. Scale them to 0 to 255 (8 bits) and write them again."
+        return (
+            f"{sentence}, and {rule}. All of it is read without --image_statistics default, and from a checkpoint of "
+            "8-bit images with --inflate_channels mean; or scale the files to 0 to 255 (8 bits)."
+        )
     return f"{sentence}. Are they semantic maps, or do they need scaling to 0 to 255?"

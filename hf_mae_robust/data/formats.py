@@ -19,7 +19,7 @@ PLUGINS = {
     **dict.fromkeys(
         (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "convert camera raw files, with rawpy"
     ),
-    **dict.fromkeys((".dcm", ".dicom"), 'pip install "hf_mae_robust[bands]"'),
+    **dict.fromkeys((".dcm", ".dicom"), "pip install pydicom"),
     **dict.fromkeys((".svg", ".svgz"), "draw them as PNG files"),
     ".nii": "convert volumes to .npy files, a slice each",
 }

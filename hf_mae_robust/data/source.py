@@ -211,7 +211,11 @@ class ImageSource:
             enough = stored.num_channels > (form.num_channels or 0)
             raise DataError(
                 f"{self.description} holds {stored}, and the model takes {form.num_channels} bands. "
-                + ("Choose them with --bands (0-based, in the order of the model's)." if enough else "These are fewer.")
+                + (
+                    "Choose them with --bands (0-based, in the order of the model's)."
+                    if enough
+                    else "Give it files that hold all of them."
+                )
             )
         if stored is not None and form.bands is not None and max(form.bands) >= stored.num_channels:
             raise DataError(

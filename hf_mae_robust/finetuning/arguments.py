@@ -26,8 +26,8 @@ class FinetuneModelArguments:
     )
     inflate_channels: Literal["mean", "repeat", "zero_new"] | None = option(
         None,
-        "With --model_name_or_path of 8-bit images, for images of other channels: new weights of the patch projection "
-        "are the mean of the old ones, their repetition, or 0.",
+        "Start from a model of 8-bit images (--model_name_or_path) for images of bands: the patch projection takes the "
+        "mean of its old weights for each band, repeats them, or keeps them and adds zeros.",
     )
     from_scratch: bool = option(False, "Take only the sizes of --model_name_or_path (or of --config_overrides).")
     config_overrides: str | None = option(

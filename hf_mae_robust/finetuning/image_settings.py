@@ -45,7 +45,10 @@ def settings_of_images(arguments: FinetuneArguments, source: ImageSource, checkp
                 f"{model.model_name_or_path} takes as they are. Leave it out."
             )
         if computed is not None:
-            raise UserError(f"{computed}: fine-tuning computes those of images of bands alone. Leave it out.")
+            raise UserError(
+                f"{computed}: fine-tuning computes statistics of images of bands only, and these are 8-bit pictures. "
+                "Leave it out."
+            )
         return {}
     form, settings = known_settings(source, data, model.token)
     wanted = parse_config_overrides(model.config_overrides).get("num_channels", settings["num_channels"])

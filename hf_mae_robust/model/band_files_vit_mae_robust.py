@@ -57,7 +57,7 @@ _BY_NAME = {
 def read_band_image(source: Any, *, channel_axis: str | None = None, frame: int | None = None) -> BandImage:
     """The numbers of an image as they are stored, whatever their number of bands and their type.
 
-    The format is told by the content. Packages of the extra `bands` (`pip install "hf_mae_robust[bands]"`) read TIFF
+    The format is told by the content. Packages of the extra `bands` of hf_mae_robust read TIFF
     (tifffile, imagecodecs), DICOM (pydicom), FITS (astropy), NIfTI (nibabel), and PNG of several channels of 16 bits,
     JPEG 2000, JPEG-LS, JPEG XL and Radiance (imagecodecs). Numbers are as stored, except that DICOM, FITS and NIfTI are
     scaled as they ask for (see `read_dicom`), and pictures of 8 bits are as Pillow decodes them.

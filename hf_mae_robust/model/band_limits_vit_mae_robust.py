@@ -25,7 +25,7 @@ def check_size(shape: tuple[int, ...], itemsize: int, what: str = "an image", ba
         raise BandError(f"{what} without pixels, of the shape {shape}", "empty")
     if prod(shape) * itemsize > MAX_BYTES:
         shown = " x ".join(f"{length:,}" for length in shape)
-        raise BandError(f"{what} of {shown} numbers, which take more than {MAX_BYTES:,} bytes", "bomb")
+        raise BandError(f"{what} of {shown} numbers, more than {MAX_BYTES:,} bytes: cut it into tiles", "bomb")
     if bands is not None and bands > MAX_BANDS:
         raise BandError(f"{what} of {bands:,} bands, more than {MAX_BANDS:,}", "bomb")
 

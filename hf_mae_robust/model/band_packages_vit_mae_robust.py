@@ -26,7 +26,7 @@ def optional_package(name: str, what: str) -> Any:
 
 
 def missing_package(name: str, what: str) -> BandError:
-    return BandError(f'{what} needs the package {name}: pip install "hf_mae_robust[bands]"')
+    return BandError(f"{what} needs the package {name}: pip install {name}")
 
 
 class _Listener(logging.Filter):

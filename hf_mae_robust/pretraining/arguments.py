@@ -54,12 +54,14 @@ class ModelArguments:
     )
     mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
     norm_pix_axis: Literal["patch", "channel"] | None = option(
-        None, "Take that mean and variance over all numbers of a patch (MAE), or of each channel by itself (patch)."
+        None,
+        "With --norm_pix_loss: normalise all numbers of a patch together (patch, as MAE), or each of its channels by "
+        "itself (channel, as VideoMAE); default: patch.",
     )
     inflate_channels: Literal["mean", "repeat", "zero_new"] | None = option(
         None,
-        "With --model_name_or_path of 8-bit images, for images of other channels: new weights of the patch projection "
-        "are the mean of the old ones, their repetition, or 0.",
+        "Start from a model of 8-bit images (--model_name_or_path) for images of bands: the patch projection takes the "
+        "mean of its old weights for each band, repeats them, or keeps them and adds zeros.",
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "drop_edge_cpu"] | None = option(
         None, "Attention kernel; default: drop_edge_cpu on a CPU without --torch_compile, else sdpa."

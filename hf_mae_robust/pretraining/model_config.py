@@ -57,7 +57,7 @@ def settings_of_images(
         if asks:
             raise UserError(
                 f"{data.first_band_flag} is for images of bands, and {start} is a model of 8-bit images. "
-                "--inflate_channels mean makes it one for bands."
+                "--inflate_channels mean makes it a model of bands."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
     if base is not None and base.is_band_model:
@@ -75,7 +75,8 @@ def settings_of_images(
     if wanted != num_channels:
         raise UserError(
             f"--config_overrides num_channels={wanted}: {source.description} holds {source.stored}, so the model would "
-            f"have {num_channels} channels. Leave it out, or choose {wanted} bands with --bands."
+            f"have {num_channels} channel{'s' * (num_channels != 1)}. Leave it out, or choose {wanted} bands with "
+            "--bands."
         )
     if checkpoint is not None and (kept := settings_of_checkpoint(checkpoint)):
         return {**kept, **given_settings(data, form)}

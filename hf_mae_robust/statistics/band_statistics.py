@@ -1,5 +1,6 @@
 """Statistics of each band of a data set, of the pixels as they are stored: one streaming pass, mergeable, float64."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from .statistics_file import read_statistics, write_statistics
 FORMAT = "hf_mae_robust.band_statistics"
 # Of all bands together; in float64 these fit a processor's cache.
 NUMBERS_AT_ONCE = 2**17
+# Usual marks of missing pixels, and how large a number is that no sensor measures.
+MARKS = (-9999.0, -99999.0, -32768.0)
+HUGE = 1e30
 TENSORS = ("image_mean", "image_std", "band_minimum", "band_maximum", "band_count", "band_missing")
 
 
@@ -137,13 +141,24 @@ class BandStatistics:
             )
 
     def warnings(self) -> list[str]:
-        """A sentence for each band whose deviation cannot be divided by."""
-        rows = zip(self.names(), self.is_constant.tolist(), self.minimum.tolist(), strict=True)
-        return [
-            f"{name[0].upper()}{name[1:]} is constant: all of its pixels are {number:g}. Its standard deviation is 0, "
-            "and 1 stands for it; --bands can leave it out."
-            for name, is_constant, number in rows
-            if is_constant
+        """A sentence for each band whose deviation cannot be divided by, and one on numbers that look like marks of
+        missing pixels."""
+        rows = list(zip(self.names(), self.minimum.tolist(), self.maximum.tolist(), strict=True))
+        constant = [
+            f"{name[0].upper()}{name[1:]} is constant: all of its pixels are {low:g}. Its standard deviation is 0, and "
+            "1 is used in its place; --bands can leave it out."
+            for name, low, high in rows
+            if low >= high
+        ]
+        marks: dict[float, list[str]] = {}
+        for name, low, high in rows:
+            for number in (low, high) if low < high else ():
+                if number in MARKS or HUGE < abs(number) < math.inf:
+                    marks.setdefault(number, []).append(name.removeprefix("band "))
+        return constant + [
+            f"The number {number:.9g} in band{'s' * (len(names) > 1)} {_shortened(names)} counts as a measurement. "
+            f"If it marks missing pixels, name it: --nodata {number:.9g}."
+            for number, names in marks.items()
         ]
 
     def describe(self) -> str:
@@ -208,6 +223,10 @@ _PACKED = ("count", "missing", "mean", "sum_of_squares", "minimum", "maximum")
 def _span(numbers: torch.Tensor) -> str:
     low, high = f"{numbers.min().item():.4g}", f"{numbers.max().item():.4g}"
     return low if low == high else f"{low} to {high}"
+
+
+def _shortened(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def band_names(num_bands: int, bands: Sequence[int] | None = None) -> list[str]:

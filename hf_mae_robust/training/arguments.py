@@ -277,8 +277,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument(
         "--allow_unused_files", action="store_true", help="Read a local folder although image files are left out."
     )
-    data.add_argument("--channel_axis", choices=["first", "last"], help="Of arrays: where their channels are.")
-    data.add_argument("--frame", type=int, help="Of files with several frames or pages: the one to take (0-based).")
+    data.add_argument("--channel_axis", choices=["first", "last"], help="Which axis of an array holds its channels.")
+    data.add_argument("--frame", type=int, help="Frame or page to take of files that hold several, counted from 0.")
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     return data
 

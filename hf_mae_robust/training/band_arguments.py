@@ -17,7 +17,7 @@ class BandArguments:
     bands: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Bands (channels) to take of images that are not 8-bit pictures, 0-based, in this order (all).",
+            "help": "Bands (channels) to take, counted from 0, in this order; default: all.",
             "nargs": "+",
         },
     )
@@ -47,9 +47,9 @@ class BandArguments:
         "images that are not 8-bit pictures), 'default' takes ImageNet's, or 0.5 for other than 3 channels.",
     )
     channel_axis: Literal["first", "last"] | None = option(
-        None, "Where arrays have their channels; default: found out by their shape."
+        None, "Which axis of an array holds its channels; default: told by its shape."
     )
-    frame: int | None = option(None, "Frame or page to take of files that hold several (0-based).")
+    frame: int | None = option(None, "Frame or page to take of files that hold several, counted from 0.")
     show_bands: list[int] | None = field(
         default=None,
         metadata={

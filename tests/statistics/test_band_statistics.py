@@ -103,6 +103,17 @@ def test_a_constant_band_is_divided_by_one_and_named():
     assert statistics.warnings()[0].startswith("Band 7 is constant: all of its pixels are 0.1.")
 
 
+@pytest.mark.parametrize("number", [-9999.0, -32768.0, float(np.float32(-3.4e38)), 1e33])
+def test_numbers_that_look_like_marks_of_missing_pixels_are_warned_of(number):
+    image = torch.rand(8, 8, 8, dtype=torch.float64)
+    image[1:, 0, :3] = number
+    (warning,) = of([image]).warnings()
+    assert warning.startswith(f"The number {number:.9g} in bands 1, 2, 3, 4, 5 and 2 more counts as a measurement.")
+    assert f"--nodata {number:.9g}." in warning and float(f"{number:.9g}") == pytest.approx(number, rel=1e-8)
+    image[image == number] = torch.nan
+    assert not of([image]).warnings()
+
+
 def test_a_band_without_any_number_is_refused_by_name():
     image = torch.randn(3, 8, 8)
     of([image]).check("photos (train)")

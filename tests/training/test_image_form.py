@@ -191,5 +191,5 @@ def test_a_model_of_8_bit_images_does_not_take_some_of_many_bands(bands_dir):
     with pytest.raises(DataError, match="holds 5 bands of uint16 .* and the model takes 8-bit images of 3 channels"):
         source.read_as(None, 3)
     form = BandForm(image_mean=(0.0,) * 6, image_std=(1.0,) * 6)
-    with pytest.raises(DataError, match="and the model takes 6 bands. These are fewer"):
+    with pytest.raises(DataError, match="and the model takes 6 bands. Give it files that hold all"):
         source.read_as(form, 6)
