@@ -16,6 +16,7 @@ from typing import Any
 import evaluate
 import pytest
 import torch
+from datasets import Dataset
 from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as rle
 from fsspec.implementations.local import LocalFileSystem
@@ -206,13 +207,27 @@ TABLE = [
         )
         for file in ("training/parser.py", "__main__.py")
     ),
+    *(
+        Private(
+            "Python",
+            argparse,
+            "_ArgumentGroup",
+            "(container, title=None, description=None, **kwargs)",
+            file,
+            "names",
+        )
+        for file in ("training/arguments.py", "analysis/samples.py")
+    ),
     Private(
-        "Python",
-        argparse,
-        "_ArgumentGroup",
-        "(container, title=None, description=None, **kwargs)",
-        "training/arguments.py",
-        "names",
+        "datasets",
+        Dataset,
+        "_indices",
+        None,
+        "data/source.py",
+        "reads",
+        lambda folder: (
+            Dataset.from_dict({"a": [1, 2, 3]}).select([2, 0])._indices.column(0).to_pylist() == [2, 0] or None
+        ),
     ),
 ]
 # Documented as public though they begin with an underscore.
