@@ -54,6 +54,11 @@ def settings_of_images(
     overrides = parse_config_overrides(arguments.model.config_overrides)
     unset: dict[str, Any] = dict.fromkeys(CONFIG_FLAGS)
     base = config_of(replace(arguments.model, **unset)) if start else None
+    if base is None and arguments.model.inflate_channels is not None:
+        raise UserError(
+            f"--inflate_channels {arguments.model.inflate_channels} is for a model to start from "
+            "(--model_name_or_path). Leave it out: a new model has the channels of the images."
+        )
     asks = data.asks_for_bands
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:
@@ -65,12 +70,22 @@ def settings_of_images(
     if base is not None and base.is_band_model:
         return _of_band_model(arguments, base, source, computes)
     if not asks and (not source.needs_bands or data.image_statistics == "default"):
+        if base is None and source.needs_bands and source.stored is not None and not source.stored.has_picture:
+            raise UserError(
+                f"--image_statistics default: {source.description} holds {source.stored}, for which no mean and "
+                "deviation are usual. Leave it out, and those of the training images are taken."
+            )
         if base is not None:
             raise UserError(
                 f"--inflate_channels {arguments.model.inflate_channels}: {source.description} holds 8-bit pictures, "
                 f"which {start} takes as they are. Leave it out."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
+    if data.image_statistics == "default":
+        raise UserError(
+            f"{_flag(data)} is for images of bands, and --image_statistics default for 8-bit pictures. Leave one of "
+            "them out: mean and deviation of bands are those of the training images."
+        )
     form = data.band_form(_num_stored(source, arguments))
     num_channels = len(form.bands) if form.bands is not None else _num_stored(source, arguments)
     wanted = overrides.get("num_channels", num_channels)
@@ -80,7 +95,15 @@ def settings_of_images(
             f"have {num_channels} channels. Leave it out, or choose {wanted} bands with --bands."
         )
     if checkpoint is not None and (kept := _of_checkpoint(checkpoint)):
-        return {**kept, **_given(data, form)}
+        if kept.get("num_channels") != num_channels:
+            raise UserError(
+                f"{checkpoint} was trained on {kept.get('num_channels')} bands, and this run asks for {num_channels} "
+                "(--bands). Use the same, choose another --output_dir, or train from the beginning with "
+                "--overwrite_output_dir."
+            )
+        # A flag that is missing now is another setting, too. Percentiles are kept, and compared by themselves.
+        asked = dict.fromkeys(("bands", "nodata") if data.clip_percentiles else ("bands", "nodata", "value_range"))
+        return {**kept, **asked, **_given(data, form)}
     settings = {"num_channels": num_channels, "rescale_factor": 1.0, **_given(data, form)}
     return settings | _statistics(arguments, source, form, settings, computes)
 
@@ -167,6 +190,7 @@ def _statistics(
     """Clipping by percentiles, if asked for, then mean and deviation of each band after it, in the units of the
     files. settings: those known so far, with `num_channels`."""
     num_channels, model = settings["num_channels"], arguments.model
+    source.read_as(form, num_channels)  # says what does not fit before any pass, and in a dry run
     if not computes:
         return {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
     found: dict[str, Any] = {}
@@ -191,4 +215,9 @@ def _statistics(
         **running,
     )
     say(f"{source.description}: {bands.describe()}")
+    if bands.is_constant.all():
+        raise UserError(
+            f"{source.description}: all pixels of each band are the same number, so that there is nothing to learn. "
+            "Look at the files, --value_range and --nodata."
+        )
     return {**found, "image_mean": bands.mean.tolist(), "image_std": bands.usable_std.tolist()}

@@ -123,7 +123,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         save_pictures(trainer)
 
     def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
-        return "", [RECONSTRUCTIONS]
+        is_drawn = (Path(trainer.args.output_dir) / RECONSTRUCTIONS).is_file()
+        return "", [RECONSTRUCTIONS] if is_drawn else []
 
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:

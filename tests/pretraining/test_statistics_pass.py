@@ -1,6 +1,7 @@
 """The pass over a data set that gives its patch statistics."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from hf_mae_robust import ViTMAERobustConfig
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.pretraining.statistics_pass import (
+    band_statistics_of_source,
     cached_statistics_of_source,
     cached_statistics_path,
     statistics_of_source,
@@ -58,6 +61,32 @@ def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
     assert path != cached_statistics_path(source, other_patch, 1.0)
     assert path != cached_statistics_path(source, config, 0.875)
     assert path != cached_statistics_path(source.head(10), config, 1.0)
+
+
+def test_small_differences_of_large_numbers(tmp_path, monkeypatch):
+    """float32 would round a million and a thousandth to sixteenths."""
+    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    images = 1e6 + np.random.default_rng(0).normal(0, 0.01, (6, 2, 8, 8))
+    (tmp_path / "set").mkdir()
+    for i, image in enumerate(images):
+        np.save(tmp_path / "set" / f"{i}.npy", image)
+    source, _ = open_splits(DataLocation(str(tmp_path / "set")))
+    bands = band_statistics_of_source(source.read_as(BandForm(), 2), 2)
+    np.testing.assert_allclose(bands.std.numpy(), images.std(axis=(0, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_cache_knows_files_that_were_written_again(tmp_path, monkeypatch, streaming):
+    """Uncompressed arrays have their former names and sizes."""
+    monkeypatch.setattr("hf_mae_robust.pretraining.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    for number in (1000, 2000):
+        for i in range(20):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            np.save(tmp_path / "set" / f"{i}.npy", np.full((2, 8, 8), number + i, np.uint16))
+            os.utime(tmp_path / "set" / f"{i}.npy", (number, number))
+        source, _ = open_splits(DataLocation(str(tmp_path / "set"), dataset_streaming=streaming))
+        bands = band_statistics_of_source(source.read_as(BandForm(), 2), 2)
+        assert bands.mean.tolist() == [number + 9.5] * 2
 
 
 PROGRAM = """
