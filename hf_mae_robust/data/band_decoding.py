@@ -18,6 +18,7 @@ def decode_band_regions(
     choose: Callable[[int, int], Sequence[tuple[int, int, int, int]]],
     row: int | None = None,
     min_side: int = 1,
+    num_channels: int | None = None,
 ) -> list[torch.Tensor]:
     """Decode parts of an image, with all that its file holds.
 
@@ -26,9 +27,10 @@ def decode_band_regions(
         form: which bands, and how their numbers become pixel values.
         choose: gets height and width, says top, left, height and width of each part.
         row: row number in the data set, for the error message. min_side: smallest height and width of an array.
+        num_channels: how many bands the parts must have, of a form that does not say it; None: any number.
 
     Returns:
-        for each part a float32 tensor `(C, height, width)`, NaN where a pixel is missing.
+        for each part a float32 tensor `(C, height, width)`, NaN where a pixel is missing (see `BandForm.apply`).
 
     Raises:
         ImageDecodingError: there is no image, none that can be decoded or used with this form, or no valid pixel in it.
@@ -37,6 +39,8 @@ def decode_band_regions(
     try:
         image = read_stored(value, form, min_side)
         parts = [form.apply(image, *part) for part in choose(*image.pixels.shape[-2:])]
+        if num_channels is not None and any(len(part) != num_channels for part in parts):
+            raise BandError(f"an image of {len(parts[0])} bands, where {num_channels} are wanted", "mismatch")
         if any(_is_missing(part) for part in parts) and _is_missing(form.apply(image)):
             raise ImageDecodingError("every pixel is missing (nodata)", "empty")
     except ImageDecodingError as error:

@@ -25,8 +25,8 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
     """What is stored, by some of the images: rows all over a table, the first ones of what is read row by row. None
     where none could be looked at.
 
-    Raises DataError where images that are not 8-bit pictures have different numbers of bands and nothing chooses among
-    them, or where it takes a flag to read them.
+    Raises DataError where images have different numbers of bands, nothing chooses among them, and Pillow does not show
+    all of them as pictures; or where it takes a flag to read them.
     """
     found: list[StoredBands] = []
     faults: list[BandError] = []
@@ -43,21 +43,26 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
         return None
     is_8_bit = all(stored.is_8_bit for stored in found)
     numbers = Counter(stored.num_channels for stored in found)
-    if len(numbers) > 1 and not is_8_bit and location.bands is None:
-        raise DataError(
-            f"{source.description}: its images have {' or '.join(map(str, sorted(numbers)))} bands. Choose those to "
-            f"train on with --bands (0-based), such as --bands {' '.join(map(str, range(min(numbers))))}."
-        )
     deep = [stored for stored in found if not stored.is_8_bit] or found
     example = next((stored for stored in deep if not stored.fault), deep[0])
     has_picture = all(stored.has_picture for stored in found)
+    if len(numbers) > 1 and not is_8_bit and location.bands is None:
+        fault = (
+            f"its images have {' or '.join(map(str, sorted(numbers)))} bands. Choose those to train on with --bands "
+            f"(0-based), such as --bands {' '.join(map(str, range(min(numbers))))}"
+        )
+        if not has_picture:
+            raise DataError(f"{source.description}: {fault}.")
+        example = replace(example, fault=f"{fault}, or train on them in 8 bits, with --image_statistics default")
     num_channels = numbers.most_common(1)[0][0]
-    return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture)
+    is_mixed = len(deep) < len(found)
+    return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture, is_mixed=is_mixed)
 
 
 def _some(source: ImageSource) -> Iterable[Any]:
     if source.row_groups is None:
-        return (row["image"] for row in source.rows.take(1))
+        # The next ones of a stream take no longer: they have come with the first one.
+        return (row["image"] for row in source.rows.take(NUM_LOOKED_AT))
     if not source.num_rows:
         return ()
     reach = source.num_rows if source.seekable_at_no_cost else source.row_groups[0]

@@ -177,7 +177,7 @@ def _decoded(
         return places
 
     if form is not None:
-        return decode_band_regions(value, form, regions, row, min_side)
+        return decode_band_regions(value, form, regions, row, min_side, num_channels)
     return decode_regions(value, num_channels, regions, row, min_side)
 
 

@@ -120,6 +120,11 @@ def open_splits(
     if train is not None and is_told and (train.seekable_at_no_cost or Path(name).exists()):
         if train.needs_bands:
             note(f"{train.description} holds {train.stored}")
+            if train.stored is not None and train.stored.is_mixed and not train.stored.fault:
+                note(
+                    f"{train.description}: Warning: some of its images are 8-bit pictures: of these the numbers from 0 "
+                    f"to 255 are taken beside those of {train.stored.dtype}, as they are"
+                )
         elif (warning := describe_brightness(train)) is not None:
             note(warning)
     if train_val_split and evaluation is None and train is not None:

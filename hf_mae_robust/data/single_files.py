@@ -8,13 +8,18 @@ import datasets
 from datasets import Dataset, Features, Value
 
 from ..errors import DataError
-from .formats import PLUGINS, readable_endings
+from .formats import ARRAYS, PLUGINS, readable_endings
 
 # Ending -> the builder of `datasets` that reads such a file.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".tar": "webdataset"}
 LISTS = {".csv": ",", ".tsv": "\t", ".txt": " ", ".lst": "\t"}
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MAX_MISSING = 0.01
+
+
+def _endings() -> frozenset[str]:
+    """Of files that a list may name."""
+    return readable_endings() | ARRAYS
 
 
 def builder_of(path: Path) -> str:
@@ -24,7 +29,7 @@ def builder_of(path: Path) -> str:
         return BUILDERS[ending]
     if ending in ARCHIVES:
         raise DataError(f"--dataset_name {path} is an archive: unpack it, and give the folder that it makes.")
-    if ending in readable_endings() or ending in PLUGINS:
+    if ending in _endings() or ending in PLUGINS:
         raise DataError(f"--dataset_name {path} is one image file: give the folder that holds the images.")
     if ending == ".json":
         raise DataError(
@@ -50,7 +55,7 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
     names, rows = _parse(text, LISTS[path.suffix.lower()], path)
     if not rows:
         raise DataError(f"--dataset_name {path} lists no image.")
-    endings = readable_endings()
+    endings = _endings()
 
     def holds_paths(column: int) -> bool:
         return Path(rows[0][column]).suffix.lower() in endings
@@ -96,7 +101,7 @@ def _parse(text: str, delimiter: str, path: Path) -> tuple[list[str], list[list[
     """Names of the columns, and rows of as many values."""
     folder = path.parent
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    endings = readable_endings()
+    endings = _endings()
     if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
         delimiter = ";"  # as spreadsheets write them where the comma is in numbers
     if delimiter == " ":  # a path may have spaces in it

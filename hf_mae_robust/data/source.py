@@ -84,6 +84,7 @@ class StoredBands:
         is_8_bit: whether 8-bit pictures of 1, 3 or 4 channels hold all of it.
         has_picture: whether Pillow shows something of it, be it in fewer bits or channels.
         fault: why all of it cannot be read here, such as a package that is missing; "" where it can.
+        is_mixed: whether some of them are 8-bit pictures, and others hold more.
     """
 
     num_channels: int
@@ -92,6 +93,7 @@ class StoredBands:
     is_8_bit: bool = False
     has_picture: bool = False
     fault: str = ""
+    is_mixed: bool = False
 
     @property
     def can_be_shown(self) -> bool:
@@ -220,7 +222,7 @@ class ImageSource:
         if stored is not None and form.bands is not None and max(form.bands) >= stored.num_channels:
             raise DataError(
                 f"--bands {' '.join(map(str, form.bands))}: {self.description} holds {stored}; the last band is "
-                f"{stored.num_channels - 1} (0-based)."
+                f"{stored.num_channels - 1} (0-based). Without the flag, the bands are those of the model."
             )
         return replace(self, band_form=form)
 

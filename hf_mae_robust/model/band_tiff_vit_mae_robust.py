@@ -14,6 +14,9 @@ from .band_picture_headers_vit_mae_robust import packed_size
 from .band_tiff_tags_vit_mae_robust import TiffPage, described_channels, tiff_pages
 from .bands_vit_mae_robust import BandError, BandImage
 
+# None, LZW, deflate, PackBits, LZMA, ZSTD: bytes, whose first ones may be those of any picture format.
+_OF_BYTES = (1, 5, 8, 32773, 32946, 34925, 50000)
+
 
 def read_tiff(data: bytes, channel_axis: str | None = None, frame: int | None = None) -> BandImage:
     """The numbers as they are stored: not inverted, not scaled by GDAL's metadata, of a palette the indices, alpha as a
@@ -81,7 +84,7 @@ def _page(file: Any, pages: list[TiffPage], number: int) -> np.ndarray:
             raise BandError("a TIFF image whose strips or tiles lie beyond the end of the file", "truncated")
         if (offset == 0) != (count == 0):
             raise BandError("a TIFF image with a strip or tile of no bytes", "corrupt")
-        if offset:
+        if offset and page.compression not in _OF_BYTES:
             file.filehandle.seek(offset)
             sides = packed_size(file.filehandle.read(count if count < 65536 else 65536))
             if sides is not None and max(sides) > max(page.chunks):

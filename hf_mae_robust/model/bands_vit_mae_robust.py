@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-# Exactly these numbers stand for "nothing was measured" in files that do not say so (GDAL's, ESRI's habit).
-UNTAGGED_NODATA = (float(np.finfo(np.float32).min), float(np.finfo(np.float64).min))
+# Fractions this large stand for "nothing was measured" in files that do not say so: the habit of GDAL and ESRI, who
+# write the lowest number of float32 in full or as -3.4e38, and of NASA, who write the highest.
+UNTAGGED_NODATA = 3.39e38
 
 
 class BandError(ValueError):
@@ -85,7 +86,8 @@ class BandForm:
             top, left, height, width: in pixels; default: all of it.
 
         Returns:
-            `(C, height, width)` float32, NaN where a pixel is missing; C: the chosen bands.
+            `(C, height, width)` float32, NaN where a pixel is missing; C: the chosen bands. In the units of the file,
+            float64 where float32 does not hold its numbers: their small differences are what statistics are about.
 
         Raises:
             BandError: the image lacks a band, has another number of them than the form, holds infinite numbers, or
@@ -110,22 +112,29 @@ class BandForm:
         exact = np.float32 if part.dtype.itemsize <= 2 or part.dtype == np.float32 else np.float64
         values: Any = part.astype(exact)
         missing = None if valid is None else ~np.broadcast_to(valid, part.shape)
-        for number in (image.nodata, self.nodata, *(UNTAGGED_NODATA if part.dtype.kind == "f" else ())):
+        for number in (image.nodata, self.nodata):
             if number is None or np.isnan(number) or not _may_hold(part.dtype, number):
                 continue
             found = part == part.dtype.type(number)
             if found.any():
                 missing = found if missing is None else missing | found
+        if part.dtype.kind == "f":
+            found = (np.abs(values) >= UNTAGGED_NODATA) & np.isfinite(values)
+            if found.any():
+                missing = found if missing is None else missing | found
         if missing is not None:
             values[missing] = np.nan
         if part.dtype.kind == "f" and np.isinf(values).any():
-            raise BandError(f"{int(np.isinf(values).sum()):,} infinite numbers", "not_finite")
+            count = int(np.isinf(values).sum())
+            raise BandError(f"{count:,} infinite number{'s' * (count > 1)}", "not_finite")
         limits, normalization = self._numbers[exact]
         if limits:
             np.clip(values, *limits, out=values)
         if normalization:
             values -= normalization[0]
             values *= normalization[1]
+        elif values.dtype == np.float64:
+            return values
         return values.astype(np.float32, copy=False)
 
 

@@ -52,6 +52,11 @@ def settings_of_images(
     overrides = parse_config_overrides(arguments.model.config_overrides)
     unset: dict[str, Any] = dict.fromkeys(CONFIG_FLAGS)
     base = config_of(replace(arguments.model, **unset)) if start else None
+    if base is None and arguments.model.inflate_channels is not None:
+        raise UserError(
+            f"--inflate_channels {arguments.model.inflate_channels} is for a model to start from "
+            "(--model_name_or_path). Leave it out: a new model has the channels of the images."
+        )
     asks = data.asks_for_bands
     if base is not None and not base.is_band_model and arguments.model.inflate_channels is None:
         if asks:
@@ -63,12 +68,22 @@ def settings_of_images(
     if base is not None and base.is_band_model:
         return _of_band_model(arguments, base, source, computes)
     if not asks and (not source.needs_bands or data.image_statistics == "default"):
+        if base is None and source.needs_bands and source.stored is not None and not source.stored.has_picture:
+            raise UserError(
+                f"--image_statistics default: {source.description} holds {source.stored}, for which no mean and "
+                "deviation are usual. Leave it out, and those of the training images are taken."
+            )
         if base is not None:
             raise UserError(
                 f"--inflate_channels {arguments.model.inflate_channels}: {source.description} holds 8-bit pictures, "
                 f"which {start} takes as they are. Leave it out."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
+    if data.image_statistics == "default":
+        raise UserError(
+            f"{_flag(data)} is for images of bands, and --image_statistics default for 8-bit pictures. Leave one of "
+            "them out: mean and deviation of bands are those of the training images."
+        )
     form, settings = known_settings(source, data, arguments.model.token)
     num_channels = settings["num_channels"]
     wanted = overrides.get("num_channels", num_channels)
@@ -79,7 +94,15 @@ def settings_of_images(
             "--bands."
         )
     if checkpoint is not None and (kept := settings_of_checkpoint(checkpoint)):
-        return {**kept, **given_settings(data, form)}
+        if kept.get("num_channels") != num_channels:
+            raise UserError(
+                f"{checkpoint} was trained on {kept.get('num_channels')} bands, and this run asks for {num_channels} "
+                "(--bands). Use the same, choose another --output_dir, or train from the beginning with "
+                "--overwrite_output_dir."
+            )
+        # A flag that is missing now is another setting, too. Percentiles are kept, and compared by themselves.
+        asked = dict.fromkeys(("bands", "nodata") if data.clip_percentiles else ("bands", "nodata", "value_range"))
+        return {**kept, **asked, **given_settings(data, form)}
     return settings | _statistics(arguments, source, form, settings, computes)
 
 
@@ -128,6 +151,7 @@ def _statistics(
 ) -> dict[str, Any]:
     """As `settings_of_statistics`. settings: those known so far, with `num_channels`."""
     model, unknown = arguments.model, placeholders(settings["num_channels"])
+    source.read_as(form, settings["num_channels"])  # says what does not fit before any pass, and in a dry run
     if not computes:
         return unknown
     config = config_of(model, {**settings, **unknown})

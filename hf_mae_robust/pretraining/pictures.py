@@ -43,7 +43,7 @@ def save_pictures(trainer: MAETrainer) -> None:
     grid = None
     for batch in loader:
         is_image = batch["row"] >= 0
-        if grid is not None and not is_image.any():
+        if not is_image.any():
             continue
         images = trainer._prepare_inputs({"pixel_values": batch["pixel_values"][is_image]})["pixel_values"]
         noise = batch["noise"][is_image].to(args.device)
@@ -52,7 +52,7 @@ def save_pictures(trainer: MAETrainer) -> None:
                 grid = reconstruction_grid(model, images, noise, channels)
             if config.is_band_model:
                 sums += torch.stack(reconstruction_errors(model, images, noise))
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and grid is not None:  # None: none of them can be decoded
         save_image(grid, folder / RECONSTRUCTIONS)
         if config.is_band_model:
             errors = (sums[0] / sums[1].clamp(min=1)).tolist()

@@ -123,8 +123,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         save_pictures(trainer)
 
     def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
-        is_band_model = trainer.model.config.is_band_model
-        return "", [RECONSTRUCTIONS, ERRORS_BY_BAND] if is_band_model else [RECONSTRUCTIONS]
+        drawn = [RECONSTRUCTIONS, ERRORS_BY_BAND] if trainer.model.config.is_band_model else [RECONSTRUCTIONS]
+        return "", [name for name in drawn if (Path(trainer.args.output_dir) / name).is_file()]
 
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:

@@ -85,4 +85,9 @@ def settings_of_statistics(
         source.read_as(form, num_channels), config, crop_pct=data.crop_pct, with_patches=with_patches, **running
     )
     say(f"{source.description}: {bands.describe()}")
+    if bands.is_constant.all():
+        raise UserError(
+            f"{source.description}: all pixels of each band are the same number, so that there is nothing to learn. "
+            "Look at the files, --value_range and --nodata."
+        )
     return {**found, "image_mean": bands.mean.tolist(), "image_std": bands.usable_std.tolist()}

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +10,9 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
-from ..data.band_detection import NUM_LOOKED_AT
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
+from ..data.stamps import stamp_of
 from ..model import ViTMAERobustConfig
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.processes import first_process
@@ -80,33 +79,20 @@ def statistics_of_source(
     return statistics
 
 
-def _content_of_files(source: ImageSource) -> str:
-    """Of some local files; "" of other sources, whose fingerprint depends on the content already. That of files is made
-    of names and sizes, and files of arrays keep their size when other numbers are written to them."""
-    content = hashlib.sha256()
-    num_rows = source.num_rows if source.seekable_at_no_cost else None
-    for row in np.unique(np.linspace(0, num_rows - 1, num=NUM_LOOKED_AT, dtype=int)) if num_rows else ():
-        value = source.rows[int(row)]
-        if not isinstance(value, dict) or value.get("bytes") is not None or not value.get("path"):
-            return ""
-        with suppress(OSError):  # a file that is gone is counted and named by the pass
-            content.update(Path(value["path"]).read_bytes())
-    return content.hexdigest() if num_rows else ""
-
-
 def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
     if source.band_form is not None:
         read = source.band_form
         limits = None if read.value_range is None else np.asarray(read.value_range, dtype=np.float64).tolist()
         nodata = None if read.nodata is None else float(read.nodata)  # the same key for 0 and 0.0
         bands = None if read.bands is None else list(read.bands)
-        form += f" {bands} {nodata} {limits} {read.channel_axis} {read.frame} {_content_of_files(source)}"
-    key = hashlib.sha256(f"{source.fingerprint} {form}".encode()).hexdigest()[:16]
+        form += f" {bands} {nodata} {limits} {read.channel_axis} {read.frame}"
+    key = hashlib.sha256(f"{source.fingerprint} {stamp_of(source)} {form}".encode()).hexdigest()[:16]
     return Path(HF_HOME) / "hf_mae_robust" / f"{kind}-{key}.safetensors"
 
 
 def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop_pct: float) -> Path:
-    """Where the statistics of exactly these images in exactly this form are kept (under HF_HOME)."""
+    """Where the statistics of exactly these images in exactly this form are kept (under HF_HOME). Another path once a
+    file of the images was written again."""
     form = f"{to_pair(config.image_size)} {to_pair(config.patch_size)} {config.num_channels} {crop_pct}"
     return _cache_path("patch_statistics", source, form)
 
@@ -116,7 +102,7 @@ def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig,
     machines of a run need not share one."""
     if source.band_form is not None:
         return cast(PatchStatistics, cached_statistics_of_band_source(source, config, **options)[1])
-    path = cached_statistics_path(source, config, options["crop_pct"])
+    path = first_process(lambda: cached_statistics_path(source, config, options["crop_pct"]))
     cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
         return cached
@@ -130,8 +116,12 @@ def cached_statistics_of_band_source(
     source: ImageSource, config: ViTMAERobustConfig, *, crop_pct: float, with_patches: bool = True, **options: Any
 ) -> tuple[BandStatistics, PatchStatistics | None]:
     """As `statistics_of_band_source`, each of the two from the cache where both were computed before."""
-    path = _cache_path("band_statistics", source, f"{config.num_channels}")
-    patch_path = cached_statistics_path(source, config, crop_pct)
+    path, patch_path = first_process(
+        lambda: (
+            _cache_path("band_statistics", source, f"{config.num_channels}"),
+            cached_statistics_path(source, config, crop_pct),
+        )
+    )
 
     def load() -> tuple[BandStatistics | None, PatchStatistics | None]:
         return (
@@ -173,7 +163,7 @@ def value_range_of_source(
     """
     low, high = percentiles
     bands = None if source.band_form is None else source.band_form.bands
-    path = _cache_path("band_percentiles", source, f"{num_channels} {low} {high}")
+    path = first_process(lambda: _cache_path("band_percentiles", source, f"{num_channels} {low} {high}"))
 
     def load() -> list[tuple[float, float]] | None:
         if not path.is_file():

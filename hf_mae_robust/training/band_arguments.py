@@ -70,6 +70,8 @@ class BandArguments:
             )
         if self.frame is not None and self.frame < 0:
             raise UserError(f"--frame {self.frame}: must be at least 0, the first one.")
+        if self.nodata is not None and math.isnan(self.nodata):
+            self.nodata = None  # it always is
         if self.nodata is not None and math.isinf(self.nodata):
             raise UserError(f"--nodata {self.nodata}: must be a finite number; NaN always means a missing pixel.")
         if self.value_range is not None:

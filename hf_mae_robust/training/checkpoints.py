@@ -152,7 +152,11 @@ def check_config(checkpoint: Path, config: PreTrainedConfig) -> None:
     """Raises CheckpointError naming every model setting in which a checkpoint differs from the run."""
     there, here = json.loads((checkpoint / "config.json").read_text()), config.to_dict()
     if there.get("model_type") == config.model_type:  # of another kind, that says enough
-        there = type(config).from_pretrained(checkpoint).to_dict()
+        stored = type(config).from_pretrained(checkpoint)
+        there = stored.to_dict()
+        # A setting that is as usual may be left out of either.
+        here |= {name: getattr(config, name) for name in set(there) - set(here) if hasattr(config, name)}
+        there |= {name: getattr(stored, name) for name in set(here) - set(there) if hasattr(stored, name)}
     else:
         here = {"model_type": config.model_type}
     bookkeeping = {"architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"}

@@ -36,6 +36,8 @@ from .trainer import ImageTrainer
 
 # An evaluation set that cannot seek is held in memory.
 MAX_EVAL_SAMPLES_OF_STREAM = 5000
+# They say which numbers of the files are trained on, and the model's settings do not tell.
+IMAGE_FLAGS = ("channel_axis", "frame", "clip_percentiles")
 
 
 def say(message: str) -> None:
@@ -222,6 +224,7 @@ def record_of(
         "horizontal_flip": data.horizontal_flip,
         # Only where they are on: older checkpoints do not know of them.
         **{flag: True for flag in ("vertical_flip", "rot90") if getattr(data, flag)},
+        **{flag: value for flag in IMAGE_FLAGS if (value := getattr(data, flag)) is not None},
         **({NEW_ORDER_FROM: 0} if source.row_groups is not None and not source.seekable_at_no_cost else {}),
         **more,
     }

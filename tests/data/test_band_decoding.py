@@ -122,3 +122,16 @@ def test_a_form_says_how_many_channels_come_out():
     assert BandForm(bands=(3, 1)).num_channels == 2
     with pytest.raises(BandError, match="not real"):
         BandForm().apply(BandImage(np.zeros((1, 2, 2), np.complex64)))
+
+
+def test_an_image_of_another_number_of_bands_is_a_bad_one():
+    with pytest.raises(ImageDecodingError, match="an image of 3 bands, where 2 are wanted") as caught:
+        decode(np.zeros((3, 8, 8), np.uint16), BandForm(), num_channels=2)
+    assert caught.value.kind == "mismatch"
+
+
+@pytest.mark.parametrize("number", [np.finfo(np.float32).min, np.float32(-3.4e38), np.finfo(np.float32).max, -1e300])
+def test_numbers_without_a_meaning_are_missing_pixels(number):
+    pixels = np.ones((2, 4, 4), np.float32 if isinstance(number, np.float32) else np.float64)
+    pixels[1, 2, 3] = number
+    assert np.argwhere(np.isnan(decode(pixels, BandForm()))).tolist() == [[1, 2, 3]]

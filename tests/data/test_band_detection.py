@@ -109,3 +109,23 @@ def test_without_the_readers_a_16_bit_tiff_is_still_a_picture_for_models_of_8_bi
     assert source.needs_bands and source.read_as(None, 3).band_form is None
     with pytest.raises(DataError, match="needs the package tifffile: pip install tifffile"):
         source.read_as(BandForm(), 1)
+
+
+def test_pictures_of_8_bits_among_deeper_ones_are_told(tmp_path, capsys):
+    for i in range(4):
+        Image.fromarray(DEEP if i % 2 else photos(1)[0][..., 0]).save(tmp_path / f"{i}.png")
+    assert opened(tmp_path).stored.is_mixed
+    assert "Warning: some of its images are 8-bit pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_deep_picture_among_those_of_rgb_leaves_models_of_8_bits_as_they_were(tmp_path, streaming):
+    for i in range(3):
+        Image.fromarray(DEEP if i == 1 else photos(1)[0]).save(tmp_path / f"{i}.png")
+    source = opened(tmp_path, dataset_streaming=streaming)
+    assert source.needs_bands and source.read_as(None, 3).band_form is None
+    with pytest.raises(DataError, match=r"1 or 3 bands\. .*--bands 0, or .*--image_statistics default"):
+        source.read_as(BandForm(), 3)
+    assert opened(tmp_path, bands=[0], dataset_streaming=streaming).read_as(
+        BandForm(bands=(0,)), 1
+    ).band_form.bands == (0,)

@@ -4,6 +4,7 @@ import re
 import shutil
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -131,3 +132,14 @@ def test_lists_that_cannot_be_read_say_why(folder, text, message):
     (folder / "list.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         opened(folder / "list.csv")
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.txt"])
+def test_lists_of_arrays(tmp_path, name):
+    arrays = np.random.default_rng(0).integers(0, 5000, (3, 5, 16, 16)).astype(np.uint16)
+    for i, array in enumerate(arrays):
+        np.save(tmp_path / f"{i}.npy", array)
+    lines = [f"{i}.npy" for i in range(3)]
+    (tmp_path / name).write_text("\n".join(lines if name.endswith("txt") else ["image", *lines]))
+    source = opened(tmp_path / name)
+    assert len(source) == 3 and source.stored.num_channels == 5

@@ -315,3 +315,10 @@ def test_formats_that_are_not_read_name_the_way(data, name):
 def test_raw_files_name_the_way_by_their_ending():
     with pytest.raises(BandError, match="ENVI.*gdal_translate"):
         read_band_image({"bytes": bytes(range(1, 201)), "path": "scene.bsq"})
+
+
+@pytest.mark.parametrize("first", [b"\xff\x0a", b"\xff\xd8\xff", b"RIFF", b"\x89PNG"])
+def test_numbers_of_a_tiff_that_begin_as_a_picture_would(tifffile, first):
+    pixels = numbers(1, 32, 32)
+    pixels[0, 0, :3] = np.frombuffer(first.ljust(6, b"\0"), "<u2")
+    assert_array_equal(read_band_image(tiff({"pixels": pixels})).pixels, pixels)

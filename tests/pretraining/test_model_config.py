@@ -11,7 +11,7 @@ from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import main, make_parser, plan, pretrain
 from hf_mae_robust.statistics.patch_statistics import PatchStatistics
 from hf_mae_robust.training.band_arguments import BandArguments
-from tests.helpers import TINY_OVERRIDES, losses
+from tests.helpers import TINY_OVERRIDES, losses, photos
 
 RNG = np.random.default_rng(0)
 NODATA = 7
@@ -103,6 +103,37 @@ def test_a_run_resumes_with_the_statistics_that_it_began_with(folder, tmp_path, 
     np.testing.assert_allclose(np.array(resumed.model.config.value_range).T, [low, high], rtol=1e-6)
 
 
+def test_a_run_is_not_resumed_with_other_numbers_of_the_files(folder, tmp_path, capsys):
+    given = ["--bands", "3", "1", "--nodata", "7", "--clip_percentiles", "1", "99"]
+    run(folder, tmp_path, *given, "--save_strategy", "steps", "--save_steps", "2")
+    others = [
+        (["--bands", "3", "2", *given[3:]], "bands: [3, 1] there, [3, 2] here"),
+        (["--bands", "3", *given[3:]], "was trained on 2 bands, and this run asks for 1"),
+        (given[3:], "was trained on 2 bands, and this run asks for 5"),
+        ([*given[:3], *given[5:]], "nodata: 7.0 there, None here"),
+        (given[:5], "value_range: "),
+        ([*given[:-1], "98"], "clip_percentiles: [1.0, 99.0] there, [1.0, 98.0] here"),
+        ([*given, "--channel_axis", "first"], "channel_axis: None there, 'first' here"),
+    ]
+    for words, message in others:
+        with pytest.raises(SystemExit) as stop:
+            main(flags(folder, tmp_path, *words))
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_8_bit", [False, True])
+def test_a_run_whose_first_images_are_bad_ends_well(tmp_path, capsys, is_8_bit):
+    """Pictures are drawn of the first ones: of 64 in a model of bands, else of 8."""
+    features = Features({"image": Array3D((16, 16, 3), "uint8") if is_8_bit else Array3D((5, 16, 16), "uint16")})
+    (tmp_path / "set").mkdir()
+    for split, bad in (("train", []), ("validation", [None] * 8)):
+        images = bad + (photos(16) if is_8_bit else pictures(16))
+        Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "set" / f"{split}.parquet")
+    main(flags(tmp_path / "set", tmp_path / "out", "--max_bad_images", "1"))
+    assert (tmp_path / "out" / "reconstructions.png").is_file() is not is_8_bit
+    assert ("reconstructions.png" in capsys.readouterr().out) is not is_8_bit
+
+
 def test_a_range_of_values_clips_before_the_statistics(folder, tmp_path):
     config = run(folder, tmp_path, "--value_range", "1000", "3000").model.config
     clipped = stored(folder).clip(1000, 3000)
@@ -146,7 +177,11 @@ def test_the_plan_of_a_run_knows_the_bands(folder, tmp_path):
         (["--nodata", "inf"], "must be a finite number"),
         (["--frame", "-1"], "at least 0"),
         (["--config_overrides", f"{TINY_OVERRIDES},num_channels=3"], "the model would have 5 channels"),
-        (["--image_statistics", "default"], "--inflate_channels"),
+        (["--image_statistics", "default"], "for which no mean and deviation are usual"),
+        (["--image_statistics", "default", "--bands", "0"], "Leave one of them out"),
+        (["--inflate_channels", "mean"], "a new model has the channels of the images"),
+        (["--value_range", "0", "1"], "there is nothing to learn"),
+        (["--dry_run", "--bands", "9"], "the last band is 4"),
     ],
 )
 def test_odd_flags_end_in_a_sentence(folder, tmp_path, capsys, words, message):
@@ -164,6 +199,11 @@ def test_flags_about_bands_are_not_for_models_of_8_bit_images(photos_dir, folder
     with pytest.raises(SystemExit):
         main(flags(photos_dir, tmp_path / "out", *start, "--inflate_channels", "mean"))
     assert "Leave it out" in capsys.readouterr().err
+
+
+def test_nan_is_a_missing_pixel_without_being_named():
+    flags = BandArguments(nodata=float("nan"))
+    assert flags.nodata is None and not flags.asks_for_bands
 
 
 def test_a_pair_for_each_band():

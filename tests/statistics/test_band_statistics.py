@@ -57,8 +57,7 @@ def test_one_pass_equals_two_passes_of_numpy(dtype, with_nodata):
             image[number % 4, 1:4] = nodata
             image[:, 0, 0] = nodata
         pixels.append(form.apply(BandImage(image, nodata)))
-    expected = [np.where(image == nodata, np.nan, image.astype(np.float32)) if with_nodata else image.astype(np.float32)
-                for image in stored]  # fmt: skip
+    expected = [np.where(image == nodata, np.nan, image) if with_nodata else image for image in stored]
     assert_equal_to_two_passes(of(pixels), expected)
 
 

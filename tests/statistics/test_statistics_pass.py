@@ -1,6 +1,7 @@
 """The pass over a data set that gives its patch statistics."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.statistics.statistics_pass import (
+    band_statistics_of_source,
     cached_statistics_of_band_source,
     cached_statistics_of_source,
     cached_statistics_path,
@@ -82,6 +84,32 @@ def test_files_that_are_written_again_get_new_statistics(tmp_path, monkeypatch):
         for mean in (bands.mean, patches.mean):
             assert mean.mean().item() == pytest.approx(np.mean(images), rel=1e-9)
     assert len(list((tmp_path / "home").rglob("band_statistics-*"))) == 2, "the last time they are in the cache"
+
+
+def test_small_differences_of_large_numbers(tmp_path, monkeypatch):
+    """float32 would round a million and a thousandth to sixteenths."""
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    images = 1e6 + np.random.default_rng(0).normal(0, 0.01, (6, 2, 8, 8))
+    (tmp_path / "set").mkdir()
+    for i, image in enumerate(images):
+        np.save(tmp_path / "set" / f"{i}.npy", image)
+    source, _ = open_splits(DataLocation(str(tmp_path / "set")))
+    bands = band_statistics_of_source(source.read_as(BandForm(), 2), 2)
+    np.testing.assert_allclose(bands.std.numpy(), images.std(axis=(0, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_cache_knows_files_that_were_written_again(tmp_path, monkeypatch, streaming):
+    """Uncompressed arrays have their former names and sizes."""
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    for number in (1000, 2000):
+        for i in range(20):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            np.save(tmp_path / "set" / f"{i}.npy", np.full((2, 8, 8), number + i, np.uint16))
+            os.utime(tmp_path / "set" / f"{i}.npy", (number, number))
+        source, _ = open_splits(DataLocation(str(tmp_path / "set"), dataset_streaming=streaming))
+        bands = band_statistics_of_source(source.read_as(BandForm(), 2), 2)
+        assert bands.mean.tolist() == [number + 9.5] * 2
 
 
 PROGRAM = """

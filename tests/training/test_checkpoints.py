@@ -113,6 +113,16 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
         check_config(checkpoint, ViTMAERobustConfig(**{**TINY, "hidden_size": 64}, mask_ratio=0.5))
 
 
+@pytest.mark.parametrize("names", [("channel", "patch"), ("patch", "channel")])
+def test_a_setting_that_is_as_usual_on_one_side_is_compared(tmp_path, names):
+    checkpoint = write_checkpoint(tmp_path, 10)
+    there, here = (ViTMAERobustConfig(**TINY, norm_pix_axis=name) for name in names)
+    there.save_pretrained(checkpoint)
+    check_config(checkpoint, there)
+    with pytest.raises(CheckpointError, match=f"norm_pix_axis: '{names[0]}' there, '{names[1]}' here"):
+        check_config(checkpoint, here)
+
+
 def test_another_run_is_told_by_what_differs(tmp_path):
     checkpoint = write_checkpoint(tmp_path, 10)
     assert differences_from_record(checkpoint, {**RECORD, "crop_scale": (0.2, 1.0)}) == []

@@ -1,0 +1,64 @@
+"""Whether the files behind a source are still those of before, on this machine: for what is kept in a cache."""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from .parquet import ParquetRows
+from .source import ChosenRows, ImageSource, TableRows, digest
+
+# A file that was written again in place is one of many, as a rule: more are not looked at.
+MAX_FILES = 4096
+
+
+def stamp_of(source: ImageSource) -> str:
+    """Changes when a file is written again, be it under its former name and in its former size, as uncompressed files
+    and arrays are. `ImageSource.fingerprint` cannot tell: it has to be the same for a copy on another machine.
+
+    Looks at names, sizes and times of at most MAX_FILES files, and reads none.
+    """
+    rows = source.rows
+    while isinstance(rows, ChosenRows):
+        rows = rows.rows
+    if isinstance(rows, TableRows):
+        return digest(rows.table._fingerprint, list(_times(_paths_of(rows.table, rows.column))))
+    if isinstance(rows, ParquetRows):
+        return digest(source.revision, list(_times(some(rows.groups.urls))))
+    found = islice(_files_below(source.root), MAX_FILES) if source.root else ()
+    return digest(source.revision, sorted(_times(found)))
+
+
+def some(values: Any) -> list[Any]:
+    """At most MAX_FILES of them, evenly spread."""
+    if len(values) <= MAX_FILES:
+        return list(values)
+    return [values[int(i)] for i in np.linspace(0, len(values) - 1, num=MAX_FILES, dtype=int)]
+
+
+def _paths_of(table: Any, column: str) -> list[str]:
+    """Of images that lie in files of their own."""
+    if not isinstance(table.features[column], datasets.Image):
+        return []
+    index = [int(row) for row in some(range(len(table)))]
+    values = table.with_format("arrow")[index].column(column).to_pylist() if index else []
+    return [value["path"] for value in values if value and value["bytes"] is None and value["path"]]
+
+
+def _files_below(root: str) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        yield from (f"{folder}/{name}" for name in sorted(files))
+
+
+def _times(paths: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    for path in paths:
+        try:
+            state = Path(path).stat()
+        except OSError:
+            continue  # of the Hub, or gone: training says so
+        yield path, state.st_size, state.st_mtime_ns
