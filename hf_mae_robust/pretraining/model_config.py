@@ -81,7 +81,7 @@ def settings_of_images(
         return _of_8_bit(arguments, source, checkpoint, computes)
     if data.image_statistics == "default":
         raise UserError(
-            f"{_flag(data)} is for images of bands, and --image_statistics default for 8-bit pictures. Leave one of "
+            f"{data.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. Leave one of "
             "them out: mean and deviation of bands are those of the training images."
         )
     form, settings = known_settings(source, data, arguments.model.token)
