@@ -81,8 +81,8 @@ def settings_of_images(
         return _of_8_bit(arguments, source, checkpoint, computes)
     if data.image_statistics == "default":
         raise UserError(
-            f"{data.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. Leave one of "
-            "them out: mean and deviation of bands are those of the training images."
+            f"{data.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. Leave "
+            "one of them out: mean and deviation of bands are those of the training images."
         )
     form, settings = known_settings(source, data, arguments.model.token)
     num_channels = settings["num_channels"]
