@@ -2,7 +2,7 @@ r"""Does pre-training help on images of many bands, with which target, and are 1
 
 Three sets of small labelled images (13 bands of Sentinel-2, 10 of Landsat 8, 200 of AVIRIS), and nuclei in 16 bits.
 
-    OMP_NUM_THREADS=1 python benchmarks/bands.py --data path/to/folder-of-the-sets --output_dir outputs/bands
+    OMP_NUM_THREADS=1 python benchmarks/bands.py path/to/folder-of-the-sets --output_dir outputs/bands
 
 The same command does what is left of a cut one: runs that have finished are kept. It writes bands.json and prints
 Markdown; --report_only does this alone.
@@ -287,7 +287,7 @@ def report(data: Path, output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="Folder that holds the four sets.")
+    parser.add_argument("data", type=Path, help="Folder that holds the four sets.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bands"))
     parser.add_argument("--sets", nargs="+", default=[*SETS, NUCLEI], choices=[*SETS, NUCLEI])
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, choices=SEEDS)
