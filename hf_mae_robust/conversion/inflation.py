@@ -45,7 +45,7 @@ def check_inflation(source: ModelSource, old: int, new: int) -> None:
     """Raises UserError where a checkpoint for `old` channels is to take `new` ones, and nothing says how."""
     if old != new and source.inflate_channels is None:
         raise UserError(
-            f"--model_name_or_path {source.name} takes images of {old} channels, and {new} are wanted. "
+            f"{source.flag} {source.name} takes images of {old} channels, and {new} are wanted. "
             f"--inflate_channels ({', '.join(INFLATIONS)}) makes its patch projection fit; without it, start from "
             "scratch."
         )

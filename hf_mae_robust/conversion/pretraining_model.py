@@ -34,21 +34,22 @@ _DECODER_SIZES = ("decoder_hidden_size", "decoder_intermediate_size")
 _OF_A_BLOCK = re.compile(r"layers\.\d+\.")
 
 
-def read_pretraining_config(source: ModelSource) -> ViTMAERobustConfig:
+def read_pretraining_config(source: ModelSource, start: ViTMAERobustConfig | None = None) -> ViTMAERobustConfig:
     """The configuration of a checkpoint, with the overrides, which win; without a name, of the overrides alone. Of an
-    official file the overrides name the heads, which its tensors do not tell.
+    official file the overrides name the heads, which its tensors do not tell. start: the checkpoint's, where it is
+    known (any_encoder.py).
 
     Raises ValueError for a checkpoint that does not exist, for another architecture, unknown settings and values out of
     range.
     """
     settings = {}
     if source.name:
-        base = open_config(source)
+        base = start or open_config(source)
         if base is None:
             base = _config_of_file(source)
         elif base.model_type not in PRETRAINING_KINDS:
             raise UserError(
-                f"--model_name_or_path {source.name} is a '{base.model_type}' model; pre-training "
+                f"{source.flag} {source.name} is a '{base.model_type}' model; pre-training "
                 f"starts from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
             )
         check_inflation(source, base.num_channels, source.overrides.get("num_channels", base.num_channels))
@@ -69,7 +70,10 @@ def _without_stale_settings(settings: dict[str, Any], overrides: Mapping[str, An
 
 
 def load_pretraining_model(
-    source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str | None = "sdpa"
+    source: ModelSource,
+    config: ViTMAERobustConfig,
+    attn_implementation: str | None = "sdpa",
+    start: tuple[ViTMAERobustConfig, Mapping[str, Tensor]] | None = None,
 ) -> tuple[ViTMAERobustForPreTraining, str | None]:
     """A checkpoint of PRETRAINING_KINDS, or an official file, by this configuration, see `read_pretraining_config`, in
     float32.
@@ -77,12 +81,15 @@ def load_pretraining_model(
     Tensors that the checkpoint lacks, such as the decoder of a published encoder, start from scratch, and the positions
     of a checkpoint for images of another size are made to fit, as is the patch projection of one for another number of
     channels, if `source.inflate_channels` says how: the sentences that are returned say so. None: it lacks none but the
-    mid-level token and the patch statistics, and the images have its size.
+    mid-level token and the patch statistics, and the images have its size. start: configuration and tensors, where
+    these are read already (any_encoder.py), and a missing decoder is told elsewhere.
 
     Raises ValueError for weights that are damaged or missing, of other sizes than the configuration's, or with more or
     fewer blocks.
     """
-    found, weights = open_config(source), None
+    found: PreTrainedConfig | None
+    weights: dict[str, Tensor] | None
+    found, weights = (open_config(source), None) if start is None else (start[0], dict(start[1]))
     if found is None:
         found, weights = _read_file(source, config)
     base: PreTrainedConfig = found
@@ -123,7 +130,8 @@ def load_pretraining_model(
             f"{listed(torn, 3)}."
         )
     notes = []
-    if new := sorted(key for key in missing if not key.startswith(_MAY_BE_NEW)):
+    new = sorted(key for key in missing if not key.startswith(_MAY_BE_NEW))
+    if new and start is None:
         notes.append(
             f"Note: {source.name} lacks {len(new)} tensors, which start from scratch: "
             f"{', '.join(new[:4])}{', ...' if len(new) > 4 else ''}"
@@ -165,21 +173,30 @@ def _units(config: ViTMAERobustConfig) -> dict[str, Any] | None:
 def _config_of_file(source: ModelSource) -> PreTrainedConfig:
     tensors = read_original(source.checkpoint)
     _check_kind(source, tensors)
+    needed = check_heads_of_file(source, tensors, *(source.overrides.get(name) for name in _HEADS))
+    return config_of_original(tensors, *needed, **_size_of_other_grids(tensors, source.overrides))
+
+
+def check_heads_of_file(
+    source: ModelSource, tensors: Mapping[str, Tensor], *heads: int | None
+) -> tuple[int | None, ...]:
+    """Those numbers of heads (of the encoder, of the decoder) that an official file needs. Raises UserError where one
+    is not given."""
     has_decoder = any(key.startswith("decoder_") for key in tensors)
-    needed = {name: source.overrides.get(name) for name in (_HEADS if has_decoder else _HEADS[:1])}
+    needed = dict(zip(_HEADS if has_decoder else _HEADS[:1], heads))
     if None in needed.values():
         example = ",".join(f"{name}={heads}" for name, heads in zip(needed, (12, 16)))
         raise UserError(
-            f"--model_name_or_path {source.name} is an official checkpoint. Its tensors do not tell the number of "
+            f"{source.flag} {source.name} is an official checkpoint. Its tensors do not tell the number of "
             f"heads: give --config_overrides {example} (ViT-B; the encoder of ViT-L and ViT-H has 16)."
         )
-    return config_of_original(tensors, *needed.values(), **_size_of_other_grids(tensors, source.overrides))
+    return tuple(needed.values())
 
 
 def _check_kind(source: ModelSource, tensors: dict[str, Tensor]) -> None:
     if any(key.startswith(("head.", "fc_norm.")) for key in tensors):
         raise UserError(
-            f"--model_name_or_path {source.name} is a classifier in the official layout; pre-training starts from an "
+            f"{source.flag} {source.name} is a classifier in the official layout; pre-training starts from an "
             "encoder, or from encoder and decoder."
         )
 
@@ -212,6 +229,6 @@ def _check_sizes(
         if there is not None and (to_pair(there) != to_pair(here))
     ]:
         raise UserError(
-            f"--model_name_or_path {source.name} has other sizes, so its weights do not fit ({', '.join(differences)})."
-            " Leave these settings out of --config_overrides, or start from scratch, without --model_name_or_path."
+            f"{source.flag} {source.name} has other sizes, so its weights do not fit ({', '.join(differences)})."
+            f" Leave these settings out of --config_overrides, or start from scratch, without {source.flag}."
         )

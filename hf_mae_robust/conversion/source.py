@@ -36,6 +36,8 @@ class ModelSource:
         num_channels: of the images, where an encoder is read; None: as many as the checkpoint takes.
         inflate_channels: how the patch projection of a checkpoint for another number of channels is made to fit, one
             of INFLATIONS (inflation.py); None: it is refused.
+        checkpoint_key: which model of an official file that holds several, see `read_original`.
+        flag: by which the user named it, for errors.
     """
 
     name: str | None
@@ -43,6 +45,8 @@ class ModelSource:
     access: Access = Access()
     num_channels: int | None = None
     inflate_channels: str | None = None
+    checkpoint_key: str | None = None
+    flag: str = "--model_name_or_path"
 
     @property
     def checkpoint(self) -> str:
@@ -54,7 +58,15 @@ class ModelSource:
     @classmethod
     def of(cls, arguments: Any, overrides: Mapping[str, Any]) -> "ModelSource":
         """By the `model_name_or_path`, `token` and `trust_remote_code` of a command's arguments, and its
-        `inflate_channels`, where it has that."""
+        `inflate_channels`, `encoder_from` and `checkpoint_key`, where it has those."""
         access = Access(arguments.token, arguments.trust_remote_code)
         inflate_channels = getattr(arguments, "inflate_channels", None)
-        return cls(arguments.model_name_or_path, overrides, access, inflate_channels=inflate_channels)
+        flag = "--encoder_from" if getattr(arguments, "encoder_from", None) else cls.flag
+        return cls(
+            arguments.model_name_or_path,
+            overrides,
+            access,
+            inflate_channels=inflate_channels,
+            checkpoint_key=getattr(arguments, "checkpoint_key", None),
+            flag=flag,
+        )

@@ -79,6 +79,18 @@ def is_classifier(model: PreTrainedModel) -> bool:
     return isinstance(model, BeitForImageClassification)
 
 
+def parts_foreign_to_mae(config: PreTrainedConfig) -> list[str]:
+    """Of a BEiT (or data2vec): the settings with which it is not a plain ViT as MAE's is."""
+    parts = {
+        "use_absolute_position_embeddings=False": not config.use_absolute_position_embeddings,
+        "use_relative_position_bias=True": config.use_relative_position_bias,
+        "use_shared_relative_position_bias=True": config.use_shared_relative_position_bias,
+        f"layer_scale_init_value={config.layer_scale_init_value}": config.layer_scale_init_value > 0,
+        "use_mask_token=True": config.use_mask_token,
+    }
+    return [field for field, is_foreign in parts.items() if is_foreign]
+
+
 def check_exportable(model: PreTrainedModel) -> None:
     config, name = model.config, type(model).__name__
     if not isinstance(model, SOURCES):
@@ -87,18 +99,7 @@ def check_exportable(model: PreTrainedModel) -> None:
         if not config.qkv_bias:
             raise UserError("qkv_bias=False: none of the targets is MAE's ViT without these biases.")
         return
-    foreign = [
-        field
-        for field, is_foreign in {
-            "use_absolute_position_embeddings=False": not config.use_absolute_position_embeddings,
-            "use_relative_position_bias=True": config.use_relative_position_bias,
-            "use_shared_relative_position_bias=True": config.use_shared_relative_position_bias,
-            f"layer_scale_init_value={config.layer_scale_init_value}": config.layer_scale_init_value > 0,
-            "use_mask_token=True": config.use_mask_token,
-        }.items()
-        if is_foreign
-    ]
-    if foreign:
+    if foreign := parts_foreign_to_mae(config):
         raise UserError(
             f"This is a BEiT that is not a plain ViT as MAE's is ({', '.join(foreign)}), so it is not exported."
         )
