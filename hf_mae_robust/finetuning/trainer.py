@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ..conversion.loading import load_strictly
 from ..errors import CheckpointError
-from ..training.optimization import param_groups_layer_decay
+from ..training.layer_decay import LayerDecay
 from ..training.trainer import ImageTrainer
 
 
@@ -22,7 +22,7 @@ def with_shared_batch_norm(model: PreTrainedModel, args: TrainingArguments) -> P
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if shares_batch_norm(args) else model
 
 
-class FinetuningTrainer(ImageTrainer):
+class FinetuningTrainer(LayerDecay, ImageTrainer):
     """Trains a model on top of a pre-trained encoder.
 
     Args (beside `ImageTrainer`'s):
@@ -35,10 +35,10 @@ class FinetuningTrainer(ImageTrainer):
     loss_is_scaled_for_ga = False
 
     def __init__(self, *, class_names: Sequence[str], layer_decay: float = 1.0, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(layer_decay=layer_decay, **kwargs)
         # They would take the loss for one that is summed over the accumulated batches.
         self.model_accepts_loss_kwargs = False
-        self.class_names, self.layer_decay = tuple(class_names), layer_decay
+        self.class_names = tuple(class_names)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """With DeepSpeed, under which nothing casts, images in the type of the weights: stock models take no other."""
@@ -48,20 +48,6 @@ class FinetuningTrainer(ImageTrainer):
             is_batch = isinstance(images, torch.Tensor)
             inputs["pixel_values"] = images.to(dtype) if is_batch else [image.to(dtype) for image in images]
         return inputs
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            trained = self.model if model is None else model
-            groups = param_groups_layer_decay(
-                trained, cast(float, self.args.learning_rate), self.layer_decay, self.args.weight_decay
-            )
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
-        return super().create_optimizer(model)
-
-    def _get_learning_rate(self) -> float:
-        """For the log: that of the head. The Trainer's would be that of the first group, the slowest layer."""
-        return max(group["lr"] for group in cast(torch.optim.Optimizer, self.optimizer).param_groups)
 
     def loaded_weights(self, checkpoint: str) -> dict[str, Any]:
         """The tensors of a checkpoint, by the names of the model. The Trainer would load nothing of the blocks:

@@ -31,6 +31,14 @@ class ModelArguments:
     model_name_or_path: str | None = option(
         None, "Start from this checkpoint (ours or a stock ViTMAE one: Hub id or folder) instead of from scratch."
     )
+    encoder_from: str | None = option(
+        None,
+        "Start from this encoder of any kind that `convert` takes, or a classifier of ours: Hub id, folder or official "
+        "file. A decoder that is there is kept.",
+    )
+    checkpoint_key: str | None = option(
+        None, "With --encoder_from: which model of a file that holds several, such as teacher.backbone."
+    )
     config_overrides: str | None = option(
         None, "Settings of ViTMAERobustConfig, such as 'image_size=32,patch_size=4,hidden_size=192'."
     )
@@ -60,8 +68,8 @@ class ModelArguments:
     )
     inflate_channels: Literal["mean", "repeat", "zero_new"] | None = option(
         None,
-        "Start from a model of 8-bit images (--model_name_or_path) for images of bands: the patch projection takes the "
-        "mean of its old weights for each band, repeats them, or keeps them and adds zeros.",
+        "Start from a model of 8-bit images for images of bands: the patch projection takes the mean of its old "
+        "weights for each band, repeats them, or keeps them and adds zeros.",
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "drop_edge_cpu"] | None = option(
         None, "Attention kernel; default: drop_edge_cpu on a CPU without --torch_compile, else sdpa."
@@ -72,6 +80,8 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_ranges(vars(self))
+        if self.encoder_from is not None and self.model_name_or_path is None:
+            self.model_name_or_path = self.encoder_from.removeprefix("local-dir:").removeprefix("hf-hub:")
         if self.target_statistics == "none":
             self.target_statistics = None
 
@@ -90,6 +100,15 @@ class MAETrainingArguments(ImageTrainingArguments):
         1,
         "Put N crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
         "still passes over all images, and so has N times the steps.",
+    )
+    decoder_warmup_steps: int = option(
+        0, "With a checkpoint to start from: the decoder alone learns in the first N steps, on the frozen encoder."
+    )
+    layer_decay: float = option(
+        1.0, "Learning rate of each block relative to the next one; the decoder has the full rate. 1: all have it."
+    )
+    freeze_blocks: int | None = option(
+        None, "With a checkpoint to start from: its embeddings and first N blocks stay as they are. 0: the embeddings."
     )
     diagnostics_steps: float = option(
         0,

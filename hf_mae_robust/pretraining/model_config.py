@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from ..conversion.any_encoder import read_start
 from ..conversion.pretraining_model import read_pretraining_config
 from ..conversion.source import ModelSource
 from ..data.source import ImageSource
@@ -33,7 +34,8 @@ def config_of(arguments: ModelArguments, of_images: Mapping[str, Any] = MappingP
     """
     overrides = {**of_images, **parse_config_overrides(arguments.config_overrides)}
     overrides |= {flag: value for flag in CONFIG_FLAGS if (value := getattr(arguments, flag)) is not None}
-    return read_pretraining_config(ModelSource.of(arguments, overrides))
+    source = ModelSource.of(arguments, overrides)
+    return read_pretraining_config(source, read_start(source).config if arguments.encoder_from else None)
 
 
 def settings_of_images(

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
 
+from ..conversion.any_encoder import load_start
 from ..conversion.pixels import Pixels, pixels_of
 from ..conversion.pretraining_model import load_pretraining_model
 from ..conversion.source import ModelSource
@@ -17,9 +18,11 @@ from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
 from ..statistics.patch_statistics import PatchStatistics
 from ..statistics.statistics_pass import cached_statistics_of_source
+from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
-from .arguments import ModelArguments, PretrainArguments
+from .adapting import freeze_blocks
+from .arguments import MAETrainingArguments, ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .model_config import config_of, settings_of_images
 from .pictures import ERRORS_BY_BAND, RECONSTRUCTIONS, save_pictures
@@ -39,6 +42,22 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         self.add_diagnostics = add_diagnostics
         self.settings_of_images: dict[str, Any] = {}
 
+    def check_settings(self, arguments: PretrainArguments) -> None:
+        model, training = arguments.model, arguments.training
+        if model.encoder_from is None:
+            if model.checkpoint_key is not None:
+                raise UserError("--checkpoint_key is for --encoder_from.")
+        elif model.model_name_or_path != ModelArguments(encoder_from=model.encoder_from).model_name_or_path:
+            raise UserError(
+                "--encoder_from and --model_name_or_path both name a checkpoint to start from. Give one of them."
+            )
+        flags = {"decoder_warmup_steps": training.decoder_warmup_steps or None, "freeze_blocks": training.freeze_blocks}
+        if model.model_name_or_path is None and (given := [name for name in flags if flags[name] is not None]):
+            raise UserError(
+                f"--{given[0]} guards what an encoder has learnt, and this run starts from scratch. Give "
+                "--encoder_from."
+            )
+
     def check_model(self, arguments: PretrainArguments) -> None:
         config_of(arguments.model)
 
@@ -56,13 +75,16 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         if model.attn_implementation is None:
             attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
-        return build_model(model, config), pixels_of(config)
+        built = build_model(model, config)
+        if training.freeze_blocks is not None:
+            freeze_blocks(built, training.freeze_blocks)
+        return built, pixels_of(config)
 
     def record(self, arguments: PretrainArguments, model: ViTMAERobustForPreTraining) -> dict[str, Any]:
         record: dict[str, Any] = {"target_statistics": arguments.model.target_statistics}
         if (num_views := self.num_views(arguments)) > 1:  # older checkpoints do not know of it
             record["repeated_augmentation"] = num_views
-        return record
+        return record | guards_of_encoder(arguments.training, model)
 
     def make_trainer(
         self,
@@ -81,6 +103,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             vertical_flip=data.vertical_flip,
             rot90=data.rot90,
             repeated_augmentation=self.num_views(arguments),
+            decoder_warmup_steps=arguments.training.decoder_warmup_steps,
+            layer_decay=arguments.training.layer_decay if arguments.training.layer_decay < 1 else None,
             **common,
         )
 
@@ -103,6 +127,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} "
             f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}; attention "
             f"{config._attn_implementation}) on {describe_length(trainer)}"
+            f"{describe_guards(trainer, arguments.training)}"
         )
 
     def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
@@ -132,10 +157,37 @@ def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAE
         raise UserError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
-    model, note = load_pretraining_model(ModelSource.of(arguments, {}), config, arguments.attn_implementation)
+    load = load_pretraining_model if arguments.encoder_from is None else load_start
+    source = ModelSource.of(arguments, parse_config_overrides(arguments.config_overrides))
+    model, note = load(source, config, arguments.attn_implementation)
     if note:
         say(note)
     return model
+
+
+def guards_of_encoder(training: MAETrainingArguments, model: ViTMAERobustForPreTraining) -> dict[str, Any]:
+    """For the record of a run: what decides over which weights learn, and how fast. Older checkpoints do not know of
+    it, so only what is on."""
+    guards = {
+        "decoder_warmup_steps": training.decoder_warmup_steps or None,
+        "layer_decay": training.layer_decay if training.layer_decay < 1 else None,
+        "freeze_blocks": training.freeze_blocks,
+        "positions_train": model.vit.embeddings.position_embeddings.requires_grad or None,
+    }
+    return {name: value for name, value in guards.items() if value is not None}
+
+
+def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
+    parts = []
+    if training.decoder_warmup_steps:
+        parts.append(f"the decoder alone learns in the first {training.decoder_warmup_steps:,} steps")
+    if training.layer_decay < 1:
+        parts.append(f"layer decay {training.layer_decay:g}")
+    if training.freeze_blocks is not None:
+        count = training.freeze_blocks
+        blocks = f" and the first {count} blocks" if count > 1 else " and the first block" if count else ""
+        parts.append(f"embeddings{blocks} frozen")
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def find_statistics(

@@ -8,17 +8,20 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.preprocessing import training_transform
-from ..errors import DataError
+from ..errors import DataError, UserError
 from ..model import ViTMAERobustForPreTraining
+from ..training.layer_decay import LayerDecay
 from ..training.optimization import decayed_parameter_names
 from ..training.trainer import ImageTrainer
+from .adapting import drop_encoder_gradients
 
 
-class MAETrainer(ImageTrainer):
+class MAETrainer(LayerDecay, ImageTrainer):
     """Masked-autoencoder training with MAE's parameter groups, and an evaluation loss that is exact.
 
-    Args (beside `ImageTrainer`'s): crop_scale, horizontal_flip, vertical_flip, rot90: see
-    `training_transform`.
+    Args (beside those of `ImageTrainer` and `LayerDecay`):
+        crop_scale, horizontal_flip, vertical_flip, rot90: see `training_transform`.
+        decoder_warmup_steps: steps at the start in which the decoder alone learns.
     """
 
     model: ViTMAERobustForPreTraining
@@ -32,6 +35,7 @@ class MAETrainer(ImageTrainer):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         rot90: bool = False,
+        decoder_warmup_steps: int = 0,
         **kwargs: Any,
     ):
         config = model.config
@@ -42,9 +46,22 @@ class MAETrainer(ImageTrainer):
             noise_length=config.num_patches,
             **kwargs,
         )
+        self.decoder_warmup_steps = decoder_warmup_steps
+        if decoder_warmup_steps and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError(
+                f"--decoder_warmup_steps {decoder_warmup_steps}: each process needs the gradients of the complete "
+                "model, so not with FSDP or DeepSpeed."
+            )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        return decayed_parameter_names(model)
+        # Positions that train (of an encoder that learned them) are not drawn to zero.
+        return [name for name in decayed_parameter_names(model) if not name.endswith("position_embeddings")]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.state.global_step < self.decoder_warmup_steps:
+            drop_encoder_gradients(self.model)
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

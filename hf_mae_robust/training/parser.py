@@ -21,6 +21,7 @@ from .suggestions import suggest
 PATHS = (
     "config",
     "model_name_or_path",
+    "encoder_from",
     "dataset_name",
     "target_statistics",
     "id2label",

@@ -92,6 +92,8 @@ RANGES: dict[str, Range] = {
     "warmup_epochs": NOT_NEGATIVE,
     "warmup_steps": NOT_NEGATIVE,
     "layer_decay": UP_TO_1,
+    "decoder_warmup_steps": NOT_NEGATIVE,
+    "freeze_blocks": NOT_NEGATIVE,
     "model_ema_decay": INSIDE,
     # the optimizer
     "weight_decay": NOT_NEGATIVE,

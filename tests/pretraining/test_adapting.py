@@ -1,0 +1,155 @@
+"""Pre-training that starts from an encoder: what is frozen stays, blocks have their rates, and resumes are exact."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTModel
+
+from hf_mae_robust import ViTMAERobustForPreTraining
+from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.conversion.stock import read_stock
+from hf_mae_robust.pretrain import make_parser, prepare, pretrain
+from tests.conversion.test_convert import PIXELS, VIT, randomised
+from tests.helpers import TINY, as_flags, losses, write_parquet_set
+
+DECODER = ",".join(f"{name}={value}" for name, value in TINY.items() if name.startswith("decoder_"))
+
+
+@pytest.fixture(scope="module")
+def vit_dir(tmp_path_factory):
+    """A stock ViT with learned positions."""
+    folder = tmp_path_factory.mktemp("vit")
+    randomised(ViTModel(ViTConfig(**VIT), add_pooling_layer=False)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images_dir(tmp_path_factory):
+    return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 24})
+
+
+@pytest.fixture
+def arguments_of(vit_dir, images_dir, tmp_path):
+    """Of a run of 6 steps that writes a checkpoint after each second one."""
+
+    def build(*words, output="out", start=("--encoder_from", "{vit}")):
+        settings = {
+            "dataset_name": images_dir,
+            "config_overrides": DECODER,
+            "output_dir": tmp_path / output,
+            "per_device_train_batch_size": 8,
+            "max_steps": 6,
+            "warmup_steps": 1,
+            "learning_rate": 1e-3,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
+            "report_to": "none",
+            "crop_pct": 1.0,
+            "save_strategy": "no",
+            "save_total_limit": 5,
+        }
+        return make_parser().parse(as_flags(settings, *(word.format(vit=vit_dir) for word in start), *words))
+
+    return build
+
+
+def encoder_of(vit_dir) -> dict[str, torch.Tensor]:
+    config = ViTConfig.from_pretrained(vit_dir)
+    return read_stock(ModelSource(str(vit_dir)), config)[0].state_dict()
+
+
+def moved(model, vit_dir) -> set[str]:
+    """Names of the encoder's tensors that training has changed."""
+    now = model.vit.state_dict()
+    return {name for name, tensor in encoder_of(vit_dir).items() if not torch.equal(tensor, now[name])}
+
+
+def test_features_stay_at_a_rate_of_nothing(arguments_of, vit_dir):
+    """1e-38 times a step is below the last bit of every weight."""
+    trainer = pretrain(*arguments_of("--learning_rate", "1e-38", "--max_steps", "2", "--weight_decay", "0.3"))
+    stock = ViTModel.from_pretrained(vit_dir, add_pooling_layer=False).eval()
+    loaded = ViTMAERobustForPreTraining.from_pretrained(trainer.args.output_dir).eval()
+    with torch.no_grad():
+        expected = stock(PIXELS).last_hidden_state
+        torch.testing.assert_close(loaded.vit(PIXELS).last_hidden_state, expected, rtol=0, atol=1e-5)
+
+
+def test_learned_positions_train_and_are_not_decayed(arguments_of, vit_dir):
+    trainer = pretrain(*arguments_of("--max_steps", "2"))
+    assert moved(trainer.model, vit_dir) == encoder_of(vit_dir).keys()
+    undecayed = trainer.optimizer.param_groups[1]
+    assert undecayed["weight_decay"] == 0
+    positions = trainer.model.vit.embeddings.position_embeddings
+    assert any(parameter is positions for parameter in undecayed["params"])
+    assert trainer.record["positions_train"] is True
+
+
+def test_the_decoder_alone_learns_at_first(arguments_of, vit_dir):
+    words = ("--decoder_warmup_steps", "3", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4")
+    trainer = pretrain(*arguments_of(*words, "--max_steps", "3"))
+    fresh, _ = prepare(arguments_of(*words, "--max_steps", "3", output="fresh"))
+    assert moved(trainer.model, vit_dir) == set()
+    before = fresh.model.decoder.state_dict()
+    changed = {name for name, tensor in trainer.model.decoder.state_dict().items() if (tensor != before[name]).any()}
+    assert changed == before.keys() - {"decoder_pos_embed"}
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_is_exact_in_the_warm_up_and_after_it(step, arguments_of, tmp_path, vit_dir):
+    words = ("--decoder_warmup_steps", "3", "--layer_decay", "0.7", "--save_strategy", "steps", "--save_steps", "2")
+    whole = pretrain(*arguments_of(*words))
+    assert moved(whole.model, vit_dir) == encoder_of(vit_dir).keys()
+    shutil.copytree(tmp_path / "out" / f"checkpoint-{step}", tmp_path / "cut" / f"checkpoint-{step}")
+    resumed = pretrain(*arguments_of(*words, output="cut"))
+    assert losses(resumed) == losses(whole) and len(losses(whole)) == 6
+    there, here = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "cut"))
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
+    with pytest.raises(ValueError, match="decoder_warmup_steps: 3 there, None here"):
+        prepare(arguments_of(*words[2:], output="cut"))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_frozen_blocks_stay(count, arguments_of, vit_dir, capsys):
+    trainer = pretrain(*arguments_of("--freeze_blocks", str(count), "--max_steps", "2"))
+    frozen = {name for name in encoder_of(vit_dir) if name.startswith(("embeddings.", "layers.0.")[: count + 1])}
+    assert encoder_of(vit_dir).keys() - moved(trainer.model, vit_dir) == frozen
+    assert ("embeddings and the first block frozen" if count else "embeddings frozen") in capsys.readouterr().out
+    assert trainer.record["freeze_blocks"] == count and "positions_train" not in trainer.record
+
+
+def test_rates_by_layer(arguments_of):
+    trainer, _ = prepare(arguments_of("--layer_decay", "0.5"))
+    trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    model = trainer.model
+    found = SimpleNamespace(
+        patches=model.vit.embeddings.patch_embeddings.projection.weight,
+        first=model.vit.layers[0].mlp.fc1.weight,
+        second=model.vit.layers[1].mlp.fc1.bias,
+        norm=model.vit.layernorm.weight,
+        decoder=model.decoder.decoder_layers[0].mlp.fc1.weight,
+    )
+    scales = {name: rates[id(parameter)] / 1e-3 for name, parameter in vars(found).items()}
+    assert scales == pytest.approx({"patches": 0.125, "first": 0.25, "second": 0.5, "norm": 1, "decoder": 1})
+    assert trainer._get_learning_rate() == pytest.approx(1e-3) and trainer.record["layer_decay"] == 0.5
+
+
+def test_a_run_without_these_flags_has_the_record_that_it_had(arguments_of, encoder_dir):
+    trainer, _ = prepare(arguments_of(start=("--model_name_or_path", str(encoder_dir))))
+    new = {"decoder_warmup_steps", "layer_decay", "freeze_blocks", "positions_train", "encoder_from"}
+    assert not new & trainer.record.keys()
+
+
+def test_refused_settings(arguments_of, vit_dir):
+    with pytest.raises(ValueError, match="--freeze_blocks 3: the encoder has 2 blocks"):
+        prepare(arguments_of("--freeze_blocks", "3"))
+    with pytest.raises(ValueError, match="both name a checkpoint to start from"):
+        prepare(arguments_of("--model_name_or_path", "elsewhere"))
+    with pytest.raises(ValueError, match="--checkpoint_key is for --encoder_from"):
+        prepare(arguments_of("--checkpoint_key", "teacher", start=()))
+    with pytest.raises(ValueError, match="--decoder_warmup_steps guards what an encoder has learnt"):
+        prepare(arguments_of("--decoder_warmup_steps", "3", start=()))
