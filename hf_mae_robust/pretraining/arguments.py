@@ -101,8 +101,10 @@ class MAETrainingArguments(ImageTrainingArguments):
         "Put N crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
         "still passes over all images, and so has N times the steps.",
     )
-    decoder_warmup_steps: int = option(
-        0, "With a checkpoint to start from: the decoder alone learns in the first N steps, on the frozen encoder."
+    decoder_warmup_steps: float = option(
+        0,
+        "With a checkpoint to start from: the decoder alone learns in the first N steps (below 1: in that share of "
+        "all), on the frozen encoder.",
     )
     layer_decay: float = option(
         1.0, "Learning rate of each block relative to the next one; the decoder has the full rate. 1: all have it."
@@ -139,6 +141,8 @@ class MAETrainingArguments(ImageTrainingArguments):
         super().__post_init__()
         if self.diagnostics_steps > 1 and self.diagnostics_steps != int(self.diagnostics_steps):
             raise UserError(f"--diagnostics_steps {self.diagnostics_steps:g}: above 1, a whole number of steps.")
+        if self.decoder_warmup_steps > 1 and self.decoder_warmup_steps != int(self.decoder_warmup_steps):
+            raise UserError(f"--decoder_warmup_steps {self.decoder_warmup_steps:g}: above 1, a whole number of steps.")
         self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:
             raise UserError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")

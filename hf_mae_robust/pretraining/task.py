@@ -180,7 +180,10 @@ def guards_of_encoder(training: MAETrainingArguments, model: ViTMAERobustForPreT
 def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
     parts = []
     if training.decoder_warmup_steps:
-        parts.append(f"the decoder alone learns in the first {training.decoder_warmup_steps:,} steps")
+        steps = training.decoder_warmup_steps
+        parts.append(
+            f"the decoder alone learns in the first {f'{steps:.3g} of the' if steps < 1 else f'{steps:,g}'} steps"
+        )
     if training.layer_decay < 1:
         parts.append(f"layer decay {training.layer_decay:g}")
     if training.freeze_blocks is not None:

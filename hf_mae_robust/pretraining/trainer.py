@@ -1,5 +1,6 @@
 """The Trainer for masked autoencoders."""
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class MAETrainer(LayerDecay, ImageTrainer):
 
     Args (beside those of `ImageTrainer` and `LayerDecay`):
         crop_scale, horizontal_flip, vertical_flip, rot90: see `training_transform`.
-        decoder_warmup_steps: steps at the start in which the decoder alone learns.
+        decoder_warmup_steps: steps at the start in which the decoder alone learns; below 1: their share of all.
     """
 
     model: ViTMAERobustForPreTraining
@@ -35,7 +36,7 @@ class MAETrainer(LayerDecay, ImageTrainer):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         rot90: bool = False,
-        decoder_warmup_steps: int = 0,
+        decoder_warmup_steps: float = 0,
         **kwargs: Any,
     ):
         config = model.config
@@ -49,7 +50,7 @@ class MAETrainer(LayerDecay, ImageTrainer):
         self.decoder_warmup_steps = decoder_warmup_steps
         if decoder_warmup_steps and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
-                f"--decoder_warmup_steps {decoder_warmup_steps}: each process needs the gradients of the complete "
+                f"--decoder_warmup_steps {decoder_warmup_steps:g}: each process needs the gradients of the complete "
                 "model, so not with FSDP or DeepSpeed."
             )
 
@@ -59,7 +60,8 @@ class MAETrainer(LayerDecay, ImageTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        if self.state.global_step < self.decoder_warmup_steps:
+        warmup = self.decoder_warmup_steps
+        if self.state.global_step < (math.ceil(warmup * self.state.max_steps) if warmup < 1 else warmup):
             drop_encoder_gradients(self.model)
         return loss
 

@@ -87,8 +87,10 @@ def test_learned_positions_train_and_are_not_decayed(arguments_of, vit_dir):
     assert trainer.record["positions_train"] is True
 
 
-def test_the_decoder_alone_learns_at_first(arguments_of, vit_dir):
-    words = ("--decoder_warmup_steps", "3", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4")
+@pytest.mark.parametrize("warmup", ["3", "0.7"])
+def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir):
+    words = ("--decoder_warmup_steps", warmup, "--gradient_accumulation_steps", "2")
+    words += ("--per_device_train_batch_size", "4")
     trainer = pretrain(*arguments_of(*words, "--max_steps", "3"))
     fresh, _ = prepare(arguments_of(*words, "--max_steps", "3", output="fresh"))
     assert moved(trainer.model, vit_dir) == set()
@@ -108,7 +110,7 @@ def test_a_resumed_run_is_exact_in_the_warm_up_and_after_it(step, arguments_of, 
     there, here = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "cut"))
     assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
     shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
-    with pytest.raises(ValueError, match="decoder_warmup_steps: 3 there, None here"):
+    with pytest.raises(ValueError, match=r"decoder_warmup_steps: 3.0 there, None here"):
         prepare(arguments_of(*words[2:], output="cut"))
 
 
@@ -142,6 +144,15 @@ def test_a_run_without_these_flags_has_the_record_that_it_had(arguments_of, enco
     trainer, _ = prepare(arguments_of(start=("--model_name_or_path", str(encoder_dir))))
     new = {"decoder_warmup_steps", "layer_decay", "freeze_blocks", "positions_train", "encoder_from"}
     assert not new & trainer.record.keys()
+
+
+@pytest.mark.parametrize("recipe", ["adapt_vit_base", "adapt_small_64px"])
+def test_recipes_need_an_encoder(recipe, vit_dir):
+    words = ["--config", recipe, "--dataset_name", "images", "--report_to", "none"]
+    training = make_parser().parse([*words, "--encoder_from", str(vit_dir)]).training
+    assert (training.decoder_warmup_steps, training.layer_decay, training.diagnostics_steps) == (0.1, 0.8, 0.1)
+    with pytest.raises(ValueError, match="this run starts from scratch. Give --encoder_from"):
+        prepare(make_parser().parse(words))
 
 
 def test_refused_settings(arguments_of, vit_dir):
