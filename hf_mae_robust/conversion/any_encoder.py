@@ -1,6 +1,7 @@
 """--encoder_from: an encoder of any kind as the start of a pre-training, and a sentence about what was taken."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
@@ -145,10 +147,22 @@ def load_start(
     were learned train, unlike MAE's."""
     start = read_start(source)
     _read_start.cache_clear()  # a second copy of the weights
-    model, note = load_pretraining_model(source, config, attn_implementation, (start.config, start.tensors))
+    with _without_report():
+        model, note = load_pretraining_model(source, config, attn_implementation, (start.config, start.tensors))
     if start.learns_positions:
         model.vit.embeddings.position_embeddings.requires_grad_(True)
     return model, "\n".join([_describe(source, start, config), *([note] if note else [])])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers would list every tensor of a new decoder."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _describe(source: ModelSource, start: Start, config: ViTMAERobustConfig) -> str:
