@@ -19,6 +19,7 @@ from safetensors import safe_open
 from ..errors import UserError, refused_by_library
 from ..paper import PAPER_RESULTS
 from ..recipes import recipe_path
+from .before_after import before_and_after
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -177,6 +178,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         figures=figures,
         figures_title=f"{about['evaluated_on']}: {about['num_evaluated'] or 0:,} images",
         note="Measured at the end of the training by the same program.",
+        before_after=None if task != PRETRAINING or about["start"] is None else before_and_after(history),
         use_note=_use_note_of_bands(task) if is_of_bands else _use_note(task),
         code=(
             _code_of_bands(task, model)

@@ -13,6 +13,7 @@ from ..conversion.pretraining_model import load_pretraining_model
 from ..conversion.source import ModelSource
 from ..data.source import ImageSource
 from ..errors import UserError
+from ..hub.before_after import before_and_after
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
@@ -148,6 +149,9 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         save_pictures(trainer)
 
     def report(self, trainer: MAETrainer) -> tuple[str, list[str]]:
+        starts_from = trainer.about["start"]
+        if starts_from is not None and (compared := before_and_after(trainer.state.log_history)):
+            say(str(compared))
         drawn = [RECONSTRUCTIONS, ERRORS_BY_BAND] if trainer.model.config.is_band_model else [RECONSTRUCTIONS]
         return "", [name for name in drawn if (Path(trainer.args.output_dir) / name).is_file()]
 

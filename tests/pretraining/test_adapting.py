@@ -146,6 +146,18 @@ def test_a_run_without_these_flags_has_the_record_that_it_had(arguments_of, enco
     assert not new & trainer.record.keys()
 
 
+def test_before_and_after_stand_in_terminal_and_card(arguments_of, capsys, tmp_path):
+    words = ["--diagnostics_steps", "2", "--diagnostics_samples", "6", "--max_steps", "2", "--diagnostics", "features"]
+    words += ["--label_column_name", "label", "--train_val_split", "0.4", "--probe_samples", "8"]
+    trainer = pretrain(*arguments_of(*words))
+    values = [e["diagnostics/knn_accuracy"] for e in trainer.state.log_history if "diagnostics/knn_accuracy" in e]
+    card, printed = (tmp_path / "out" / "README.md").read_text(), capsys.readouterr().out
+    assert f"| Nearest neighbours, accuracy | {values[0]:.4g} | {values[1]:.4g} |" in card
+    assert "| The encoder | before the first step | after 2 steps |" in card
+    line = next(line for line in printed.splitlines() if line.startswith("Nearest neighbours"))
+    assert line.split()[-2:] == [f"{value:.4g}" for value in values]
+
+
 @pytest.mark.parametrize("recipe", ["adapt_vit_base", "adapt_small_64px"])
 def test_recipes_need_an_encoder(recipe, vit_dir):
     words = ["--config", recipe, "--dataset_name", "images", "--report_to", "none"]
