@@ -118,7 +118,7 @@ def _start_of(source: ModelSource, model: PreTrainedModel, pixels: Pixels | None
         model, norm = _vit_of_beit(source, cast(PreTrainedModel, model.base_model), pixels)
     prefix = "vit." if isinstance(model, ViTMAERobustModel) else ""
     tensors = {prefix + name: tensor.detach().float() for name, tensor in model.state_dict().items()}
-    config = cast(ViTMAERobustConfig, model.config)
+    config = model.config
     positions = tensors["vit.embeddings.position_embeddings"]
     return Start(config, tensors, kind, norm, not is_sincos(positions, config.grid_size))
 

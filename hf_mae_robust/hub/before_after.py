@@ -51,7 +51,8 @@ def before_and_after(history: Sequence[Mapping[str, Any]]) -> BeforeAfter | None
     first, final = entries[0], entries[-1]
     blocks = [(int(match[2]), match[1]) for name in first if (match := _BLOCK.fullmatch(name))]
     last = max(blocks)[1] if blocks else ""
-    rows, worse = [], []
+    rows: list[tuple[str, float, float]] = []
+    worse: list[str] = []
     for measures in (_BY_LABELS, _WITHOUT):
         is_judge = not rows  # where there are labels, they alone tell
         for key, name, better in measures:
