@@ -12,6 +12,7 @@ from ...conversion.pixels import Pixels, read_processor
 from ...data.preprocessing import EvaluationTransform
 from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
+from ...training.intervals import accuracy_interval
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
 from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
@@ -156,8 +157,10 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         if trainer.labels is None or trainer.predicted is None:
             return "", []
         save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
-        accuracy = float((trainer.predicted == trainer.labels).mean())
-        return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
+        hits = trainer.predicted == trainer.labels
+        low, high = accuracy_interval(hits)
+        sentence = f"Accuracy {hits.mean():.4f} (95% interval {low:.4f} to {high:.4f})."
+        return sentence, ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
 
 
 def build_mixup(
