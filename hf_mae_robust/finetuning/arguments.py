@@ -54,6 +54,11 @@ class FinetuneModelArguments:
         "linear: the same as --linear_probe. attentive: train timm's attention pooling of the patch tokens and a "
         "linear layer on the frozen encoder, with AdamW. Without --config: the recipe attentive_probe_vit_base.",
     )
+    freeze_encoder: bool = option(
+        False,
+        "Segmentation: train a linear layer on the patch tokens of the frozen encoder instead of UperNet. Without "
+        "--config: the recipe frozen_segmentation_vit_base.",
+    )
     lora_r: int | None = option(
         None,
         "Classification: leave the encoder as it is, and train LoRA matrices of this rank beside its linear layers "

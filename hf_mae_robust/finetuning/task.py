@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
-from .arguments import FinetuneArguments, FinetuneModelArguments, FinetuneRecipeArguments
+from .arguments import FinetuneArguments, FinetuneModelArguments, FinetuneRecipeArguments, SegmentationArguments
 from .image_settings import settings_of_images
 from .trainer import FinetuningTrainer
 
@@ -66,6 +66,22 @@ def check_flags_of_attentive_probe(
     _refuse(refused, "--probe attentive, which trains timm's attention pooling on a frozen encoder.")
 
 
+def check_flags_of_frozen_segmenter(arguments: FinetuneArguments) -> None:
+    """Raises UserError for flags that --freeze_encoder would ignore: of layers, which do not train, and of UperNet."""
+    given, model, recipe = arguments.segmentation, arguments.model, arguments.recipe
+    of_layers = {"layer_decay": recipe.layer_decay, "drop_path_rate": model.drop_path_rate}
+    refused = {
+        "--activation_checkpointing": arguments.training.activation_checkpointing,
+        **_layer_settings(of_layers),
+        **{
+            f"--{each.name} {getattr(given, each.name)}": getattr(given, each.name) != each.default
+            for each in fields(SegmentationArguments)
+            if each.name in ("auxiliary_loss_weight", "relative_position_bias", "segmentation_channels")
+        },
+    }
+    _refuse(refused, "--freeze_encoder, which trains a linear layer on the patch tokens.")
+
+
 class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
     """A subclass says what is put on the encoder, how it is trained, and what its results look like.
 
@@ -95,6 +111,10 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
             check_flags_of_attentive_probe(arguments.training, model, **of_layers)
             if recipe.model_ema_decay is not None:
                 raise UserError("--model_ema_decay is not for --probe attentive.")
+        if model.freeze_encoder:
+            if self.name != "segmentation":
+                raise UserError("--freeze_encoder is for --task segmentation; for classification there is --probe.")
+            check_flags_of_frozen_segmenter(arguments)
         if model.inflate_channels is not None and (model.from_scratch or recipe.eval_only):
             flag = "--from_scratch" if model.from_scratch else "--eval_only"
             raise UserError(f"--inflate_channels is for a checkpoint to train from, not for {flag}.")
