@@ -15,6 +15,7 @@ from ..arguments import FinetuneArguments
 from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
 from .linear_head import (
+    HEAD_FILE,
     FrozenSegmentationTrainer,
     LinearSegmenter,
     has_linear_head,
@@ -167,6 +168,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
             return "", []
         save_classes(trainer.confusion, trainer.class_names, output_dir)
         files = ["classes.png", "classes.json"]
+        if isinstance(trainer, FrozenSegmentationTrainer) and trainer.train_dataset is not None:
+            files.insert(0, HEAD_FILE)
         if trainer.pictures:
             save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
             files.append("predictions.png")

@@ -86,7 +86,7 @@ def test_logits_are_those_of_each_patch_token_of_the_encoder_upsampled(encoder_d
     torch.testing.assert_close(maps, convolved, atol=1e-5, rtol=1e-5)
 
 
-def test_only_the_head_trains_and_the_folder_is_evaluated_again(arguments, tmp_path):
+def test_only_the_head_trains_and_the_folder_is_evaluated_again(arguments, tmp_path, capsys):
     trainer, _ = prepare(arguments())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer = finetune(*arguments())
@@ -95,6 +95,9 @@ def test_only_the_head_trains_and_the_folder_is_evaluated_again(arguments, tmp_p
         "head.weight", "head.bias"
     }  # fmt: skip
     assert losses(trainer)[-1] < losses(trainer)[0]
+    said = capsys.readouterr().out.splitlines()
+    assert any("a linear layer on the frozen encoder" in line for line in said)
+    assert any("linear_head.safetensors, classes.png" in line for line in said)
     folder = tmp_path / "out"
     encoder, info = BeitModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()) and encoder.config.id2label == {0: "ground", 1: "red", 2: "blue"}
