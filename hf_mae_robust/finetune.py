@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from .finetuning.trainer import FinetuningTrainer
 
 DEFAULT_RECIPE = "finetune_digits"
-DEFAULT_PROBE_RECIPE = "linear_probe_vit_base"
+DEFAULT_PROBE_RECIPE, DEFAULT_ATTENTIVE_RECIPE = "linear_probe_vit_base", "attentive_probe_vit_base"
+DEFAULT_FROZEN_RECIPE = "frozen_segmentation_vit_base"
 # The flags' own defaults are those of classification.
 DEFAULT_TASK_RECIPES = {"segmentation": "upernet_vit_base", "detection": "mask_rcnn_vit_base"}
 
 
 def make_parser(prog: str | None = None, description: str | None = None) -> RecipeParser[FinetuneArguments]:
     def default_recipe(given: argparse.Namespace) -> str | None:
+        if given.task == "segmentation" and given.freeze_encoder:
+            return DEFAULT_FROZEN_RECIPE
         if given.task in DEFAULT_TASK_RECIPES:
             return DEFAULT_TASK_RECIPES[given.task]
-        if given.linear_probe:
+        if given.probe == "attentive":
+            return DEFAULT_ATTENTIVE_RECIPE
+        if given.linear_probe or given.probe == "linear":
             return DEFAULT_PROBE_RECIPE
         return None if given.dataset_name else DEFAULT_RECIPE
 

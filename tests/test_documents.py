@@ -12,14 +12,18 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from PIL import Image as PILImage
+from safetensors.torch import save_file
 
 import hf_mae_robust
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, __version__, errors
 from hf_mae_robust.__main__ import make_parser as make_command_parser
+from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.data.preprocessing import band_processor, training_transform
 from hf_mae_robust.errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
+from hf_mae_robust.finetuning.segmentation.linear_head import HEAD_FILE, linear_segmenter
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.pretrain import make_parser
 from hf_mae_robust.pretraining.model_config import config_of
@@ -137,7 +141,7 @@ def run_python_of(page):
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
 def test_every_page_with_python_is_run(page):
-    assert page in ("quickstart.md", "backbone.md", "bands.md")
+    assert page in ("quickstart.md", "backbone.md", "bands.md", "segmentation.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "quickstart.md"])
@@ -165,6 +169,21 @@ def test_python_of_the_page_of_bands_runs(tmp_path, monkeypatch):
     assert scope["per_image"].shape == (2, config.hidden_size) and torch.isfinite(scope["features"]).all()
     assert torch.isfinite(scope["loss"]) and scope["filled_in"].shape == (2, 4, 32, 32)
     assert 500 < scope["filled_in"].nanmean() < 2500, "in the units of the files"
+
+
+def test_python_of_the_page_of_segmentation_runs(tmp_path, monkeypatch):
+    """On a folder as --freeze_encoder writes it."""
+    monkeypatch.chdir(tmp_path)
+    ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained("encoder")
+    segmenter, pixels = linear_segmenter(ModelSource("encoder"), ["a", "b", "c"], 16, "sdpa", from_scratch=False)
+    segmenter.encoder.save_pretrained("outputs/my-frozen")
+    save_file(segmenter.head.state_dict(), Path("outputs/my-frozen") / HEAD_FILE)
+    pixels.processor(16, 1.0).save_pretrained("outputs/my-frozen")
+    PILImage.effect_noise((40, 30), 90).convert("RGB").save("image.jpg")
+    scope = run_python_of("segmentation.md")
+    with torch.no_grad():
+        logits = segmenter.eval()(scope["inputs"]["pixel_values"]).logits
+    assert torch.equal(scope["classes"], logits.argmax(1)) and scope["classes"].shape == (1, 16, 16)
 
 
 def test_python_of_the_page_of_the_backbone_runs(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
+from scipy.stats import binom
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
@@ -83,6 +84,9 @@ def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, 
     evaluated = finetune(*arguments(*once_more))
     again = json.loads((tmp_path / "again" / "all_results.json").read_text())
     assert again["eval_accuracy"] == results["eval_accuracy"] and again["eval_loss"] == results["eval_loss"]
+    ends = [results[f"eval_accuracy_ci95_{end}"] for end in ("low", "high")]
+    assert ends == pytest.approx(binom.ppf([0.025, 0.975], 11, results["eval_accuracy"]) / 11)
+    assert [again[f"eval_accuracy_ci95_{end}"] for end in ("low", "high")] == ends
     assert evaluated.state.global_step == 0
 
 

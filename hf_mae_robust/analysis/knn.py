@@ -3,14 +3,15 @@
 import argparse
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
 
-from ..conversion.frozen import load_encoder
-from ..conversion.pixels import read_processor
+from ..conversion.frozen import FrozenEncoder, load_encoder
+from ..conversion.pixels import Pixels, read_processor
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
@@ -18,7 +19,43 @@ from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments, add_worker_argument
+from ..training.intervals import accuracy_interval, compare_paired, interval_fields
 from .samples import add_bands_argument, as_model_wants
+
+
+def knn_hits(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_size: int = 256,
+) -> torch.Tensor:
+    """Which images weighted k-nearest-neighbour voting on frozen features classifies rightly (Wu et al. 2018, section
+    3.4; the settings of DINO's evaluation): each of the k training images of the highest cosine similarity s votes for
+    its class with exp(s / temperature). Classes without a vote are not predicted.
+
+    Args:
+        train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`, labels `(M,)`: on one device. At most N
+            neighbours vote.
+
+    Returns:
+        `(M, 2)` bool: whether the class is the one with the most votes, and among the five with the most.
+    """
+    train = nn.functional.normalize(train_features.float())
+    num_classes = int(torch.maximum(train_labels.max(), labels.max())) + 1
+    hits: list[torch.Tensor] = []
+    for part, truth in zip(features.float().split(batch_size), labels.split(batch_size)):
+        similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
+        votes = torch.zeros(len(part), num_classes, device=part.device)
+        # Relative to the nearest one's: exp(1 / 0.01) is more than a float32 can hold.
+        votes.scatter_add_(1, train_labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
+        most, classes = votes.topk(min(5, num_classes))
+        ranked = (classes == truth[:, None]) & (most > 0)
+        hits.append(torch.stack([ranked[:, 0], ranked.any(dim=1)], dim=1))
+    return torch.cat(hits)
 
 
 def knn_accuracy(
@@ -31,29 +68,11 @@ def knn_accuracy(
     temperature: float = 0.07,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Accuracy of weighted k-nearest-neighbour voting on frozen features (Wu et al. 2018, section 3.4; the settings of
-    DINO's evaluation): each of the k training images of the highest cosine similarity s votes for its class with
-    exp(s / temperature). Classes without a vote are not predicted.
-
-    Args:
-        train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`, labels `(M,)`: on one device. At most N
-            neighbours vote.
-
-    Returns:
-        `accuracy` and, over the five classes with the most votes, `top5_accuracy`: fractions.
-    """
-    train = nn.functional.normalize(train_features.float())
-    num_classes = int(torch.maximum(train_labels.max(), labels.max())) + 1
-    hits = torch.zeros(2, dtype=torch.float64, device=labels.device)
-    for part, truth in zip(features.float().split(batch_size), labels.split(batch_size)):
-        similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
-        votes = torch.zeros(len(part), num_classes, device=part.device)
-        # Relative to the nearest one's: exp(1 / 0.01) is more than a float32 can hold.
-        votes.scatter_add_(1, train_labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
-        most, classes = votes.topk(min(5, num_classes))
-        ranked = (classes == truth[:, None]) & (most > 0)
-        hits += torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
-    accuracy, top5 = (hits / len(labels)).tolist()
+    """Accuracy of `knn_hits`, which says what is what: `accuracy` and, over the five classes with the most votes,
+    `top5_accuracy`: fractions."""
+    options: dict[str, Any] = {"k": k, "temperature": temperature, "batch_size": batch_size}
+    hits = knn_hits(train_features, train_labels, features, labels, **options)
+    accuracy, top5 = (hits.sum(dim=0).double() / len(labels)).tolist()
     return {"accuracy": accuracy, "top5_accuracy": top5}
 
 
@@ -61,6 +80,11 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m hf_mae_robust analyze knn`."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="Encoder or classifier, as --model_name_or_path of run_finetune.py."
+    )
+    parser.add_argument(
+        "--other",
+        metavar="CHECKPOINT",
+        help="Compare with this one on the same images: interval of the difference, and McNemar's exact test.",
     )
     data = add_data_arguments(parser)
     data.add_argument("--train_split_name", default="train", help="Split of the neighbours (%(default)s).")
@@ -101,6 +125,84 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--output", type=Path, help="JSON file to write the result to.")
 
 
+class _Vote(NamedTuple):
+    """What came of a checkpoint. Attributes: hits `(M, 2)` as `knn_hits`; labels `(M,)`."""
+
+    checkpoint: str
+    pooling: str
+    neighbours: int
+    hits: np.ndarray
+    labels: np.ndarray
+
+    def fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"pooling": self.pooling, "neighbours": self.neighbours, "images": len(self.labels)}
+        for name, hits in zip(("accuracy", "top5_accuracy"), self.hits.T):
+            fields |= {name: float(hits.mean()), **interval_fields(name, hits)}
+        return fields
+
+    def sentence(self, args: argparse.Namespace) -> str:
+        top1, top5 = self.hits.mean(axis=0)
+        low, high = accuracy_interval(self.hits[:, 0])
+        most_frequent = np.bincount(self.labels).max() / len(self.labels)  # what guessing would give
+        return (
+            f"{self.checkpoint}: kNN accuracy {top1:.4f}, top-5 {top5:.4f} on {len(self.labels):,} images of "
+            f"{args.dataset_name} (k {args.k} of {self.neighbours:,}, temperature {args.temperature:g}, {self.pooling} "
+            f"features); 95% interval of the accuracy: {low:.4f} to {high:.4f}; the most frequent class alone: "
+            f"{most_frequent:.4f}"
+        )
+
+
+def _load(name: str, args: argparse.Namespace) -> tuple[str, FrozenEncoder, Pixels]:
+    """The folder of a checkpoint, its encoder, and how it wants its images. --model_revision is of the first one."""
+    revision = args.model_revision if name == args.checkpoint else None
+    checkpoint, _ = local_model(name, revision, args.token)
+    return (checkpoint, *load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token))
+
+
+def _vote(
+    name: str,
+    loaded: tuple[str, FrozenEncoder, Pixels],
+    sources: tuple[ImageSource, ImageSource],
+    args: argparse.Namespace,
+    state: PartialState,
+) -> _Vote:
+    """Classify the images by one checkpoint, by all processes."""
+    checkpoint, encoder, pixels = loaded
+    encoder.to(state.device)
+    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
+    if processor is None:
+        processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
+    transform = EvaluationTransform(processor)
+    parts: list[torch.Tensor] = []
+    args_of_this = argparse.Namespace(**{**vars(args), "checkpoint": name})  # for what it says
+    for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):
+        images = as_model_wants(source.sample(limit, args.seed), pixels, args_of_this)
+        options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
+        parts += extract_features(encoder, images, transform, pixels.num_channels, **options)
+    encoder.cpu()
+    hits = knn_hits(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
+    return _Vote(name, encoder.pooling, len(parts[0]), hits.cpu().numpy(), parts[3].numpy())
+
+
+def _report(votes: list[_Vote], args: argparse.Namespace) -> None:
+    """Print the results, and write them to --output."""
+    result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}
+    result |= {"temperature": args.temperature, **votes[0].fields()}
+    lines = [vote.sentence(args) for vote in votes]
+    if len(votes) > 1:
+        comparison = compare_paired(*(vote.hits[:, 0] for vote in votes), seed=args.seed)
+        result |= {"other": {"checkpoint": args.other, **votes[1].fields()}, "comparison": comparison._asdict()}
+        lines.append(
+            f"{args.checkpoint} minus {args.other}: {comparison.difference:+.4f}, 95% interval {comparison.low:+.4f} "
+            f"to {comparison.high:+.4f} (paired); right alone: {comparison.only_first:,} and "
+            f"{comparison.only_second:,} images, exact McNemar test p = {comparison.p_value:.3g}"
+        )
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result) + "\n")
+    print("\n".join(lines))
+
+
 def run_knn(args: argparse.Namespace) -> None:
     """Classify images by the nearest neighbours of their features, and print the accuracy."""
     if args.output is not None and args.output.is_dir():
@@ -108,9 +210,8 @@ def run_knn(args: argparse.Namespace) -> None:
     if args.k < 1 or args.temperature <= 0:
         raise UserError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())
-    checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
-    encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
-    encoder.to(state.device)
+    names = [args.checkpoint] if args.other is None else [args.checkpoint, args.other]
+    encoders = [_load(name, args) for name in names]
     eval_split = None if args.eval_split_name == "none" else args.eval_split_name
     location = DataLocation.of(args, args.token)
     sources = open_splits(location, args.train_split_name, eval_split, args.train_val_split, args.seed)
@@ -119,29 +220,13 @@ def run_knn(args: argparse.Namespace) -> None:
             f"{args.dataset_name} has no split to classify beside '{args.train_split_name}'; hold images out with "
             "--train_val_split 0.1, or name a split with --eval_split_name."
         )
-    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
-    if processor is None:
-        processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
-    transform = EvaluationTransform(processor)
-    parts: list[torch.Tensor] = []
-    limits = (args.max_train_samples, args.max_eval_samples)
-    for source, limit in zip(cast(tuple[ImageSource, ImageSource], sources), limits):
-        images = as_model_wants(source.sample(limit, args.seed), pixels, args)
-        options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, images, transform, pixels.num_channels, **options)
-    accuracies = knn_accuracy(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
-    if state.is_main_process:
-        result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}
-        result |= {"temperature": args.temperature, "pooling": encoder.pooling, "neighbours": len(parts[0])}
-        result |= {"images": len(parts[2]), **accuracies}
-        most_frequent = float(parts[3].bincount().max()) / len(parts[3])  # what guessing would give
-        if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(result) + "\n")
-        print(
-            f"{args.checkpoint}: kNN accuracy {accuracies['accuracy']:.4f}, top-5 {accuracies['top5_accuracy']:.4f} on "
-            f"{len(parts[2]):,} images of {args.dataset_name} (k {args.k} of {len(parts[0]):,}, temperature "
-            f"{args.temperature:g}, {encoder.pooling} features); the most frequent class alone: {most_frequent:.4f}"
+    found = [_vote(*each, cast(tuple[ImageSource, ImageSource], sources), args, state) for each in zip(names, encoders)]
+    if len(found) > 1 and not np.array_equal(found[0].labels, found[1].labels):
+        raise UserError(
+            f"--other {args.other}: not the same images can be decoded as for {args.checkpoint}, which reads them "
+            "differently, so the two cannot be compared image by image."
         )
+    if state.is_main_process:
+        _report(found, args)
     state.wait_for_everyone()
     state.destroy_process_group()

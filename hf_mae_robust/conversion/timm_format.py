@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import BeitConfig, PreTrainedModel
+from transformers import BeitConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -95,7 +95,7 @@ def read_timm(source: str) -> tuple[PreTrainedModel, Pixels, float]:
 
 
 # Any plain ViT would do: the arguments say all that differs.
-_TIMM_ARCHITECTURE = "vit_base_patch16_224"
+TIMM_ARCHITECTURE = "vit_base_patch16_224"
 
 
 def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int], num_channels: int) -> dict[str, Any]:
@@ -138,13 +138,12 @@ def _timm_preprocessing(processor: Any, image_size: int | tuple[int, int], num_c
     raise refuse(f"size={size} and a crop of {height} x {width} do not have one ratio")
 
 
-def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's VisionTransformer with these weights, in evaluation mode, and its config.json."""
-    config, has_head = model.config, is_classifier(model)
+def timm_arguments(config: PreTrainedConfig) -> dict[str, Any]:
+    """Arguments of TIMM_ARCHITECTURE for an encoder of these sizes."""
     mlp_ratio = config.intermediate_size / config.hidden_size
     if int(config.hidden_size * mlp_ratio) != config.intermediate_size:  # timm's formula; the quotient was rounded
         mlp_ratio = (config.intermediate_size + 0.5) / config.hidden_size
-    arguments = {
+    return {
         "img_size": to_pair(config.image_size),
         "patch_size": config.patch_size if isinstance(config.patch_size, int) else to_pair(config.patch_size),
         "in_chans": config.num_channels,
@@ -152,12 +151,18 @@ def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.M
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
         "mlp_ratio": mlp_ratio,
-        "global_pool": "avg" if has_head and config.use_mean_pooling else "token",
     }
+
+
+def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's VisionTransformer with these weights, in evaluation mode, and its config.json."""
+    config, has_head = model.config, is_classifier(model)
+    arguments = timm_arguments(config)
+    arguments["global_pool"] = "avg" if has_head and config.use_mean_pooling else "token"
     num_classes = config.num_labels if has_head else 0
     # Not timm's save_for_hf: that of 1.0.31 puts num_classes into model_args, where transformers 5.23 stumbles over it.
     description = {
-        "architecture": _TIMM_ARCHITECTURE,
+        "architecture": TIMM_ARCHITECTURE,
         "num_classes": num_classes,
         "num_features": config.hidden_size,
         "global_pool": arguments["global_pool"],
@@ -174,7 +179,7 @@ def to_timm(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[nn.M
     if has_head:  # without them transformers takes any model of 1000 classes for ImageNet's
         labels: Any = config.id2label
         description["label_names"] = [labels[number] for number in range(num_classes or 0)]
-    exported = timm.create_model(_TIMM_ARCHITECTURE, num_classes=num_classes, **arguments).to(model.dtype)
+    exported = timm.create_model(TIMM_ARCHITECTURE, num_classes=num_classes, **arguments).to(model.dtype)
     tensors = to_original(model) if has_head else rename_to_original(encoder_tensors(model), ENCODER_KEY_MAP)
     exported.load_state_dict(tensors)
     return exported.eval(), description

@@ -49,6 +49,16 @@ class FinetuneModelArguments:
         "Train BatchNorm and a linear layer on frozen features, with LARS. Without --config: the recipe "
         "linear_probe_vit_base.",
     )
+    probe: Literal["linear", "attentive"] | None = option(
+        None,
+        "linear: the same as --linear_probe. attentive: train timm's attention pooling of the patch tokens and a "
+        "linear layer on the frozen encoder, with AdamW. Without --config: the recipe attentive_probe_vit_base.",
+    )
+    freeze_encoder: bool = option(
+        False,
+        "Segmentation: train a linear layer on the patch tokens of the frozen encoder instead of UperNet. Without "
+        "--config: the recipe frozen_segmentation_vit_base.",
+    )
     lora_r: int | None = option(
         None,
         "Classification: leave the encoder as it is, and train LoRA matrices of this rank beside its linear layers "
@@ -74,8 +84,13 @@ class FinetuneModelArguments:
                 f"--config_overrides image_size={overrides['image_size']} contradicts --image_size {self.image_size}. "
                 "Give one size, as --image_size."
             )
+        if self.probe == "attentive" and self.linear_probe:
+            raise UserError("--probe attentive contradicts --linear_probe (or that of the --config file). Give one.")
+        self.linear_probe = self.linear_probe or self.probe == "linear"
         if self.lora_r is None:
             return
+        if self.probe == "attentive":
+            raise UserError("--lora_r is not for --probe attentive, which leaves the encoder as it is.")
         if self.linear_probe or self.task != "classification":
             raise UserError("--lora_r is for --task classification without --linear_probe.")
         if not is_peft_available():

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
-from .arguments import FinetuneArguments, FinetuneModelArguments, FinetuneRecipeArguments
+from .arguments import FinetuneArguments, FinetuneModelArguments, FinetuneRecipeArguments, SegmentationArguments
 from .image_settings import settings_of_images
 from .trainer import FinetuningTrainer
 
@@ -27,20 +27,59 @@ AnyTrainer = TypeVar("AnyTrainer", bound=FinetuningTrainer)
 NEUTRAL = {"layer_decay": 1.0, "drop_path_rate": 0.0}
 
 
-def check_flags_of_probe(training: ImageTrainingArguments, **settings: float) -> None:
-    """Raises UserError for flags that a linear probe would ignore, or that fail in it. settings: of layers, which
-    are not trained; at their defaults, and where they change nothing, they are taken for not given."""
+def _refuse(refused: dict[str, Any], why: str) -> None:
+    """Raises UserError for the first flag of these that was given."""
+    if flag := next((flag for flag, is_given in refused.items() if is_given), None):
+        raise UserError(f"{flag} is not for {why}")
+
+
+def _layer_settings(settings: dict[str, float]) -> dict[str, bool]:
+    """The flags of layers, which a probe does not train; at their defaults, and where they change nothing, they are
+    taken for not given."""
     groups = (FinetuneModelArguments, FinetuneRecipeArguments)
     defaults = {each.name: each.default for group in groups for each in fields(group)}
+    return {f"--{name} {value:g}": value not in (defaults[name], NEUTRAL[name]) for name, value in settings.items()}
+
+
+def check_flags_of_probe(training: ImageTrainingArguments, **settings: float) -> None:
+    """Raises UserError for flags that a linear probe would ignore, or that fail in it. settings: of layers."""
     optim = str(getattr(training.optim, "value", training.optim))
     refused = {
         "--activation_checkpointing": training.activation_checkpointing,
         f"--optim {optim}": not optim.startswith("adamw_torch"),  # the default
         f"--optim_args {training.optim_args}": training.optim_args,
-        **{f"--{name} {value:g}": value not in (defaults[name], NEUTRAL[name]) for name, value in settings.items()},
+        **_layer_settings(settings),
     }
-    if flag := next((flag for flag, is_given in refused.items() if is_given), None):
-        raise UserError(f"{flag} is not for --linear_probe, which trains one layer on frozen features, with LARS.")
+    _refuse(refused, "--linear_probe, which trains one layer on frozen features, with LARS.")
+
+
+def check_flags_of_attentive_probe(
+    training: ImageTrainingArguments, model: FinetuneModelArguments, **settings: float
+) -> None:
+    """Raises UserError for flags that an attentive probe would ignore. settings: of layers."""
+    refused = {
+        "--activation_checkpointing": training.activation_checkpointing,
+        f"--pooling {model.pooling}": model.pooling is not None,
+        f"--attn_implementation {model.attn_implementation}": model.attn_implementation != "sdpa",
+        **_layer_settings(settings),
+    }
+    _refuse(refused, "--probe attentive, which trains timm's attention pooling on a frozen encoder.")
+
+
+def check_flags_of_frozen_segmenter(arguments: FinetuneArguments) -> None:
+    """Raises UserError for flags that --freeze_encoder would ignore: of layers, which do not train, and of UperNet."""
+    given, model, recipe = arguments.segmentation, arguments.model, arguments.recipe
+    of_layers = {"layer_decay": recipe.layer_decay, "drop_path_rate": model.drop_path_rate}
+    refused = {
+        "--activation_checkpointing": arguments.training.activation_checkpointing,
+        **_layer_settings(of_layers),
+        **{
+            f"--{each.name} {getattr(given, each.name)}": getattr(given, each.name) != each.default
+            for each in fields(SegmentationArguments)
+            if each.name in ("auxiliary_loss_weight", "relative_position_bias", "segmentation_channels")
+        },
+    }
+    _refuse(refused, "--freeze_encoder, which trains a linear layer on the patch tokens.")
 
 
 class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
@@ -63,10 +102,19 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
         model, recipe = arguments.model, arguments.recipe
         if self.name != "classification" and (model.linear_probe or recipe.model_ema_decay is not None):
             raise UserError("--linear_probe and --model_ema_decay are for --task classification.")
+        if self.name != "classification" and model.probe is not None:
+            raise UserError("--probe is for --task classification.")
+        of_layers = {"layer_decay": recipe.layer_decay, "drop_path_rate": model.drop_path_rate}
         if model.linear_probe:
-            check_flags_of_probe(
-                arguments.training, layer_decay=recipe.layer_decay, drop_path_rate=model.drop_path_rate
-            )
+            check_flags_of_probe(arguments.training, **of_layers)
+        if model.probe == "attentive":
+            check_flags_of_attentive_probe(arguments.training, model, **of_layers)
+            if recipe.model_ema_decay is not None:
+                raise UserError("--model_ema_decay is not for --probe attentive.")
+        if model.freeze_encoder:
+            if self.name != "segmentation":
+                raise UserError("--freeze_encoder is for --task segmentation; for classification there is --probe.")
+            check_flags_of_frozen_segmenter(arguments)
         if model.inflate_channels is not None and (model.from_scratch or recipe.eval_only):
             flag = "--from_scratch" if model.from_scratch else "--eval_only"
             raise UserError(f"--inflate_channels is for a checkpoint to train from, not for {flag}.")

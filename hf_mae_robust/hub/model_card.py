@@ -89,6 +89,19 @@ _LAST_LINES = {
     "segmentation": "classes = processor.post_process_semantic_segmentation(model(**inputs))",
     "detection": "objects = processor.post_process_object_detection(model(**inputs))",
 }
+# Of --freeze_encoder: no stock class holds the head.
+_LINEAR_HEAD = """\
+head = load_file({path})
+tokens = model(**inputs).last_hidden_state[:, 1:]  # (1, patches, width)
+logits = (tokens @ head["weight"].T + head["bias"]).transpose(1, 2)
+logits = logits.unflatten(2, (int(logits.shape[2] ** 0.5), -1))  # (1, classes, rows, columns)
+size = inputs["pixel_values"].shape[-2:]
+classes = nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)[0]  # (height, width)"""
+_FROZEN_NOTE = (
+    "A frozen encoder, which is a stock `BeitModel`, and the linear layer on its patch tokens in "
+    "`linear_head.safetensors`; no class of transformers holds both, so pipelines do not run it. `config.id2label` "
+    "names the classes"
+)
 _OF_BANDS = (
     "The model takes images of the same bands, in the same order and units, as those that it was trained on; another "
     "sensor, or another scaling of its numbers, gives features without meaning and no error. Pipelines and the widgets "
@@ -150,7 +163,11 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     widget = [{"src": example, "example_title": example} for example in examples if not is_gray]
     card_data = ModelCardData(
         model_name=name.rpartition("/")[2],
-        **_metadata(task, about["license"], about["start"] if about["start_commit"] else None),
+        **_metadata(
+            PRETRAINING if run.get("freeze_encoder") else task,  # an encoder, as far as the Hub can run it
+            about["license"],
+            about["start"] if about["start_commit"] else None,
+        ),
         datasets=[about["dataset"]] if about["is_dataset_on_hub"] else None,
         widget=widget or None,
         eval_results=[
@@ -171,6 +188,13 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     figures = [(label, f"{value:.4f}") for label, _, value in measured]
     if task == PRETRAINING and "eval_loss_of_mean" in results:
         figures.append(("The same for predicting the mean", f"{results['eval_loss_of_mean']:.4f}"))
+    example = examples[0] if examples else None
+    use_note = _use_note_of_bands(task) if is_of_bands else _use_note(task)
+    code = _code_of_bands(task, model) if is_of_bands else _code(task, model, example, model_id, is_gray)
+    if run.get("freeze_encoder"):
+        trust = ". `trust_remote_code=True` runs the code of the image processor, which lies beside the weights"
+        use_note = f"{_FROZEN_NOTE}{trust if is_of_bands else ''}:"
+        code = _code_of_linear_head(model, example, model_id, is_of_bands, is_gray)
     return _render(
         card_data,
         title=name.rpartition("/")[2],
@@ -185,12 +209,14 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
             if is_of_bands
             else _code(task, model, examples[0] if examples else None, model_id, is_gray)
         ),
+        use_note=use_note,
+        code=code,
         bands=_bands(_read_json(folder / PROCESSOR)) if is_of_bands else None,
         pictures=[(picture, caption) for picture, caption in PICTURES.items() if (folder / picture).exists()],
         training=_training(about, run, results, history, folder),
         settings=_settings(run, config),
         software=", ".join(f"{package} {number}" for package, number in about["software"].items()),
-        limitations=_limitations(task, is_of_bands),
+        limitations=_limitations(task, is_of_bands, bool(run.get("freeze_encoder"))),
         licence=_OWN_LICENCE.format(name=about["license"]),
     )
 
@@ -316,7 +342,13 @@ def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[s
     )
 
 
-def _limitations(task: str, is_of_bands: bool) -> str:
+def _limitations(task: str, is_of_bands: bool, is_frozen: bool = False) -> str:
+    if is_frozen:
+        of_bands = f"{_OF_BANDS} " if is_of_bands else ""
+        return (
+            "The linear layer shows what the frozen features hold; a fine-tuned model segments better. It knows these "
+            f"classes only. {of_bands}{_ALL_LIMITATIONS}"
+        )
     if not is_of_bands:
         return f"{_LIMITATIONS[task]} {_ALL_LIMITATIONS}"
     return f"{_LIMITATIONS[task].replace('The pipeline', 'The image processor')} {_OF_BANDS} {_ALL_LIMITATIONS}"
@@ -406,6 +438,23 @@ def _code(task: str, model: str, example: str | None, model_id: str | None, is_g
 def _code_of_bands(task: str, model: str) -> str:
     trust = ", trust_remote_code=True" if task == PRETRAINING else ""
     return _LOAD_BANDS.format(auto=_AUTO_CLASSES[task], model=model, trust=trust, path="image.tif") + _LAST_LINES[task]
+
+
+def _code_of_linear_head(
+    model: str, example: str | None, model_id: str | None, is_of_bands: bool, is_gray: bool
+) -> str:
+    """How to use what --freeze_encoder has trained."""
+    load = _code(PRETRAINING, model, example, model_id, is_gray).removesuffix(_LAST_LINES[PRETRAINING])
+    if is_of_bands:
+        load = _code_of_bands(PRETRAINING, model).removesuffix(_LAST_LINES[PRETRAINING])
+    load = load.replace(
+        f'AutoModel.from_pretrained("{model}", trust_remote_code=True)', f'AutoModel.from_pretrained("{model}")'
+    )
+    file, imports = "linear_head.safetensors", "from safetensors.torch import load_file\nfrom torch import nn\n"
+    if model_id and "hf_hub_download" not in load:
+        imports = f"from huggingface_hub import hf_hub_download\n{imports}"
+    path = f'hf_hub_download("{model_id}", "{file}")' if model_id else f'"{model}/{file}"'
+    return imports + load + _LINEAR_HEAD.format(path=path)
 
 
 def _training(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+from scipy.stats import binom
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_mae_robust.__main__ import main
@@ -21,6 +22,7 @@ from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_pro
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
 from hf_mae_robust.finetune import make_parser, prepare
+from hf_mae_robust.model import ViTMAERobustModel
 from tests.helpers import as_flags, finetuning_settings, photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -161,6 +163,9 @@ def test_the_command_prints_and_writes_what_sklearn_finds(encoder_dir, photos_di
     expected = by_sklearn(*parts, 7, 0.2)
     result = json.loads(path.read_text())
     assert {name: result.pop(name) for name in expected} == pytest.approx(expected)
+    ends = [result.pop(f"accuracy_ci95_{end}") for end in ("low", "high")]
+    assert ends == pytest.approx(binom.ppf([0.025, 0.975], 23, expected["accuracy"]) / 23)
+    assert [result.pop(f"top5_accuracy_ci95_{end}") for end in ("low", "high")] == [1, 1]
     assert result == {
         "checkpoint": str(encoder_dir),
         "dataset": str(photos_dir),
@@ -173,7 +178,42 @@ def test_the_command_prints_and_writes_what_sklearn_finds(encoder_dir, photos_di
     printed = capsys.readouterr().out
     assert f"kNN accuracy {expected['accuracy']:.4f}, top-5 1.0000 on 23 images" in printed
     assert "(k 7 of 40, temperature 0.2, mean features)" in printed
+    assert f"95% interval of the accuracy: {ends[0]:.4f} to {ends[1]:.4f}" in printed
     assert f"the most frequent class alone: {12 / 23:.4f}" in printed
+
+
+def test_another_checkpoint_is_compared_image_by_image(encoder_dir, photos_dir, tmp_path, capsys):
+    """With one of other weights, and with itself. Expected: both by sklearn, and the binomial test by counting."""
+    other, path = tmp_path / "other", tmp_path / "knn.json"
+    model = ViTMAERobustModel.from_pretrained(encoder_dir)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(other)
+    analyze(encoder_dir, photos_dir, "--k", 3, "--other", other, "--output", path)
+    result, printed = json.loads(path.read_text()), capsys.readouterr().out
+    hits, fields = [], []
+    for folder in (encoder_dir, other):
+        encoder, _ = load_encoder(str(folder))
+        parts = []
+        for count, seed in ((40, 0), (23, 1)):
+            parts += [one_by_one(encoder, photos(count, seed=seed)), torch.arange(count) % 2]
+        each = [by_sklearn(*parts[:2], parts[2][i : i + 1], parts[3][i : i + 1], 3, 0.07) for i in range(23)]
+        hits.append(np.array([found["accuracy"] for found in each]))
+        analyze(folder, photos_dir, "--k", 3, "--output", tmp_path / "alone.json")
+        fields.append(json.loads((tmp_path / "alone.json").read_text()))
+    found, second = result.pop("comparison"), result.pop("other")
+    assert result == fields[0] and {**fields[1], **second} == fields[1]
+    only_first, only_second = ((hits[i] > hits[1 - i]).sum() for i in (0, 1))
+    assert (found["only_first"], found["only_second"]) == (only_first, only_second) and only_first + only_second > 3
+    assert found["difference"] == pytest.approx(hits[0].mean() - hits[1].mean())
+    assert found["low"] <= found["difference"] <= found["high"]
+    discordant, few = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(discordant, i) for i in range(few + 1)) / 2**discordant
+    assert found["p_value"] == pytest.approx(min(1, 2 * tail))
+    assert f"minus {other}: {found['difference']:+.4f}" in printed and len(printed.splitlines()) == 3
+    analyze(encoder_dir, photos_dir, "--other", encoder_dir)
+    assert "right alone: 0 and 0 images, exact McNemar test p = 1" in capsys.readouterr().out
 
 
 def test_the_command_takes_the_first_images_only_and_streams(encoder_dir, photos_dir, tmp_path):

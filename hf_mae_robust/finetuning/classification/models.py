@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification, BeitForImageClassifica
 
 from ...conversion.beit import fill_beit, mae_beit_config
 from ...conversion.encoders import (
+    ALL_KINDS,
     DINOV2,
     OWN_CLASSES,
     WITH_POOLING,
@@ -33,6 +34,7 @@ from ...errors import UserError
 # Official code: main_finetune.py, main_linprobe.py.
 HEAD_STD = 2e-5
 PROBE_HEAD_STD = 0.01
+TIMM_WRAPPER = "timm_wrapper"  # an attentive probe
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,12 @@ def classifier_for_evaluation(
 
     Raises ValueError: not a classifier, other classes than the data's, a missing tensor.
     """
-    labels, config = _labels(class_names), config_to_start_from(source)
+    labels, config = _labels(class_names), config_to_start_from(source, (*ALL_KINDS, TIMM_WRAPPER))
+    if config is not None and config.model_type == TIMM_WRAPPER and not hasattr(config, "num_channels"):
+        raise UserError(
+            f"--model_name_or_path {source.name} is a model of timm. Of these, --eval_only takes what --probe "
+            "attentive has written; `python -m hf_mae_robust convert` takes plain ViTs of timm."
+        )
     model: Any = load_vit(source, None) if config is None else None
     is_classifier = hasattr(model, "classifier")
     if config is not None:  # also DeiTForImageClassificationWithTeacher

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from timm.data import Mixup
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
 from ...conversion.pixels import Pixels, read_processor
 from ...data.preprocessing import EvaluationTransform
 from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
+from ...training.intervals import accuracy_interval
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
 from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
+from .attentive_probe import AttentiveProbeTrainer, attentive_probe, check_kind
 from .augmentation import BandFinetuningTransform, FinetuningTransform
 from .linear_probe import LinearProbe, ProbeTrainer
 from .metrics import save_confusion
@@ -33,7 +35,7 @@ if TYPE_CHECKING:  # peft is optional
 
 
 class ClassificationTask(FinetuningTask[ClassificationTrainer]):
-    """Fine-tuning, linear probe or LoRA."""
+    """Fine-tuning, linear or attentive probe, or LoRA."""
 
     name = "classification"
     loss = "cross-entropy"
@@ -46,11 +48,15 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             if model.from_scratch:
                 raise UserError("--from_scratch gives no classifier to evaluate.")
             return classifier_for_evaluation(source, class_names, model.attn_implementation)
+        is_attentive = model.probe == "attentive"
+        is_probe = model.linear_probe or is_attentive
+        if is_attentive:
+            check_kind(source)
         settings = ClassifierSettings(
             image_size=model.image_size,
-            pooling="cls" if model.linear_probe and model.pooling is None else model.pooling,
-            drop_path_rate=0.0 if model.linear_probe else model.drop_path_rate,
-            head_std=PROBE_HEAD_STD if model.linear_probe else HEAD_STD,
+            pooling="cls" if is_probe and model.pooling is None else model.pooling,
+            drop_path_rate=0.0 if is_probe else model.drop_path_rate,
+            head_std=PROBE_HEAD_STD if is_probe else HEAD_STD,
             new_head=model.ignore_mismatched_sizes,
             attn_implementation=model.attn_implementation,
         )
@@ -63,7 +69,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             adapter = (model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules)
             adapted: Any = add_adapter(classifier, *adapter, base=base_folder(arguments.training))
             return adapted, pixels  # wraps the classifier, and answers to the same names
-        return classifier, pixels
+        return attentive_probe(classifier, PROBE_HEAD_STD) if is_attentive else classifier, pixels
 
     def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
         record = super().record(arguments, model)
@@ -71,6 +77,8 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             from .lora import record_of_adapter  # peft is optional
 
             record["lora"] = record_of_adapter(cast("PeftModel", model))
+        if arguments.model.probe == "attentive":
+            record["probe"] = "attentive"
         return record
 
     def make_trainer(
@@ -118,6 +126,8 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
             if recipe.model_ema_decay is not None:
                 raise UserError("--model_ema_decay is not for --lora_r.")
             return LoraTrainer(model=cast("PeftModel", model), layer_decay=recipe.layer_decay, **common)
+        if arguments.model.probe == "attentive":
+            return AttentiveProbeTrainer(model=cast(TimmWrapperForImageClassification, model), **common)
         if not arguments.model.linear_probe:
             return ClassificationTrainer(
                 model=model, layer_decay=recipe.layer_decay, ema_decay=recipe.model_ema_decay, **common
@@ -138,6 +148,9 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         pooling = "" if uses_mean is None else f", {'mean' if uses_mean else 'CLS'} pooling"
         details = f"layer decay {trainer.layer_decay:g}, drop path {getattr(config, 'drop_path_rate', 0):g}, "
         details = "linear probe with LARS, " if arguments.model.linear_probe else details
+        if arguments.model.probe == "attentive":
+            trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+            details = f"attentive probe of {trained / 1e6:.3g} M parameters, "
         if arguments.model.lora_r is not None:
             from .lora import share_trained  # peft is optional
 
@@ -156,8 +169,10 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         if trainer.labels is None or trainer.predicted is None:
             return "", []
         save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
-        accuracy = float((trainer.predicted == trainer.labels).mean())
-        return f"Accuracy {accuracy:.4f}.", ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
+        hits = trainer.predicted == trainer.labels
+        low, high = accuracy_interval(hits)
+        sentence = f"Accuracy {hits.mean():.4f} (95% interval {low:.4f} to {high:.4f})."
+        return sentence, ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
 
 
 def build_mixup(

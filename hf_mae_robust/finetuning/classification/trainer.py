@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ...errors import CheckpointError, DataError, UserError
 from ...training.checkpoints import is_checkpoint
+from ...training.intervals import interval_fields
 from ..trainer import FinetuningTrainer
 from .augmentation import seeded
 from .metrics import classification_metrics
@@ -129,7 +130,8 @@ class ClassificationTrainer(FinetuningTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Cross-entropy, top-1 and top-5 accuracy over every image once, exact with any number of processes."""
+        """Cross-entropy, top-1 accuracy (with its 95% interval) and top-5 accuracy over every image once, exact with
+        any number of processes."""
         model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
         model.eval()
         num_shown = min(5, len(self.class_names))
@@ -152,5 +154,6 @@ class ClassificationTrainer(FinetuningTrainer):
         )
         self.predicted = top[:, 0]
         metrics = {"loss": float(losses.mean(dtype=np.float64)), **classification_metrics(top, self.labels)}
+        metrics |= interval_fields("accuracy", self.predicted == self.labels)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return self.evaluation_output(metrics, num_images)

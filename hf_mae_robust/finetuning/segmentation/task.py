@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, SegformerImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
@@ -14,6 +14,14 @@ from ...errors import UserError
 from ..arguments import FinetuneArguments
 from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
+from .linear_head import (
+    HEAD_FILE,
+    FrozenSegmentationTrainer,
+    LinearSegmenter,
+    has_linear_head,
+    linear_segmenter,
+    linear_segmenter_for_evaluation,
+)
 from .maps import find_maps
 from .metrics import save_classes, save_overlays, segmentation_metrics
 from .models import (
@@ -29,8 +37,13 @@ from .transforms import SegmentationEvaluationTransform, SegmentationTransform
 DEFAULT_SCALE_RANGE = (0.5, 2.0)
 
 
+def encoder_config(model: Any) -> Any:
+    """Of a UperNet that of its backbone; of a linear head that of the frozen encoder."""
+    return getattr(model.config, "backbone_config", None) or model.config
+
+
 class SegmentationTask(FinetuningTask[SegmentationTrainer]):
-    """UperNet on the encoder."""
+    """UperNet on the encoder, or a linear head on the frozen one."""
 
     name = "segmentation"
     loss = "cross-entropy a pixel, of both heads"
@@ -54,9 +67,18 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         if arguments.recipe.eval_only:
             if model.from_scratch:
                 raise nothing_to_evaluate("segmenter")
+            if has_linear_head(source.name):
+                linear, pixels = linear_segmenter_for_evaluation(source, class_names)
+                return cast(PreTrainedModel, linear), pixels
             return segmenter_for_evaluation(source, class_names)
+        size = model.image_size or DEFAULT_IMAGE_SIZE
+        if model.freeze_encoder:
+            linear, pixels = linear_segmenter(
+                source, class_names, size, model.attn_implementation, from_scratch=model.from_scratch
+            )
+            return cast(PreTrainedModel, linear), pixels_for(pixels, self.settings_of_images)
         settings = SegmenterSettings(
-            image_size=model.image_size or DEFAULT_IMAGE_SIZE,
+            image_size=size,
             drop_path_rate=model.drop_path_rate,
             relative_position_bias=segmentation.relative_position_bias,
             auxiliary_loss_weight=segmentation.auxiliary_loss_weight,
@@ -67,6 +89,10 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         segmenter, pixels = build(source, class_names, settings)
         return segmenter, pixels_for(pixels, self.settings_of_images)
 
+    def record(self, arguments: FinetuneArguments, model: PreTrainedModel) -> dict[str, Any]:
+        record = super().record(arguments, model)
+        return {**record, "freeze_encoder": True} if arguments.model.freeze_encoder else record
+
     def make_trainer(
         self,
         arguments: FinetuneArguments,
@@ -76,7 +102,7 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         **common: Any,
     ) -> SegmentationTrainer:
         augmentation, segmentation = arguments.augmentation, arguments.segmentation
-        size = model.config.backbone_config.image_size
+        size = encoder_config(model).image_size
         # For pipelines, which scale each image to the size of a crop.
         square = {"height": size, "width": size}
         processor: BaseImageProcessor
@@ -107,7 +133,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
             }
         if segmentation.stride is not None and segmentation.stride > size:
             raise UserError(f"--stride {segmentation.stride}: windows of {size} pixels would leave gaps.")
-        return SegmentationTrainer(
+        trainer_class = FrozenSegmentationTrainer if isinstance(model, LinearSegmenter) else SegmentationTrainer
+        return trainer_class(
             model=model,
             processing_class=processor,
             eval_transform=SegmentationEvaluationTransform(size),
@@ -121,14 +148,18 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         )
 
     def describe_details(self, trainer: SegmentationTrainer, arguments: FinetuneArguments) -> str:
-        size, patch = trainer.crop_size, trainer.model.config.backbone_config.patch_size
+        config = encoder_config(trainer.model)
+        size, patch = trainer.crop_size, config.patch_size
         windows = f"windows of {size} px every {trainer.stride} px"
         if arguments.recipe.eval_only:
             return windows
-        scale, drop_path_rate = trainer.train_transform.scale_range, trainer.model.config.backbone_config.drop_path_rate
+        scale, drop_path_rate = trainer.train_transform.scale_range, config.drop_path_rate
+        trained = f"layer decay {trainer.layer_decay:g}, drop path {drop_path_rate:g}"
+        if arguments.model.freeze_encoder:
+            trained = "a linear layer on the frozen encoder"
         return (
-            f"crops of {size} px at scale {scale[0]:g} to {scale[1]:g}, patch {patch}; "
-            f"layer decay {trainer.layer_decay:g}, drop path {drop_path_rate:g}; evaluation with {windows}"
+            f"crops of {size} px at scale {scale[0]:g} to {scale[1]:g}, patch {patch}; {trained}; "
+            f"evaluation with {windows}"
         )
 
     def report(self, trainer: SegmentationTrainer) -> tuple[str, list[str]]:
@@ -137,6 +168,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
             return "", []
         save_classes(trainer.confusion, trainer.class_names, output_dir)
         files = ["classes.png", "classes.json"]
+        if isinstance(trainer, FrozenSegmentationTrainer) and trainer.train_dataset is not None:
+            files.insert(0, HEAD_FILE)
         if trainer.pictures:
             save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
             files.append("predictions.png")

@@ -1,7 +1,7 @@
 """The Trainer for semantic segmentation: UperNet's two losses, and evaluation by sliding windows."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,11 +79,11 @@ class SegmentationTrainer(FinetuningTrainer):
         num_pictures: the first N images of the evaluation are kept with truth and prediction in `pictures`.
 
     The loss is the cross-entropy summed over the pixels that are not ignored, divided by the number of all pixels (as
-    mmsegmentation's `avg_non_ignore=False`), plus that of the auxiliary head times its weight. So accumulated batches
-    equal a large one, up to the statistics of the heads' BatchNorm (which several GPUs share), and an ignored crop
-    gives 0 and not NaN.
+    mmsegmentation's `avg_non_ignore=False`), plus that of the auxiliary head, where there is one, times its weight. So
+    accumulated batches equal a large one, up to the statistics of the heads' BatchNorm (which several GPUs share), and
+    an ignored crop gives 0 and not NaN.
 
-    Raises ValueError where a process trains with one image at a time: BatchNorm has nothing to normalise with there.
+    Raises ValueError where a process trains UperNet with one image at a time: BatchNorm has nothing to normalise with.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class SegmentationTrainer(FinetuningTrainer):
         num_pictures: int = 8,
         **kwargs: Any,
     ):
-        if kwargs.get("train_source") is not None and args.train_batch_size == 1 and not shares_batch_norm(args):
+        trains_alone = kwargs.get("train_source") is not None and args.train_batch_size == 1
+        has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        if trains_alone and has_batch_norm and not shares_batch_norm(args):
             # UperNet also looks at the crop as one place: one value a channel.
             raise UserError("--per_device_train_batch_size 1: UperNet's BatchNorm needs two images at least.")
         super().__init__(model=with_shared_batch_norm(model, args), args=args, **kwargs)
@@ -109,7 +111,9 @@ class SegmentationTrainer(FinetuningTrainer):
         self.pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         # The model gives its auxiliary logits to its own loss only.
         self._auxiliary_logits: torch.Tensor | None = None
-        self.accelerator.unwrap_model(self.model).auxiliary_head.register_forward_hook(self._keep_auxiliary_logits)
+        auxiliary_head = getattr(self.accelerator.unwrap_model(self.model), "auxiliary_head", None)
+        if auxiliary_head is not None:
+            auxiliary_head.register_forward_hook(self._keep_auxiliary_logits)
 
     def _keep_auxiliary_logits(self, module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
         self._auxiliary_logits = logits
@@ -122,12 +126,14 @@ class SegmentationTrainer(FinetuningTrainer):
         inputs = dict(inputs)
         rows, classes = inputs.pop("row"), inputs.pop("labels")
         outputs = model(**inputs)
-        auxiliary, self._auxiliary_logits = cast(torch.Tensor, self._auxiliary_logits), None
-        auxiliary = nn.functional.interpolate(auxiliary, size=classes.shape[-2:], mode="bilinear", align_corners=False)
-        weight = self.accelerator.unwrap_model(self.model).config.auxiliary_loss_weight
-        loss = (
-            sum_over_pixels(outputs.logits, classes) + weight * sum_over_pixels(auxiliary, classes)
-        ) / classes.numel()
+        auxiliary, self._auxiliary_logits = self._auxiliary_logits, None
+        loss = sum_over_pixels(outputs.logits, classes)
+        if auxiliary is not None:
+            size = classes.shape[-2:]
+            auxiliary = nn.functional.interpolate(auxiliary, size=size, mode="bilinear", align_corners=False)
+            weight = self.accelerator.unwrap_model(self.model).config.auxiliary_loss_weight
+            loss = loss + weight * sum_over_pixels(auxiliary, classes)
+        loss = loss / classes.numel()
         self.guard.add_loss(loss, rows)
         return (loss, outputs) if return_outputs else loss
 
