@@ -203,12 +203,6 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         figures_title=f"{about['evaluated_on']}: {about['num_evaluated'] or 0:,} images",
         note="Measured at the end of the training by the same program.",
         before_after=None if task != PRETRAINING or about["start"] is None else before_and_after(history),
-        use_note=_use_note_of_bands(task) if is_of_bands else _use_note(task),
-        code=(
-            _code_of_bands(task, model)
-            if is_of_bands
-            else _code(task, model, examples[0] if examples else None, model_id, is_gray)
-        ),
         use_note=use_note,
         code=code,
         bands=_bands(_read_json(folder / PROCESSOR)) if is_of_bands else None,
