@@ -176,3 +176,18 @@ def test_refused_settings(arguments_of, vit_dir):
         prepare(arguments_of("--checkpoint_key", "teacher", start=()))
     with pytest.raises(ValueError, match="--decoder_warmup_steps guards what an encoder has learnt"):
         prepare(arguments_of("--decoder_warmup_steps", "3", start=()))
+
+
+def test_images_of_bands(arguments_of, bands_dir, band_encoder_dir, capsys):
+    """From a model of 8-bit images, whose patch projection is inflated, and from one of bands, which says how it wants
+    them."""
+    words = ("--dataset_name", bands_dir, "--max_steps", "2")
+    inflated, _ = prepare(arguments_of(*words, "--inflate_channels", "mean"))
+    said = capsys.readouterr().out
+    assert inflated.model.config.num_channels == 5 and inflated.model.config.is_band_model
+    assert "(not the source's); patch projection: inflated from 3 to 5 channels (mean)" in said
+    same, _ = prepare(arguments_of(*words, "--config_overrides", "", start=("--encoder_from", str(band_encoder_dir))))
+    there = ViTMAERobustForPreTraining.from_pretrained(band_encoder_dir)
+    tensors = same.model.state_dict()
+    assert same.model.config.band_settings() == there.config.band_settings() and "kept" in capsys.readouterr().out
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in there.state_dict().items())
