@@ -108,8 +108,8 @@ class DataArguments(BandArguments, DatasetArguments):
     """The images. Without --dataset_name and --config: scikit-learn's digits and the recipe made for them."""
 
     def __post_init__(self) -> None:
-        DatasetArguments.__post_init__(self)
         BandArguments.__post_init__(self)
+        DatasetArguments.__post_init__(self)
 
 
 @dataclass

@@ -69,6 +69,12 @@ RANGES: dict[str, Range] = {
     "dataset_retry_seconds": NOT_NEGATIVE,
     "max_bad_images": SHARE,
     "crop_scale": UP_TO_1,
+    "bands": NOT_NEGATIVE,
+    "show_bands": NOT_NEGATIVE,
+    "nodata": ANY,
+    "value_range": ANY,
+    "clip_percentiles": Range(0, 100),
+    "frame": NOT_NEGATIVE,
     "crop_pct": Range(0.1, 1),  # below, evaluation would resize to more than ten times the size of the crop
     # augmentation of fine-tuning
     "random_erasing": SHARE,
