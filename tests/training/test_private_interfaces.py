@@ -126,7 +126,12 @@ TABLE = [
     Private("transformers", TrainingArguments, "_n_gpu", None, "training/launch.py", "sets", _n_gpu),
     # ---- transformers: models and their settings ----
     *_models(
-        "_from_config", "(config, **kwargs)", "pretraining/task.py", "finetuning/classification/models.py", verb="calls"
+        "_from_config",
+        "(config, **kwargs)",
+        "pretraining/task.py",
+        "finetuning/classification/models.py",
+        "finetuning/segmentation/linear_head.py",
+        verb="calls",
     ),
     *_models("_init_weights", "(self, module)", MODEL, DETECTION),
     *_models("_no_split_modules", None, MODEL),
