@@ -76,7 +76,7 @@ def test_bad_recipes_end_in_one_sentence(tmp_path, capsys, content, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", "no_such_recipe"], "no recipe of that name. Recipes: adapt_small_64px, adapt_vit_base, attentive_probe"),
+        (["--config", "no_such_recipe"], "no recipe of that name. Recipes: adapt_small_64px, adapt_vit_base, "),
         (["--dataset_nam", "x"], "unknown --dataset_nam (did you mean '--dataset_name'?)"),
         (["--num_train_epochs", "many"], "invalid float value: 'many'"),
         (["--target_normalization", "patch"], "invalid choice"),

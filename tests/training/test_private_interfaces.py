@@ -115,7 +115,7 @@ TABLE = [
     ),
     *_trainers("_save", "(self, output_dir=None, state_dict=None)", "training/checkpointing.py"),
     *_trainers("_push_from_checkpoint", "(self, checkpoint_folder)", "training/publishing.py"),
-    *_trainers("_get_learning_rate", "(self)", "finetuning/trainer.py"),
+    *_trainers("_get_learning_rate", "(self)", "training/layer_decay.py"),
     *_trainers("_load_from_checkpoint", "(self, resume_from_checkpoint, model=None)", "finetuning/trainer.py"),
     *_trainers("_load_best_model", "(self)", "finetuning/trainer.py"),
     *(
