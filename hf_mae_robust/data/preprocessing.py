@@ -235,9 +235,10 @@ class RandomCrop:
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(C, h, w)` of the crop -> `(C, H, W)`."""
-        if pixels.shape[-2:] != self.image_size:  # otherwise interpolation changes nothing
-            # uint8 has nothing missing, and goes the shorter way.
-            pixels = self._resize(pixels) if pixels.dtype == torch.uint8 else resize_with_missing(pixels, self._resize)
+        if pixels.dtype == torch.uint8:  # most images: nothing of them is missing
+            pixels = self._resize(pixels)
+        elif pixels.shape[-2:] != self.image_size:  # otherwise interpolation changes nothing
+            pixels = resize_with_missing(pixels, self._resize)
         if self.horizontal_flip and torch.rand(()) < 0.5:
             pixels = pixels.flip(-1)
         if self.vertical_flip or self.rot90:
