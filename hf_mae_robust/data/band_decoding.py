@@ -39,10 +39,11 @@ def decode_band_regions(
     try:
         image = read_stored(value, form, min_side)
         parts = [form.apply(image, *part) for part in choose(*image.pixels.shape[-2:])]
-        if num_channels is not None and any(len(part) != num_channels for part in parts):
-            raise BandError(f"an image of {len(parts[0])} bands, where {num_channels} are wanted", "mismatch")
-        if any(_is_missing(part) for part in parts) and _is_missing(form.apply(image)):
-            raise ImageDecodingError("every pixel is missing (nodata)", "empty")
+        for part in parts:  # a generator for `any` would take longer than these looks
+            if num_channels is not None and len(part) != num_channels:
+                raise BandError(f"an image of {len(part)} bands, where {num_channels} are wanted", "mismatch")
+            if _is_missing(part) and _is_missing(form.apply(image)):
+                raise ImageDecodingError("every pixel is missing (nodata)", "empty")
     except ImageDecodingError as error:
         raise located(error, value, row) from error
     except BandError as error:
@@ -51,8 +52,9 @@ def decode_band_regions(
 
 
 def _is_missing(pixels: np.ndarray) -> bool:
-    """Whether there is no valid pixel. A look at the first one is enough for nearly all images."""
-    return bool(np.isnan(pixels.flat[0])) and bool(np.isnan(pixels).all())
+    """Whether no pixel is valid. A look at the first one (NaN is unlike itself) is enough for nearly all images."""
+    first = pixels.item(0)
+    return first != first and bool(np.isnan(pixels).all())
 
 
 def read_stored(value: Any, form: BandForm, min_side: int = 1) -> BandImage:

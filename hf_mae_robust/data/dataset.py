@@ -83,6 +83,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
         self.source, self.transform, self.num_channels = source, in_two_steps(transform), num_channels
         self.seed, self.noise_length, self.replace_bad_images = seed, noise_length, replace_bad_images
         self.num_views = num_views
+        self.is_random = noise_length is not None or getattr(self.transform, "is_random", True)
 
     def __len__(self) -> int:
         num_rows: Any = self.source.num_rows  # a number: the source has random access
@@ -101,10 +102,12 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
     def _views(self, key: tuple[int, int], num_views: int) -> list[dict[str, Any]]:
         epoch, row = key
         labels = self.source.labels
+        if not self.is_random and num_views == 1:  # nothing is drawn, which saves a tenth of the time of small images
+            return [self._plain(row)]
         draws = ViewDraws([self._seed_of(epoch, max(row, 0), view) for view in range(num_views)])
         state = torch.get_rng_state()
         try:
-            images, label, skipped = self._decode(row, draws)
+            images, label, skipped = self._decode(row, num_views, draws)
             items = []
             for view, image in enumerate(images):
                 draws.take_up(view)
@@ -118,22 +121,32 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
         finally:
             torch.set_rng_state(state)
 
+    def _plain(self, row: int) -> dict[str, Any]:
+        """The item of a transform that draws nothing."""
+        images, label, skipped = self._decode(row, 1, None)
+        if images[0] is None:
+            return _filler(self.transform, self.source, self.num_channels, self.noise_length, skipped)
+        return _item(_finished(self.transform, self.source.labels, images[0], label), row, self.noise_length, skipped)
+
     def _seed_of(self, epoch: int, row: int, view: int) -> int:
         # numpy's SeedSequence takes ten times as long.
         key = b"%d %d %d %d" % (self.seed, epoch, row, view) if view else b"%d %d %d" % (self.seed, epoch, row)
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
-    def _decode(self, row: int, draws: ViewDraws) -> tuple[Sequence[torch.Tensor | None], Any, list[SkippedImage]]:
+    def _decode(
+        self, row: int, num_views: int, draws: ViewDraws | None
+    ) -> tuple[Sequence[torch.Tensor | None], Any, list[SkippedImage]]:
         """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
         was met on the way to it. The views begin again for each image that is tried."""
         skipped: list[SkippedImage] = []
         labels = self.source.labels
-        nothing: list[torch.Tensor | None] = [None] * len(draws.seeds)
+        nothing: list[torch.Tensor | None] = [None] * num_views
         if row < 0:
             return nothing, None, skipped
         for _ in range(min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad_images else 1):
             try:
-                draws.restart()
+                if draws is not None:
+                    draws.restart()
                 images = _decoded(
                     self.transform,
                     self.source.rows[row],
@@ -151,7 +164,8 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
             row = (row + 1) % len(self)
         if self.replace_bad_images:
             _raise_too_many(skipped)
-        draws.restart()
+        if draws is not None:
+            draws.restart()
         return nothing, None, skipped
 
 

@@ -141,7 +141,7 @@ class WholeImage:
     """A function of the decoded image (and its label, as of `Transform`) as a `Transform`."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.finish = function
+        self.finish, self.is_random = function, getattr(function, "is_random", True)
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         return 0, 0, height, width
@@ -163,7 +163,9 @@ def _final_size(processor: Any) -> tuple[int, int] | None:
 
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
-    device, for the whole batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
+    device, for all of the batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
+
+    is_random = False
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere
