@@ -191,7 +191,7 @@ import sys
 import torch
 from accelerate import PartialState
 from hf_mae_robust.statistics import statistics_pass
-from tests.pretraining.test_band_pass import CONFIG, source_of, stored
+from tests.statistics.test_band_pass import CONFIG, source_of, stored
 
 state = PartialState(cpu=True)
 statistics_pass.HF_HOME = sys.argv[1]
