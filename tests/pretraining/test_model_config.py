@@ -83,7 +83,7 @@ def test_mean_and_deviation_of_each_band_without_missing_pixels(folder, tmp_path
     assert {"reconstructions.png", "reconstruction_error_by_band.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_run_resumes_with_the_statistics_that_it_began_with(folder, tmp_path, monkeypatch, streaming):
     words = ["--clip_percentiles", "1", "99", "--dataset_streaming", streaming, "--save_strategy", "steps"]
     words += ["--save_steps", "2"]

@@ -252,6 +252,7 @@ def test_evaluating_again_gives_the_same(finished, arguments, tmp_path):
     assert (tmp_path / "again" / "classes.json").exists() and not (tmp_path / "again" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(finished, words, tmp_path):
     again = words("--eval_only", "--model_name_or_path", finished.folder, "--per_device_eval_batch_size", 2)
     outcome = run(again, tmp_path / "both", processes=2, script="finetune")
