@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..conversion.pixels import Pixels
 from ..data.bad_images import SkippedImages, describe
-from ..data.band_detection import find_stored_bands
+from ..data.band_detection import stored_bands_of
 from ..data.loaders import sequential_loader
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, Normalization, band_processor, evaluation_processor
@@ -139,9 +139,7 @@ def find_form(args: argparse.Namespace, source: ImageSource) -> tuple[ViTMAERobu
     flags = BandArguments(**{field.name: getattr(args, field.name, None) for field in fields(BandArguments)})
     values, form = _values(args), None
     if flags.asks_for_bands or source.needs_bands:
-        stored = source.stored or find_stored_bands(source, DataLocation.of(args, args.token))
-        if stored is None:
-            raise DataError(f"{source.description}: none of the images that were looked at can be decoded.")
+        stored = stored_bands_of(source, DataLocation.of(args, args.token))
         if args.image_statistics == "default":
             raise UserError(
                 f"--image_statistics default: {source.description} holds {stored}, for which no mean and "

@@ -58,7 +58,7 @@ def inflation_note(source: ModelSource, old: int, new: int) -> str:
 
 def fit_channels(encoder: PreTrainedModel, source: ModelSource) -> None:
     """Make an encoder (of a kind that `read_encoder` takes) one for images of `source.num_channels`, in place; mean and
-    deviation of its images are then what a new model of so many channels has. None, or as many: it stays as it is.
+    deviation of its images are then those of a new model with that number. None, or the same number: it stays as it is.
 
     Raises UserError as `check_inflation` and `inflate_projection`.
     """
@@ -79,8 +79,8 @@ def fit_channels(encoder: PreTrainedModel, source: ModelSource) -> None:
 
 
 def read_fitted_pixels(source: ModelSource, config: PreTrainedConfig) -> Pixels:
-    """As `read_pixels`; of an encoder that `fit_channels` gives another number of channels, as a new model of so many
-    wants its images. config: the checkpoint's own."""
+    """As `read_pixels`; of an encoder that `fit_channels` gives another number of channels, as a new model with that
+    number wants its images. config: the checkpoint's own."""
     if source.num_channels in (None, config.num_channels):
         return read_pixels(source, config)
     return pixels_of(ViTMAERobustConfig(num_channels=source.num_channels))

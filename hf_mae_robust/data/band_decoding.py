@@ -33,7 +33,7 @@ def decode_band_regions(
         for each part a float32 tensor `(C, height, width)`, NaN where a pixel is missing (see `BandForm.apply`).
 
     Raises:
-        ImageDecodingError: there is no image, none that can be decoded or used with this form, or no valid pixel in it.
+        ImageDecodingError: no image, one that cannot be decoded or used with this form, or all its pixels are missing.
         Exception: a path that is a URL could not be read, other than for want of the file.
     """
     try:

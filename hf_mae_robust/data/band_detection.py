@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..model.bands_vit_mae_robust import BandError, BandForm
 from .arrays import as_picture
 from .band_decoding import read_stored
 from .decoding import contents_of, size_of
-from .source import DataLocation, ImageSource, StoredBands
+from .source import DataLocation, ImageSource, Share, StoredBands, alone
 
 NUM_LOOKED_AT = 8
 
@@ -57,6 +58,15 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
     num_channels = numbers.most_common(1)[0][0]
     is_mixed = len(deep) < len(found)
     return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture, is_mixed=is_mixed)
+
+
+def stored_bands_of(source: ImageSource, location: DataLocation, share: Share = alone) -> StoredBands:
+    """What is stored, found out now where nobody has looked so far, as at pictures on the Hub. share: as of
+    `open_splits`. Raises DataError as `find_stored_bands`, and where no image can be decoded."""
+    stored = source.stored or share(partial(find_stored_bands, source, location))
+    if stored is None:
+        raise DataError(f"{source.description}: none of the images that were looked at can be decoded.")
+    return stored
 
 
 def _some(source: ImageSource) -> Iterable[Any]:

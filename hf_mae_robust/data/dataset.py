@@ -101,7 +101,6 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
 
     def _views(self, key: tuple[int, int], num_views: int) -> list[dict[str, Any]]:
         epoch, row = key
-        labels = self.source.labels
         if not self.is_random and num_views == 1:  # nothing is drawn, which saves a tenth of the time of small images
             return [self._plain(row)]
         draws = ViewDraws([self._seed_of(epoch, max(row, 0), view) for view in range(num_views)])
@@ -111,12 +110,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
             items = []
             for view, image in enumerate(images):
                 draws.take_up(view)
-                told = [] if view else skipped  # once
-                if image is None:
-                    items.append(_filler(self.transform, self.source, self.num_channels, self.noise_length, told))
-                else:
-                    content = _finished(self.transform, labels, image, label)
-                    items.append(_item(content, row, self.noise_length, told))
+                items.append(self._item_of(image, label, row, [] if view else skipped))  # told once
             return items
         finally:
             torch.set_rng_state(state)
@@ -124,9 +118,12 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
     def _plain(self, row: int) -> dict[str, Any]:
         """The item of a transform that draws nothing."""
         images, label, skipped = self._decode(row, 1, None)
-        if images[0] is None:
+        return self._item_of(images[0], label, row, skipped)
+
+    def _item_of(self, image: torch.Tensor | None, label: Any, row: int, skipped: list[SkippedImage]) -> dict[str, Any]:
+        if image is None:
             return _filler(self.transform, self.source, self.num_channels, self.noise_length, skipped)
-        return _item(_finished(self.transform, self.source.labels, images[0], label), row, self.noise_length, skipped)
+        return _item(_finished(self.transform, self.source.labels, image, label), row, self.noise_length, skipped)
 
     def _seed_of(self, epoch: int, row: int, view: int) -> int:
         # numpy's SeedSequence takes ten times as long.

@@ -18,7 +18,7 @@ from .table import EmbeddingFile
 
 # Classes with a colour and a line of the legend; the most frequent ones, where there are more.
 MAX_CLASSES = 20
-# The map is divided into so many columns and rows, and the image nearest to the middle of each is shown.
+# Columns and rows that the map is divided into; the image nearest to the middle of each cell is shown.
 GRID = (9, 7)
 PICTURE_PIXELS = 40
 MIN_IMAGES = 4

@@ -69,7 +69,7 @@ def _axis(shape: tuple[int, ...]) -> str | None:
 
 
 def one_frame(values: np.ndarray, frame: int | None, what: str = "frames") -> np.ndarray:
-    """Of an array whose first axis counts frames. Raises BandError: several and no choice, or there is no such."""
+    """Of an array whose first axis counts frames. Raises BandError: several and no choice, or a number beyond them."""
     if frame is None and len(values) > 1:
         size = " x ".join(map(str, values.shape[1:]))
         raise BandError(f"{len(values):,} {what} of {size}: say --frame N (0-based) for one of them")

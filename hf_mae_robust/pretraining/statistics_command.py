@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 
-from ..data.band_detection import find_stored_bands
+from ..data.band_detection import stored_bands_of
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
@@ -99,9 +99,7 @@ def _as_bands(
 ) -> tuple[ImageSource, int]:
     """The images read as the flags ask for, and how many bands that makes. Raises UserError where `num_channels` is
     given and another number."""
-    stored = source.stored or first_process(lambda: find_stored_bands(source, location))
-    if stored is None:
-        raise UserError(f"{source.description}: none of the images that were looked at can be decoded.")
+    stored = stored_bands_of(source, location, first_process)
     form = flags.band_form(stored.num_channels)
     number = stored.num_channels if form.bands is None else len(form.bands)
     if num_channels not in (None, number):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.band_detection import find_stored_bands
+from ..data.band_detection import stored_bands_of
 from ..data.source import DataLocation, ImageSource
 from ..errors import UserError
 from ..model import ViTMAERobustConfig
@@ -30,21 +30,10 @@ def given_settings(data: DataArguments, form: BandForm) -> dict[str, Any]:
 def known_settings(source: ImageSource, data: DataArguments, token: str | None) -> tuple[BandForm, dict[str, Any]]:
     """Before any statistics: the form of the images by the flags, and the settings that follow from it and from what is
     stored. Raises UserError where no image can be decoded, or the flags do not fit."""
-    stored = num_stored(source, data, token)
-    form = data.band_form(stored)
-    num_channels = len(form.bands) if form.bands is not None else stored
+    stored = stored_bands_of(source, DataLocation.of(data, token), first_process)
+    form = data.band_form(stored.num_channels)
+    num_channels = len(form.bands) if form.bands is not None else stored.num_channels
     return form, {"num_channels": num_channels, "rescale_factor": 1.0, **given_settings(data, form)}
-
-
-def num_stored(source: ImageSource, data: DataArguments, token: str | None) -> int:
-    """Channels of the files."""
-    stored = source.stored
-    if stored is None:  # of pictures on the Hub, which nobody has looked at so far
-        location = DataLocation.of(data, token)
-        stored = first_process(lambda: find_stored_bands(source, location))
-    if stored is None:
-        raise UserError(f"{source.description}: none of the images that were looked at can be decoded.")
-    return stored.num_channels
 
 
 def settings_of_checkpoint(checkpoint: str) -> dict[str, Any]:

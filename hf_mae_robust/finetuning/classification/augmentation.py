@@ -138,7 +138,7 @@ class FinetuningTransform:
 
 
 def checked(crop_scale: tuple[float, float], random_erasing: float) -> tuple[float, float]:
-    """LO and HI. Raises ValueError where these are no shares, or the other is no probability."""
+    """LO and HI. Raises ValueError where these are not shares, or the other is not a probability."""
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"--crop_scale {low} {high}: needs 0 < LO <= HI <= 1 (shares of the image's area).")
