@@ -139,8 +139,9 @@ def _key(path: str) -> tuple[tuple[str, ...], str, bool, bool]:
 
 def pair_maps(paths: Sequence[str]) -> Pairs:
     """Tell images from semantic maps: by folders (`images/` and `masks/`, ADE20K, Cityscapes, VOC, CamVid) or by the
-    ends and starts of names (`0.jpg` or `0_sat.jpg` and `0_mask.png`, `image_0.jpg` and `mask_0.png`). A folder is one of maps only where its files are called like images
-    elsewhere, so that classes called `mask` and `no_mask` stay classes."""
+    ends and starts of names (`0.jpg` or `0_sat.jpg` and `0_mask.png`, `image_0.jpg` and `mask_0.png`). A folder is one
+    of maps only where its files are called like images elsewhere, so that classes called `mask` and `no_mask` stay
+    classes."""
     keys = {path: _key(path) for path in paths}
     plain = [path for path in paths if not keys[path][2]]
     candidates = [path for path in paths if keys[path][2]]
@@ -219,9 +220,10 @@ def find_splits(paths: Sequence[str]) -> tuple[dict[str, Split], set[str]]:
     """Split name -> its images; and the names of those that only their folder's own name makes a split.
 
     The rule: the first level of folders on which every image lies in a folder called like a split holds the splits. One
-    such folder among others is a class (`car/`, `plane/`, `train/`), unless it alone has folders in it, another one
-    has folders of the same names (`train/cat`, `holdout/cat`), or images lie loose beside it; two different ones among others are splits, and each of the others is one of its own name. File
-    names decide only where each of them begins with a split's name. Without any, everything is "train".
+    such folder among others is a class (`car/`, `plane/`, `train/`), unless it alone has folders in it, another one has
+    folders of the same names (`train/cat`, `holdout/cat`), or images lie loose beside it; two different ones among
+    others are splits, and each of the others is one of its own name. File names decide only where each of them begins
+    with a split's name. Without any, everything is "train".
     """
     folders = {path: path.split("/")[:-1] for path in paths}
     depth = min((len(parts) for parts in folders.values()), default=0)
@@ -241,7 +243,9 @@ def find_splits(paths: Sequence[str]) -> tuple[dict[str, Split], set[str]]:
     alone = len(known) == 1 and (
         "" in named or (not is_flat[next(iter(known))] and all(is_flat[name] for name in among_others))
     )
-    inner = {name: {folders[path][level + 1] for path in named[name] if len(folders[path]) > level + 1} for name in named}
+    inner = {
+        name: {folders[path][level + 1] for path in named[name] if len(folders[path]) > level + 1} for name in named
+    }
     repeats = len(known) == 1 and any(inner[name] & inner[next(iter(known))] for name in among_others)
     if len(set(known.values())) > 1 or alone or repeats:
         splits = _by_level(paths, folders, level)

@@ -224,6 +224,10 @@ def test_two_processes_agree_with_one(tmp_path):
     np.testing.assert_allclose(first, [float(number) for number in alone], rtol=1e-10)
 
 
+def two_classes(features, column, description, _):
+    return find_maps(features, column, description, id2label="2")
+
+
 def test_semantic_maps_beside_the_images_are_not_read(tmp_path):
     """A segmentation from scratch measures the images of its labelled source."""
     images = [image[0] for image in stored()]
@@ -232,10 +236,9 @@ def test_semantic_maps_beside_the_images_are_not_read(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
     location = DataLocation(str(tmp_path), label_column_name="auto")
-    source, _ = open_splits(
-        location, eval_split=None, find_labels=lambda features, column, what, _: find_maps(features, column, what, "2")
-    )
+    source, _ = open_splits(location, eval_split=None, find_labels=two_classes)
     assert source.labels.is_joint
     source = replace(source, band_form=BandForm())
-    bands, _ = statistics_of_band_source(source, CONFIG, crop_pct=1.0, with_patches=False)
+    config = ViTMAERobustConfig(image_size=16, patch_size=8, num_channels=1)
+    bands, _ = statistics_of_band_source(source, config, crop_pct=1.0, with_patches=False)
     assert bands.mean[0] == pytest.approx(np.mean(images))
