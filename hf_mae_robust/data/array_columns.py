@@ -22,10 +22,9 @@ def holds_arrays(feature: Any) -> bool:
     return depth in (2, 3) and isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))
 
 
-def arrays_of_chunk(chunk: pa.Array) -> Sequence[np.ndarray | None]:
-    """The rows of a chunk: an array `(N, ...)` where all have one shape, else a list. None for a null.
-
-    Raises ValueError where the rows of a row's array have different lengths.
+def arrays_of_chunk(chunk: pa.Array) -> Sequence[Any]:
+    """The rows of a chunk: an array `(N, ...)` where all have one shape, else a list of arrays. None for a null; where
+    the lists within a row have different lengths, so that they are not an array, these lists, which decoding refuses.
     """
     array = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
     nulls = np.asarray(array.is_null()) if array.null_count else None
@@ -46,16 +45,17 @@ def arrays_of_chunk(chunk: pa.Array) -> Sequence[np.ndarray | None]:
     if nulls is None and all(len(size) and (size == size[0]).all() for size in sizes):
         return numbers.reshape(len(chunk), *(int(size[0]) for size in sizes))
     return [
-        None if nulls is not None and nulls[row] else _array_of_row(numbers, levels, row) for row in range(len(chunk))
+        None if nulls is not None and nulls[row] else _array_of_row(chunk, numbers, levels, row)
+        for row in range(len(chunk))
     ]
 
 
-def _array_of_row(numbers: np.ndarray, levels: Sequence[np.ndarray], row: int) -> np.ndarray:
+def _array_of_row(chunk: pa.Array, numbers: np.ndarray, levels: Sequence[np.ndarray], row: int) -> Any:
     start, end, shape = row, row + 1, []
     for offsets in levels:
         lengths = {int(b) - int(a) for a, b in pairwise(offsets[start : end + 1])}
         if len(lengths) > 1:
-            raise ValueError(f"an array with rows of different lengths ({', '.join(map(str, sorted(lengths)))})")
+            return chunk[row].as_py()
         shape.append(lengths.pop() if lengths else 0)
         start, end = int(offsets[start]), int(offsets[end])
     return numbers[start:end].reshape(shape)
@@ -70,13 +70,13 @@ class ArrayColumn:
     def __init__(self, column: pa.ChunkedArray, index: np.ndarray | None = None):
         self.chunks, self.index = column.chunks, index
         self.ends = np.cumsum([len(chunk) for chunk in self.chunks], dtype=np.int64)
-        self.read: dict[int, Sequence[np.ndarray | None]] = {}
+        self.read: dict[int, Sequence[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "read": {}}
 
-    def __getitem__(self, row: int) -> np.ndarray | None:
-        """Raises ValueError as `arrays_of_chunk`."""
+    def __getitem__(self, row: int) -> Any:
+        """As `arrays_of_chunk` gives it."""
         row = int(row if self.index is None else self.index[row])
         chunk = int(np.searchsorted(self.ends, row, side="right"))
         if chunk not in self.read:

@@ -86,7 +86,7 @@ def _readable(images: Any, rows: list[int]) -> Iterator[Any]:
     for row in rows:
         try:
             yield images[row]
-        except (DataError, ValueError):
+        except DataError:
             continue
 
 
@@ -100,7 +100,8 @@ def _look_at(value: Any, min_side: int, location: DataLocation) -> StoredBands:
         return StoredBands(header.num_channels or 3, "uint8", header.format, is_8_bit=True, has_picture=True)
     kind, is_8_bit = header.format if header is not None else "file", False
     if is_array:
-        kind = f"arrays of the shape {np.shape(contents)}"
+        with suppress(ValueError):  # lists of different lengths, which are refused below
+            kind = f"arrays of the shape {np.shape(contents)}"
         with suppress(ImageDecodingError):
             as_picture(contents, min_side)
             is_8_bit = True

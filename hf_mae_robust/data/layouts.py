@@ -83,7 +83,14 @@ _SUFFIX = re.compile(
     re.IGNORECASE,
 )
 _NEVER_THE_MAP = re.compile(r"color|instance|parts_|segmentationobject", re.IGNORECASE)
-_OF_IMAGES = re.compile(r"_leftimg8bit$", re.IGNORECASE)
+_OF_IMAGES = re.compile(r"[-_. ](leftimg8bit|sat|image|img|rgb)$", re.IGNORECASE)
+# The same before a number: `image_1.png` and `mask_1.png`.
+_BEFORE_MAPS = re.compile(
+    r"^(mask|masks|label|labels|gt|segmentation|seg|annotation|annotations|anno|groundtruth|ground_truth|trimap)"
+    r"[-_. ]?(?=\d)",
+    re.IGNORECASE,
+)
+_BEFORE_IMAGES = re.compile(r"^(sat|image|img|rgb|photo|picture)[-_. ]?(?=\d)", re.IGNORECASE)
 
 
 def split_of(name: str) -> str | None:
@@ -132,8 +139,9 @@ def _key(path: str) -> tuple[tuple[str, ...], str, bool, bool]:
 
 def pair_maps(paths: Sequence[str]) -> Pairs:
     """Tell images from semantic maps: by folders (`images/` and `masks/`, ADE20K, Cityscapes, VOC, CamVid) or by the
-    ends of names (`0.jpg` and `0_mask.png`). A folder is one of maps only where its files are called like images
-    elsewhere, so that classes called `mask` and `no_mask` stay classes."""
+    ends and starts of names (`0.jpg` or `0_sat.jpg` and `0_mask.png`, `image_0.jpg` and `mask_0.png`). A folder is one
+    of maps only where its files are called like images elsewhere, so that classes called `mask` and `no_mask` stay
+    classes."""
     keys = {path: _key(path) for path in paths}
     plain = [path for path in paths if not keys[path][2]]
     candidates = [path for path in paths if keys[path][2]]
@@ -142,12 +150,13 @@ def pair_maps(paths: Sequence[str]) -> Pairs:
     by_key: dict[tuple[tuple[str, ...], str], str] = {}
     for path in plain:
         folders, stem, *_ = keys[path]
-        by_key.setdefault((folders, stem), path)
-        by_key.setdefault((folders, _OF_IMAGES.sub("", stem)), path)
+        for name in (stem, _OF_IMAGES.sub("", stem), _BEFORE_IMAGES.sub("", stem)):
+            by_key.setdefault((folders, name), path)
 
     def owner(path: str) -> str | None:
         folders, stem, *_ = keys[path]
-        found = (by_key.get((folders, name)) for name in (stem, _SUFFIX.sub("", stem)))
+        names = (stem, _SUFFIX.sub("", stem), _BEFORE_MAPS.sub("", stem))
+        found = (by_key.get((folders, name)) for name in names)
         return next((image for image in found if image not in (None, path)), None)
 
     groups: dict[str, list[str]] = defaultdict(list)
@@ -161,11 +170,12 @@ def pair_maps(paths: Sequence[str]) -> Pairs:
             found |= set(group)
         elif has_image_folders:
             pairs.unpaired += group
-    by_suffix: dict[str, list[str]] = defaultdict(list)
+    by_mark: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in plain:
-        if (match := _SUFFIX.search(keys[path][1])) is not None:
-            by_suffix[re.sub(r"\d", "", match[1].lower())].append(path)
-    for group in by_suffix.values():
+        for place, marks in (("end", _SUFFIX), ("start", _BEFORE_MAPS)):
+            if (match := marks.search(keys[path][1])) is not None:
+                by_mark[place, re.sub(r"\d", "", match[1].lower())].append(path)
+    for group in by_mark.values():
         if 2 * sum(owner(path) is not None for path in group) >= len(group):
             found |= {path for path in group if owner(path) is not None}
     # Folders called like an image beside them hold its parts (ADE20K in full).
@@ -210,9 +220,10 @@ def find_splits(paths: Sequence[str]) -> tuple[dict[str, Split], set[str]]:
     """Split name -> its images; and the names of those that only their folder's own name makes a split.
 
     The rule: the first level of folders on which every image lies in a folder called like a split holds the splits. One
-    such folder among others is a class (`car/`, `plane/`, `train/`), unless it alone has folders in it, or images lie
-    loose beside it; two different ones among others are splits, and each of the others is one of its own name. File
-    names decide only where each of them begins with a split's name. Without any, everything is "train".
+    such folder among others is a class (`car/`, `plane/`, `train/`), unless it alone has folders in it, another one has
+    folders of the same names (`train/cat`, `holdout/cat`), or images lie loose beside it; two different ones among
+    others are splits, and each of the others is one of its own name. File names decide only where each of them begins
+    with a split's name. Without any, everything is "train".
     """
     folders = {path: path.split("/")[:-1] for path in paths}
     depth = min((len(parts) for parts in folders.values()), default=0)
@@ -232,7 +243,11 @@ def find_splits(paths: Sequence[str]) -> tuple[dict[str, Split], set[str]]:
     alone = len(known) == 1 and (
         "" in named or (not is_flat[next(iter(known))] and all(is_flat[name] for name in among_others))
     )
-    if len(set(known.values())) > 1 or alone:
+    inner = {
+        name: {folders[path][level + 1] for path in named[name] if len(folders[path]) > level + 1} for name in named
+    }
+    repeats = len(known) == 1 and any(inner[name] & inner[next(iter(known))] for name in among_others)
+    if len(set(known.values())) > 1 or alone or repeats:
         splits = _by_level(paths, folders, level)
         return splits, {name or "." for name in among_others}
     starts = [re.split(r"[-_. 0-9]+", path.rpartition("/")[2].lower())[0] for path in paths]

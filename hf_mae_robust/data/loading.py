@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
@@ -100,6 +101,16 @@ def _sentences(name: str) -> Iterator[None]:
     except Exception as error:
         while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
             error = error.__cause__  # it says only that something went wrong
+        if isinstance(error, CastError):
+            raise DataError(
+                f"--dataset_name {name}: one of its files has the columns {', '.join(error.table_column_names)}, and "
+                f"another {', '.join(error.requested_column_names)}. Write all files with the same columns."
+            ) from error
+        if HF_HUB_OFFLINE and isinstance(error, ConnectionError) and not Path(name).exists():
+            raise DataError(
+                f"--dataset_name {name}: no such file or folder. The Hub cannot be asked (offline mode), and its cache "
+                "has no such data set."
+            ) from error
         archive = next(Path(name).glob("**/*.zip"), None) if Path(name).is_dir() else None
         if archive is not None:
             raise DataError(

@@ -127,9 +127,22 @@ def open_splits(
                 )
         elif (warning := describe_brightness(train)) is not None:
             note(warning)
+        if (name_of_class := _only_class(train)) is not None:
+            note(
+                f"{train.description}: Warning: all {train.num_rows:,} images are of the class '{name_of_class}', so "
+                "there is nothing to tell apart"
+            )
     if train_val_split and evaluation is None and train is not None:
         return _hold_out(train, data, train_val_split, seed)
     return train, evaluation
+
+
+def _only_class(source: ImageSource) -> str | None:
+    """The class of all images, where several are named and a table shows that only one occurs."""
+    classes = source.rows.classes if isinstance(source.rows, TableRows) else None
+    if source.labels is None or classes is None or not len(classes) or (classes != classes[0]).any():
+        return None
+    return source.labels.class_names[int(classes[0])]
 
 
 def _with_stored_bands(

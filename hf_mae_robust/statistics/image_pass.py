@@ -3,6 +3,7 @@ decoded are left out, counted and limited."""
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from accelerate import PartialState
@@ -42,7 +43,7 @@ class ImagePass:
         self.source, self.title, self.skipped = source, title, SkippedImages(None, max_bad_images)
         state = PartialState()
         self.loader = sequential_loader(
-            source,
+            replace(source, labels=None),  # maps and objects would be decoded, and handed to `transform`
             transform,
             num_channels,
             batch_size=batch_size,

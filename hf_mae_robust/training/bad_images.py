@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 class BadImages(TrainerCallback):
     """Ends the training where too many images cannot be decoded. It looks before anything is logged, evaluated or
-    saved.
+    saved, and at the end: a short run may do none of these before its weights are written.
 
     Args:
         trainer: whose `train_dataset` and `eval_dataset` are `ImageSource`s. max_fraction: see `SkippedImages`.
@@ -66,3 +66,8 @@ class BadImages(TrainerCallback):
             self.check()
 
     on_epoch_end = on_step_end
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.check()

@@ -172,4 +172,5 @@ def check_ranges(flags: Mapping[str, Any], ranges: Mapping[str, Range] = RANGES)
             continue
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int | float) and number not in wanted:
-                raise UserError(f"--{name} {number:g}: must be {wanted}.")
+                finite = " and finite" if number == math.inf and "finite" not in str(wanted) else ""
+                raise UserError(f"--{name} {number:g}: must be {wanted}{finite}.")

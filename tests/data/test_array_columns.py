@@ -6,8 +6,10 @@ import pytest
 from datasets import Array2D, Array3D, Dataset, Features, List, Value
 
 from hf_mae_robust.data.array_columns import ArrayColumn, arrays_of_chunk, holds_arrays
+from hf_mae_robust.data.decoding import decode_image
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.errors import ImageDecodingError
 
 RNG = np.random.default_rng(0)
 NESTED = List(List(List(Value("uint16"))))
@@ -56,10 +58,24 @@ def test_parts_of_chunks_and_lists_of_fixed_size():
     assert np.array_equal(arrays_of_chunk(sliced), arrays[3:])
 
 
-def test_rows_of_pixels_of_different_lengths_are_refused():
+def test_lists_of_different_lengths_stay_lists_and_the_rows_beside_them_are_arrays():
     column = ArrayColumn(pa.chunked_array([pa.array([[[1, 2], [3]], [[1, 2], [3, 4]]])]))
-    with pytest.raises(ValueError, match=r"rows of different lengths \(1, 2\)"):
-        column[0]
+    assert column[0] == [[1, 2], [3]]
+    assert np.array_equal(column[1], [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_is_not_an_array_is_a_bad_image(tmp_path, streaming):
+    good = images((8, 8), "uint8", count=3)
+    rows = [[[1, 2], [3]], *(image.tolist() for image in good)]
+    Dataset.from_dict({"image": rows}, Features({"image": List(List(Value("uint8")))})).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    location = DataLocation(str(tmp_path), dataset_streaming=streaming, image_column_name="image")
+    source, _ = open_splits(location, eval_split=None)
+    assert np.array_equal(source.rows[1], good[0])
+    with pytest.raises(ImageDecodingError, match="different lengths"):
+        decode_image(source.rows[0], 1, 0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

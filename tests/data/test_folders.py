@@ -67,6 +67,12 @@ LAYOUTS = {
     ),
     "splits within classes": (each("cat/train cat/test dog/train dog/test"), {"train": 6, "test": 6}, ("cat", "dog")),
     "YOLO": (each("images/train images/val"), {"train": 3, "validation": 3}, None),
+    "a split of another name with the same classes": (
+        each("train/cat train/dog holdout/cat holdout/dog"),
+        {"train": 6, "holdout": 6},
+        ("cat", "dog"),
+    ),
+    "numbered photos": (["image_1.jpg", "image_2.jpg", "img_1.jpg"], {"train": 3}, None),
     "nested classes": ([*each("train/cat train/dog/puppy")], {"train": 6}, ("cat", "dog")),
     "file names of splits among others": (["train_1.jpg", "test_1.jpg", "c.jpg"], {"train": 3}, None),
     "file names of splits": (["train_1.jpg", "train_2.jpg", "test_1.jpg"], {"train": 2, "test": 1}, None),
@@ -99,6 +105,9 @@ MAP_LAYOUTS = {
         each("gtFine/train/ulm gtFine/val/bonn", "a_gtFine_labelIds.png b_gtFine_labelIds.png"),
     ),
     "names": (["0.jpg", "1.jpg"], ["0_mask.png", "1_mask.png"]),
+    "DeepGlobe": (["0_sat.jpg", "1_sat.jpg"], ["0_mask.png", "1_mask.png"]),
+    "starts of names": (["image_0.jpg", "image_1.jpg"], ["mask_0.png", "mask_1.png"]),
+    "folders and starts of names": (["images/img0.jpg", "images/img1.jpg"], ["masks/mask0.png", "masks/mask1.png"]),
     "endings": (["0.jpg", "1.jpg"], ["0.png", "1.png"]),
     "folders that say nothing": (each("A"), each("B", "0.png 1.png 2.png")),
 }

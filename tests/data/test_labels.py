@@ -277,6 +277,15 @@ def test_a_replaced_image_brings_its_own_label(tmp_path, streaming, workers):
     assert all(batch["labels"].dtype == torch.int64 for batch in batches)
 
 
+@pytest.mark.parametrize(("classes", "is_said"), [([1, 1, 1], True), ([1, 0, 1], False)])
+def test_a_class_that_all_images_have_is_said(tmp_path, capsys, classes, is_said):
+    features = Features({"image": Image(), "label": ClassLabel(names=["ant", "bee"])})
+    pictures = photos(3)
+    Dataset.from_dict({"image": pictures, "label": classes}, features=features).to_parquet(tmp_path / "train.parquet")
+    open_splits(DataLocation(str(tmp_path), label_column_name="label"), eval_split=None)
+    assert ("all 3 images are of the class 'bee'" in capsys.readouterr().out) == is_said
+
+
 def test_parts_of_a_split_keep_their_labels(tmp_path):
     truth = [i * 7 % 3 for i in range(20)]
     data = table([NAMES[label] for label in truth], Value("string"))

@@ -2,14 +2,18 @@
 arrays."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.data.source import HeldRows, ImageSource
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation, HeldRows, ImageSource
 from hf_mae_robust.errors import DataError
+from hf_mae_robust.finetuning.segmentation.maps import find_maps
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.statistics import statistics_pass
 from hf_mae_robust.statistics.band_pass import statistics_of_band_source
@@ -218,3 +222,23 @@ def test_two_processes_agree_with_one(tmp_path):
     limits = value_range_of_source(source, 3, (1, 99))
     alone = [*bands.mean, *bands.std, *bands.missing, patches.mean.sum(), *sum(limits, ()), 7]
     np.testing.assert_allclose(first, [float(number) for number in alone], rtol=1e-10)
+
+
+def two_classes(features, column, description, _):
+    return find_maps(features, column, description, id2label="2")
+
+
+def test_semantic_maps_beside_the_images_are_not_read(tmp_path):
+    """A segmentation from scratch measures the images of its labelled source."""
+    images = [image[0] for image in stored()]
+    for number, image in enumerate(images):
+        for folder, pixels in (("images", image), ("masks", np.eye(16, dtype=np.uint8))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    location = DataLocation(str(tmp_path), label_column_name="auto")
+    source, _ = open_splits(location, eval_split=None, find_labels=two_classes)
+    assert source.labels.is_joint
+    source = replace(source, band_form=BandForm())
+    config = ViTMAERobustConfig(image_size=16, patch_size=8, num_channels=1)
+    bands, _ = statistics_of_band_source(source, config, crop_pct=1.0, with_patches=False)
+    assert bands.mean[0] == pytest.approx(np.mean(images))

@@ -62,6 +62,16 @@ def test_too_many_end_the_run_with_a_sentence(spoilt_set, tmp_path, capsys):
     assert (tmp_path / "out" / "skipped_images.jsonl").read_text()
 
 
+def test_a_run_that_logs_and_saves_nothing_looks_at_its_end(spoilt_set, tmp_path, capsys):
+    """8 steps, of which the Trainer would log the 500th."""
+    words = tiny_run(spoilt_set, "--num_train_epochs", "1", "--eval_strategy", "no", "--logging_steps", "500")
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--output_dir", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert "3 of 64 images" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
 def test_two_processes_agree_on_what_is_bad(spoilt_set, tmp_path):
     words = tiny_run(spoilt_set, "--per_device_train_batch_size", "4", "--dataloader_num_workers", "2")
     ended = run(words, tmp_path / "strict", processes=2)

@@ -155,6 +155,7 @@ def test_a_stream_cache_without_its_settings_is_refused(capsys, words, reason):
         (["--learning_rate", "-1"], "--learning_rate -1: must be above 0"),
         (["--learning_rate", "0"], "--learning_rate 0: must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate nan: must be above 0"),
+        (["--learning_rate", "inf"], "--learning_rate inf: must be above 0 and finite"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
         (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0: must be at least 1"),
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be at least 1"),

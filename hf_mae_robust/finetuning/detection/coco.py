@@ -27,8 +27,10 @@ def coco_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | Non
     images in `SPLIT/` or `images/SPLIT/`; None for other folders. The year is left out of a name where that is
     unambiguous, so that train2017 is "train" and val2017 "val"."""
     found = {}
-    for file in sorted(inside(folder, "annotations").glob(f"{PREFIX}*.json")):
-        split = file.stem.removeprefix(PREFIX)
+    for file in sorted(inside(folder, "annotations").glob("*.[jJ][sS][oO][nN]")):
+        if not file.name.lower().startswith(PREFIX):
+            continue
+        split = file.stem[len(PREFIX) :].lower()
         places = (inside(folder, split), inside(folder, "images", split))
         images = next((path for path in places if path.is_dir()), None)
         if images is not None:

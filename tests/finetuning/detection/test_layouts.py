@@ -37,6 +37,7 @@ def write(root, annotation, images, new=None):
         ("annotations/val.json", "images/val", "val"),
         ("annotations/instances_train2017.json", "train2017", "train"),
         ("Annotations/instances_train.json", "Images/Train", "train"),
+        ("Annotations/Instances_Train2017.json", "Train2017", "train"),
         ("_annotations.coco.json", ".", "train"),
         ("labels.json", "data", "train"),
     ],
