@@ -44,8 +44,8 @@ def _keep(ratio: float) -> dict[str, Any]:
 
 NUM_BLOCKS = {"smoke": 4, "small": 4, "paper": 12}
 # Images a second with `decoder_keep_ratio` 0.5 over those with all masked patches: of the small model with its data,
-# and of ViT-B's steps (benchmarks/README.md, "A part of the masked patches").
-SPEED_AT_HALF = {"small": 1.1, "paper": 1.2}
+# measured; of ViT-B by its operations (benchmarks/README.md, "A part of the masked patches").
+SPEED_AT_HALF = {"small": 1.13, "paper": 1.27}
 
 SCRATCH = Variant("scratch", "from scratch", None)
 MAE = Variant("mae", "MAE")
