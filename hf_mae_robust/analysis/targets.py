@@ -40,6 +40,7 @@ SMALL = {
     "decoder_num_attention_heads": 1,
     "decoder_intermediate_size": 1,
     "mid_mask_ratio": 0.0,
+    "decoder_keep_ratio": 1.0,
 }
 
 

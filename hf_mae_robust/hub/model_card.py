@@ -330,6 +330,8 @@ def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[s
         ingredients.append(
             f"{config['mid_mask_ratio']:.0%} mid-level mask tokens from block {config['mid_mask_layer_idx']}"
         )
+    if (kept := config.get("decoder_keep_ratio", 1)) < 1:  # config.json names it only then
+        ingredients.append(f"a random {kept:.0%} of the masked patches reconstructed in each training step")
     return (
         f"{what}, pre-trained{start} as a masked autoencoder on {data}, without labels: {config['mask_ratio']:.0%} of "
         f"the patches masked, {', '.join(ingredients)}."

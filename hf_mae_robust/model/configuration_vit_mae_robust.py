@@ -15,13 +15,14 @@ NORM_PIX_AXES = ("patch", "channel")
 # Of 8-bit images, whose mean and deviation are those of values in [0, 1]; and of a band model.
 RESCALE_FACTORS = (1 / 255, 1.0)
 # Fields that config.json names only where they are not at their default: that of an 8-bit model stays as it was
-# before there were band models, and that of a pre-training says nothing of backbones.
+# before there were band models and `decoder_keep_ratio`, and that of a pre-training says nothing of backbones.
 _NAMED_WHERE_CHANGED = (
     "rescale_factor",
     "bands",
     "nodata",
     "value_range",
     "norm_pix_axis",
+    "decoder_keep_ratio",
     "apply_layernorm",
     "reshape_hidden_states",
 )
@@ -30,6 +31,17 @@ _NAMED_WHERE_CHANGED = (
 def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """`16` -> `(16, 16)`; `[16, 8]` -> `(16, 8)` (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def kept_patches(num_mid: int, num_missing: int, keep_ratio: float) -> tuple[int, int]:
+    """How many masked patches the decoder keeps, of `num_mid` with mid-level tokens and of `num_missing` others.
+
+    Together `keep_ratio` of all, rounded, and at least one. Each kind keeps its share: the loss of the kept patches
+    estimates the loss of all of them, in which both kinds have their weight."""
+    # Not `round`, which torch.compile does not know of sizes that vary.
+    num_kept = max(1, int((num_mid + num_missing) * keep_ratio + 0.5))
+    num_kept_mid = min(num_mid, num_kept - int(num_missing * keep_ratio + 0.5))
+    return num_kept_mid, num_kept - num_kept_mid
 
 
 # `@strict` is not inherited: without it a subclass takes values of any type.
@@ -83,6 +95,13 @@ class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
         mid_mask_layer_idx (`int` in [0, num_hidden_layers), defaults to 8):
             0-based index of the encoder block before which the mid-level tokens are inserted. Looked at only when
             `mid_mask_ratio` > 0.
+        decoder_keep_ratio (`float` in (0, 1], defaults to 1.0):
+            Share of the masked patches that the decoder reconstructs in training. The others, drawn at random in each
+            step, are neither among its tokens nor in the loss, which saves their operations. Evaluation and
+            `reconstruct` take all. The encoder is left as it is: with mid-level tokens it sees all of them, and the
+            share is taken of the masked patches with such a token and of those without one separately. After the
+            decoder masking of VideoMAE V2 (Wang et al. 2023), which draws it with a pattern, and the partial
+            reconstruction of CrossMAE (Fu et al. 2024), whose decoder has cross-attention only.
         image_size, patch_size (`int` or a pair (height, width)):
             Need not be square; the image size must be a multiple of the patch size.
         layer_norm_eps (`float`, defaults to 1e-6): as in the official MAE code (stock: 1e-12).
@@ -125,6 +144,7 @@ class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
     mid_mask_ratio: float | int = 0.0
     mid_mask_layer_idx: int = 8
     norm_pix_axis: str = "patch"
+    decoder_keep_ratio: float | int = 1.0
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     rescale_factor: float | int = 1 / 255
@@ -209,7 +229,7 @@ class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
         return mean, (square / len(self.image_mean)) ** 0.5
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without those fields of band models and backbones that are at their defaults."""
+        """As in transformers, without those of `_NAMED_WHERE_CHANGED` that are at their defaults."""
         settings, defaults = super().to_dict(), type(self).__dataclass_fields__
         if self.out_indices == [self.num_hidden_layers]:
             del settings["out_features"], settings["out_indices"]
@@ -298,6 +318,18 @@ class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
             raise ValueError(
                 f"mid_mask_layer_idx={self.mid_mask_layer_idx!r}: must lie in [0, {self.num_hidden_layers - 1}] "
                 f"(num_hidden_layers={self.num_hidden_layers}), because mid_mask_ratio={self.mid_mask_ratio!r} > 0."
+            )
+
+        num_masked = self.num_patches - num_visible
+        if not 0.0 < self.decoder_keep_ratio <= 1.0:
+            raise ValueError(
+                f"decoder_keep_ratio={self.decoder_keep_ratio!r}: is a share of the masked patches, so it must lie in "
+                "(0, 1]; 1 keeps all."
+            )
+        if num_masked * self.decoder_keep_ratio < 0.5:
+            raise ValueError(
+                f"decoder_keep_ratio={self.decoder_keep_ratio!r} keeps none of {num_masked} masked patches: it must be "
+                f"at least {0.5 / num_masked:.3g}."
             )
 
     def _check_target(self) -> None:

@@ -41,7 +41,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vit_mae_robust import ViTMAERobustConfig, to_pair
+from .configuration_vit_mae_robust import ViTMAERobustConfig, kept_patches, to_pair
 
 # Of the variance under the square root, in the per-patch and in the population step (official code).
 TARGET_EPS = 1e-6
@@ -114,6 +114,32 @@ def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor,
     places = torch.arange(noise.shape[1], device=noise.device).expand_as(ids_shuffle)
     ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)
     return ids_shuffle, ids_restore, (ids_restore >= num_visible).to(torch.float32)
+
+
+def keep_for_decoder(
+    encoded: torch.Tensor, ids_shuffle: torch.Tensor, num_masked: int, keep_ratio: float
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Leave masked patches out of what the decoder gets (`decoder_keep_ratio`).
+
+    Of those with mid-level tokens and of the others, the first ones stay (`kept_patches`). They are in the order of
+    their noise, so these are a random part of each, for which nothing more has to be drawn.
+
+    Args:
+        encoded (`(B, 1 + n, d)`): CLS, the visible patches and the mid-level tokens.
+        ids_shuffle (`(B, L)`): patch indices: visible, with mid-level tokens, others.
+        num_masked: the last ones of them.
+
+    Returns:
+        `encoded` `(B, 1 + n', d)` and `ids_shuffle` `(B, L')` without what is left out; how many masked patches stay,
+        the last ones.
+    """
+    num_patches, num_encoded = ids_shuffle.shape[1], encoded.shape[1] - 1
+    num_missing = num_patches - num_encoded
+    num_mid, num_missing = kept_patches(num_masked - num_missing, num_missing, keep_ratio)
+    num_kept_encoded = num_patches - num_masked + num_mid
+    ids_missing = ids_shuffle[:, num_encoded : num_encoded + num_missing]
+    ids_kept = torch.cat([ids_shuffle[:, :num_kept_encoded], ids_missing], dim=1)
+    return encoded[:, : 1 + num_kept_encoded], ids_kept, num_mid + num_missing
 
 
 class TargetNormalizer(nn.Module):
@@ -435,7 +461,8 @@ class ViTMAERobustDecoder(nn.Module):
         """
         Args:
             hidden_states (`(B, 1 + n, d)`): the encoder's output: CLS, then the first n patches in shuffled order.
-            ids_shuffle (`(B, L)`): patch indices, those of `hidden_states` first.
+            ids_shuffle (`(B, L)`): patch indices, those of `hidden_states` first. Patches that are not among them are
+                left out.
             grid_size: patches (vertically, horizontally), where it is not that of `config.image_size`.
             num_outputs: predict only the last N patches in shuffled order. Default: all.
 
@@ -914,8 +941,9 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         Args:
             pixel_values (`(B, C, H, W)`): images normalised with `config.image_mean` and `config.image_std`; of a
                 band model NaN where a pixel is missing.
-            noise (`(B, L)`, *optional*): decides which patches are masked and which of these get mid-level tokens;
-                see [`ViTMAERobustModel.forward`].
+            noise (`(B, L)`, *optional*): decides which patches are masked, which of these get mid-level tokens (see
+                [`ViTMAERobustModel.forward`]), and which `config.decoder_keep_ratio` keeps: of the masked patches with
+                mid-level tokens, and of the others, those with the smallest values.
             interpolate_pos_encoding: take images of another size than `config.image_size`.
             return_logits: False leaves `logits` None and saves what is not needed for the loss: the visible patches in
                 the last decoder block and in the prediction.
@@ -926,6 +954,10 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
             not missing, 0 where there are none. Several processes, or accumulated batches, give the mean of their
             means, so a number weighs a little more where more of the others are missing. `logits` `(B, L, D)`; `mask`
             `(B, L)`, 1 = masked; `ids_restore`; `hidden_states` and `attentions` of the encoder on request.
+
+            In training mode with `config.decoder_keep_ratio` below 1, `loss` is the mean over the kept masked patches,
+            and `logits` are NaN at the others, for which nothing is predicted; `mask` is 1 at both. Evaluation mode
+            predicts all, whatever the ratio.
 
         Raises:
             ValueError: sizes or channels do not fit, or `target_normalization="global_patch"` has no statistics.
@@ -941,13 +973,19 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         grid_size = (pixel_values.shape[-2] // p, pixel_values.shape[-1] // q)
         num_patches = outputs.ids_shuffle.shape[1]
         num_masked = num_patches - int(num_patches * (1 - self.config.mask_ratio))
-        predicted = self.decoder(
-            outputs.last_hidden_state, outputs.ids_shuffle, grid_size, None if return_logits else num_masked
-        ).logits
-        target = self.compute_target(pixel_values, outputs.ids_shuffle[:, -num_masked:])
-        loss = self._loss(predicted[:, -num_masked:], target)
+        encoded, ids, num_predicted = outputs.last_hidden_state, outputs.ids_shuffle, num_masked
+        leaves_out = self.training and self.config.decoder_keep_ratio < 1
+        if leaves_out:
+            encoded, ids, num_predicted = keep_for_decoder(encoded, ids, num_masked, self.config.decoder_keep_ratio)
+        predicted = self.decoder(encoded, ids, grid_size, None if return_logits else num_predicted).logits
+        target = self.compute_target(pixel_values, ids[:, -num_predicted:])
+        loss = self._loss(predicted[:, -num_predicted:], target)
         logits = None
-        if return_logits:
+        if return_logits and leaves_out:
+            # NaN: whoever takes them for predictions notices.
+            nothing = predicted.new_full((len(predicted), num_patches, predicted.shape[-1]), float("nan"))
+            logits = nothing.scatter(1, ids.unsqueeze(-1).expand_as(predicted), predicted)
+        elif return_logits:
             rows = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)
             logits = predicted[rows, outputs.ids_restore]
         return ViTMAEForPreTrainingOutput(

@@ -19,6 +19,7 @@ CONFIG_FLAGS = (
     "decoder_attention_probs_dropout_prob",
     "mid_mask_ratio",
     "mid_mask_layer_idx",
+    "decoder_keep_ratio",
 )
 
 
@@ -61,6 +62,11 @@ class ModelArguments:
         None, "Share of all patches that join inside the encoder as mid-level mask tokens (0; the paper's study: 0.25)."
     )
     mid_mask_layer_idx: int | None = option(None, "Block (0-based) before which they join (8).")
+    decoder_keep_ratio: float | None = option(
+        None,
+        "Share of the masked patches, drawn at random, that the decoder reconstructs in training (1: all); evaluation "
+        "takes all.",
+    )
     norm_pix_axis: Literal["patch", "channel"] | None = option(
         None,
         "With --norm_pix_loss: normalise all numbers of a patch together (patch, as MAE), or each of its channels by "

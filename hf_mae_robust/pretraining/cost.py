@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from ..model.configuration_vit_mae_robust import kept_patches
 
 # Backward: one product for the gradient of the input, one for that of the weights.
 BACKWARD_TO_FORWARD = 2
@@ -56,23 +57,34 @@ class Block:
         )
 
 
+def patches_by_kind(config: ViTMAERobustConfig) -> tuple[int, int, int]:
+    """Visible patches, masked ones with mid-level tokens, other masked ones."""
+    visible, mid = int(config.num_patches * (1 - config.mask_ratio)), int(config.num_patches * config.mid_mask_ratio)
+    return visible, mid, config.num_patches - visible - mid
+
+
+def decoded_patches(config: ViTMAERobustConfig) -> tuple[int, int]:
+    """Masked patches that the decoder reconstructs in training: those with mid-level tokens, and others."""
+    return kept_patches(*patches_by_kind(config)[1:], config.decoder_keep_ratio)
+
+
 def blocks(config: ViTMAERobustConfig) -> list[Block]:
     """The blocks of a training step (`return_logits=False`), in their order."""
-    visible = int(config.num_patches * (1 - config.mask_ratio))
-    masked = config.num_patches - visible
-    mid = int(config.num_patches * config.mid_mask_ratio)
+    visible, mid, _ = patches_by_kind(config)
+    kept_mid, kept_missing = decoded_patches(config)
     result, tokens = [], 1 + visible
     for index in range(config.num_hidden_layers):
         joining = mid if mid and index == config.mid_mask_layer_idx else 0
         sizes = {"inputs": tokens, "outputs": tokens + joining, "keys": tokens + joining}
         result.append(Block(f"encoder {index}", config.hidden_size, config.intermediate_size, **sizes))
         tokens += joining
-    everything = 1 + config.num_patches
+    encoded = 1 + visible + kept_mid
+    everything = encoded + kept_missing
     for index in range(config.decoder_num_hidden_layers):
         is_last = index == config.decoder_num_hidden_layers - 1
         sizes = {
-            "inputs": tokens if index == 0 else everything,
-            "outputs": masked if is_last else everything,
+            "inputs": encoded if index == 0 else everything,
+            "outputs": kept_mid + kept_missing if is_last else everything,
             "keys": everything,
         }
         result.append(Block(f"decoder {index}", config.decoder_hidden_size, config.decoder_intermediate_size, **sizes))
@@ -82,13 +94,12 @@ def blocks(config: ViTMAERobustConfig) -> list[Block]:
 def forward_flops(config: ViTMAERobustConfig) -> dict[str, int]:
     """Operations of the forward pass of one image in a training step, by part. What is done once for a batch is
     left out: it is less than a hundredth."""
-    visible = int(config.num_patches * (1 - config.mask_ratio))
-    encoded = 1 + visible + int(config.num_patches * config.mid_mask_ratio)
+    visible, (kept_mid, kept_missing) = patches_by_kind(config)[0], decoded_patches(config)
     parts = {"patches": 2 * visible * config.patch_dim * config.hidden_size, "encoder": 0, "decoder": 0}
     for block in blocks(config):
         parts[block.name.split()[0]] += block.linear + block.attention
-    parts["decoder"] += 2 * encoded * config.hidden_size * config.decoder_hidden_size
-    parts["prediction"] = 2 * (config.num_patches - visible) * config.decoder_hidden_size * config.patch_dim
+    parts["decoder"] += 2 * (1 + visible + kept_mid) * config.hidden_size * config.decoder_hidden_size
+    parts["prediction"] = 2 * (kept_mid + kept_missing) * config.decoder_hidden_size * config.patch_dim
     return parts
 
 

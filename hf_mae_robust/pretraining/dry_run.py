@@ -8,7 +8,7 @@ from transformers import SchedulerType
 from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
 from .arguments import MAETrainingArguments
-from .cost import Block, blocks, forward_flops, memory, num_parameters, training_flops
+from .cost import blocks, forward_flops, memory, num_parameters, patches_by_kind, training_flops
 
 GIB = 2**30
 # Where --images_per_second does not say: a CPU, a GPU, a machine of GPUs.
@@ -20,7 +20,7 @@ def describe_plan(config: ViTMAERobustConfig, training: MAETrainingArguments, so
     warm-up filled in (training/setup.py: set_schedule)."""
     rows = [
         ("parameters", _parameters(config)),
-        ("tokens", _tokens(blocks(config))),
+        ("tokens", _tokens(config)),
         ("operations", _operations(config)),
         ("memory", _memory(config, training)),
         ("checkpoint", _checkpoint(config)),
@@ -36,14 +36,17 @@ def _parameters(config: ViTMAERobustConfig) -> str:
     return f"encoder {sizes['encoder']}, decoder {sizes['decoder']}; {sizes['trained']} of them trained"
 
 
-def _tokens(layers: list[Block]) -> str:
-    """Tokens attended to, by blocks; the last block of the decoder gives only the masked ones."""
+def _tokens(config: ViTMAERobustConfig) -> str:
+    """Tokens attended to, by blocks; the last block of the decoder gives only the masked ones that are predicted."""
     parts = []
+    layers = blocks(config)
     for (part, tokens), group in groupby(layers, lambda block: (block.name.split()[0], block.keys)):
         numbers = [block.name.split()[1] for block in group]
         span = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
         parts.append(f"{part} {span}: {tokens}")
-    return f"{', '.join(parts)} (masked patches: {layers[-1].outputs})"
+    masked = sum(patches_by_kind(config)[1:])
+    kept = f", {layers[-1].outputs} of them reconstructed in a step" if config.decoder_keep_ratio < 1 else ""
+    return f"{', '.join(parts)} (masked patches: {masked}{kept})"
 
 
 def _operations(config: ViTMAERobustConfig) -> str:

@@ -122,6 +122,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         ingredients = f"decoder dropout {config.decoder_attention_probs_dropout_prob}, target {target}"
         if config.mid_mask_ratio:
             ingredients += f", {config.mid_mask_ratio:.0%} mid-level tokens from block {config.mid_mask_layer_idx}"
+        if config.decoder_keep_ratio < 1:
+            ingredients += f", {config.decoder_keep_ratio:.0%} of the masked patches reconstructed in a step"
         image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
         return (
             f"Pre-training a masked autoencoder (encoder {config.hidden_size}x{config.num_hidden_layers}, decoder "

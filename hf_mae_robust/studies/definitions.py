@@ -1,4 +1,5 @@
-"""The paper's tables and its Figure 2 as studies: which variants are compared, and with which flags."""
+"""The paper's tables and its Figure 2 as studies, and one of our own: which variants are compared, and with which
+flags."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,12 +21,14 @@ GLOBAL_PATCH = {"target_normalization": "global_patch", "target_statistics": "au
 @dataclass(frozen=True)
 class Variant:
     """name: of its folders. label: in reports. changes: flags of run_pretrain that differ from BASELINE; None: no
-    pre-training. recipe: for `--scale paper`; the changes are added to that of the baseline."""
+    pre-training. recipe: for `--scale paper`; the changes are added to that of the baseline. epochs: of the
+    pre-training, over those of the others."""
 
     name: str
     label: str
     changes: dict[str, Any] | None = field(default_factory=dict, hash=False)
     recipe: str = "vit_base_mae_800ep"
+    epochs: float = 1.0
 
     def flags(self) -> dict[str, Any]:
         return {**BASELINE, **(self.changes or {})}
@@ -34,6 +37,15 @@ class Variant:
 def _mid(ratio: float, layer: int) -> dict[str, Any]:
     return {"mid_mask_ratio": ratio, "mid_mask_layer_idx": layer}
 
+
+def _keep(ratio: float) -> dict[str, Any]:
+    return {"decoder_keep_ratio": ratio}
+
+
+NUM_BLOCKS = {"smoke": 4, "small": 4, "paper": 12}
+# Images a second with `decoder_keep_ratio` 0.5 over those with all masked patches: of the small model with its data,
+# measured; of ViT-B by its operations (benchmarks/README.md, "A part of the masked patches").
+SPEED_AT_HALF = {"small": 1.13, "paper": 1.27}
 
 SCRATCH = Variant("scratch", "from scratch", None)
 MAE = Variant("mae", "MAE")
@@ -49,7 +61,8 @@ ROBUST = Variant(
 class Study:
     """title: of the report. variants: MAE among them, which the others are compared with. task: of the fine-tuning,
     None: only the pre-training is looked at. metrics: of the evaluation, with what they are called. paper: variant ->
-    the paper's figures, in the order of the metrics, and where they stand."""
+    the paper's figures, in the order of the metrics, and where they stand. same_target: of all variants, so that their
+    losses may be compared."""
 
     name: str
     title: str
@@ -58,6 +71,7 @@ class Study:
     metrics: tuple[tuple[str, str], ...] = (("eval_accuracy", "top-1"),)
     paper: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     paper_source: str = ""
+    same_target: bool = False
 
     @property
     def baseline(self) -> Variant:
@@ -135,11 +149,30 @@ def studies(num_blocks: int) -> dict[str, Study]:
             paper_source=imagenet,
         ),
         Study("figure2", "Figure 2: the losses of the six targets", tuple(targets), task=None, metrics=()),
+        Study(
+            "decoder_keep",
+            "A part of the masked patches in the decoder (decoder_keep_ratio)",
+            (
+                MAE,
+                Variant("keep_50", "50%", _keep(0.5)),
+                Variant("keep_25", "25%", _keep(0.25)),
+                # More epochs, in the time that MAE takes.
+                Variant(
+                    "keep_50_time",
+                    "50%, for as long",
+                    _keep(0.5),
+                    epochs=SPEED_AT_HALF["paper" if num_blocks == NUM_BLOCKS["paper"] else "small"],
+                ),
+            ),
+            task=None,
+            metrics=(),
+            same_target=True,
+        ),
     ]
     return {study.name: study for study in made}
 
 
-STUDIES = tuple(studies(12))
+STUDIES = tuple(studies(NUM_BLOCKS["paper"]))
 
 # ---- scales ----
 SEEDS = {"smoke": 1, "small": 3}
@@ -175,6 +208,8 @@ FEATURE_MEASURES = {
     "linear_probe_mean": "linear probe, mean over the epochs",
     "knn_accuracy": "nearest neighbours",
 }
+# Of the pre-training itself, where all variants have the same target.
+TRAINING_MEASURES = {"eval_loss": "held-out loss", "train_runtime": "seconds of training, probes included"}
 TOKEN_MEASURES = {  # the first one is the paper's
     "last block/uniformity": "uniformity of tokens, last block",
     "last block/similarity": "similarity of tokens, last block",
@@ -213,5 +248,4 @@ FINETUNE_PAPER = {
     "detection": "mask_rcnn_vit_base",
     "segmentation": "upernet_vit_base",
 }
-NUM_BLOCKS = {"smoke": 4, "small": 4, "paper": 12}
 NUM_BLOCKS_DENSE = 6

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from .definitions import FEATURE_MEASURES, TOKEN_MEASURES, Study
+from .definitions import FEATURE_MEASURES, TOKEN_MEASURES, TRAINING_MEASURES, Study
 
 # Of the runs of one kind: variant -> seed -> result.
 Results = dict[str, dict[int, dict[str, Any]]]
@@ -115,8 +115,10 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     finetuned = compare(study, results["finetune"], [name for name, _ in study.metrics])
     probed = compare(study, _with_more(pretrained, _mean_of_curve), FEATURE_MEASURES)
     analyzed = compare(study, _with_more(results["analyze"], _last_block), TOKEN_MEASURES)
+    trained = compare(study, pretrained, TRAINING_MEASURES) if study.same_target else {}
     reached = headline(study, pretrained)
     content = {"study": study.name, "command": command, "about": about}
+    content |= {"trained": trained} if trained else {}
     content |= {"finetuned": finetuned, "probed": probed, "analyzed": analyzed, "probe_reached": reached}
     (folder / f"{study.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     lines = [f"# {study.title}", "", "```bash", command, "```", ""]
@@ -131,6 +133,10 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
             f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
             "models, data and epochs are others.",
         ]
+    if trained:
+        lines += ["", "## Pre-training"]
+        for measure, label in TRAINING_MEASURES.items():
+            lines += ["", *_table(study, label, trained.get(measure, {}))]
     if probed:
         lines += ["", "## Features, frozen"]
         for measure, label in FEATURE_MEASURES.items():
@@ -147,13 +153,13 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
             "",
             *_overview(study, analyzed),
         ]
-    if finetuned or probed:
+    if finetuned or probed or trained:
         lines += [
             "",
             "n runs differ in the seed of pre-training and fine-tuning; the differences and p are of a paired t-test "
             f"with {study.baseline.label} by seed, not corrected for the number of rows.",
         ]
-    if study.task is None:
+    if study.task is None and not study.same_target:
         lines += ["", "## Losses", "", *_losses(study, pretrained)]
     for name, label in (("loss", "training loss"), (PROBE, "accuracy of the linear probe")):
         if _curves(study, pretrained, name, label, folder / f"{study.name}_{name}.png"):
@@ -231,7 +237,8 @@ def _probe_by_epoch(study: Study, pretrained: Results) -> list[str]:
                 epochs = [f"{epoch:.3g}" for epoch, _ in curves[0]]
                 lines = [f"| linear probe by epoch | {' | '.join(epochs)} |", "|---" * (len(epochs) + 1) + "|"]
             means = [f"{statistics.fmean(value for _, value in points):.4f}" for points in zip(*curves)]
-            lines.append(f"| {variant.label} | {' | '.join(means)} |")
+            longer = f" (epochs x {variant.epochs:g})" if variant.epochs != 1 else ""
+            lines.append(f"| {variant.label}{longer} | {' | '.join(means)} |")
     return lines
 
 

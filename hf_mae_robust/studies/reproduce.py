@@ -1,4 +1,4 @@
-"""python -m hf_mae_robust reproduce: the paper's tables and its Figure 2 as commands."""
+"""python -m hf_mae_robust reproduce: the paper's tables and its Figure 2, and a study of our own, as commands."""
 
 import argparse
 import os
@@ -101,6 +101,8 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
 
     def pretrain_run(variant: Variant, seed: int) -> Run:
         settings = {**pretraining, **variant.flags(), "seed": seed}
+        if variant.epochs != 1:
+            settings["num_train_epochs"] = _epochs(float(settings["num_train_epochs"]), variant)
         place = pretrained / f"{variant.name}-{seed}" / "pretrain"
         return Run("pretrain", place, settings, None, {"variant": variant.name, "seed": seed})
 
@@ -120,6 +122,10 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
                 settings = {**finetuning, **start, "seed": seed}
                 runs.append(Run("finetune", folder / name / "finetune", settings, first, described))
     return runs
+
+
+def _epochs(of_others: float, variant: Variant) -> float:
+    return round(variant.epochs * of_others, 3)
 
 
 def _common(args: argparse.Namespace) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def _changes(variant: Variant, study: Study) -> list[str]:
         for name, value in (variant.changes or {}).items()
         for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
-    return words + (["--num_train_epochs", "100"] if study.task is None else [])
+    return words + (["--num_train_epochs", f"{_epochs(100, variant):g}"] if study.task is None else [])
 
 
 def _results(runs: list[Run], module: str) -> Results:

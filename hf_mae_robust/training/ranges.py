@@ -56,6 +56,7 @@ RANGES: dict[str, Range] = {
     "decoder_attention_probs_dropout_prob": BELOW_1,
     "mid_mask_ratio": BELOW_1,
     "mid_mask_layer_idx": NOT_NEGATIVE,
+    "decoder_keep_ratio": UP_TO_1,
     "image_size": AT_LEAST_1,
     "drop_path_rate": BELOW_1,
     "lora_r": AT_LEAST_1,

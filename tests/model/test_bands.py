@@ -155,6 +155,19 @@ def test_a_patch_counts_by_its_valid_numbers(kind, norm_pix, axis):
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 
 
+@pytest.mark.parametrize(("kind", "norm_pix"), TARGETS)
+def test_of_the_kept_patches_too(kind, norm_pix):
+    model = band_model(target_normalization=kind, norm_pix_loss=norm_pix, decoder_keep_ratio=0.5).train()
+    pixels, noise = stored(), torch.rand(2, 16)
+    outputs = model(pixel_values(model, pixels), noise=noise)
+    kept = outputs.mask.bool() & ~outputs.logits.isnan().any(dim=-1)
+    assert kept.sum(dim=1).tolist() == [6, 6]
+    errors = (outputs.logits.detach().double().numpy() - expected_target(model, pixels))[kept.numpy()] ** 2
+    assert_close(outputs.loss.double(), torch.tensor(np.nanmean(errors)), rtol=1e-4, atol=1e-5)
+    outputs.loss.backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+
+
 def test_where_nothing_is_missing_the_loss_is_the_mean_over_masked_patches():
     model = band_model()
     values = pixel_values(model, stored(missing=False))

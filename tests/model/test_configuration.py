@@ -23,6 +23,7 @@ DEFAULTS = {
     "mid_mask_ratio": 0.0,
     "mid_mask_layer_idx": 8,
     "norm_pix_axis": "patch",
+    "decoder_keep_ratio": 1.0,
     "rescale_factor": 1 / 255,
     "bands": None,
     "nodata": None,
@@ -96,6 +97,11 @@ WRONG = [
         {"patch_size": 1, "num_channels": 1},
         ["norm_pix_loss=True", "patch_size=1", "num_channels=1", "norm_pix_loss=False"],
     ),
+    *[
+        ({"decoder_keep_ratio": value}, [f"decoder_keep_ratio={value}", "(0, 1]"])
+        for value in (0.0, -0.5, 1.5, float("nan"))
+    ],
+    ({"decoder_keep_ratio": 0.04}, ["decoder_keep_ratio=0.04", "none of 12", "at least 0.0417"]),
     ({"norm_pix_axis": "band"}, ["norm_pix_axis='band'", "patch", "channel"]),
     ({"norm_pix_axis": "channel", "patch_size": 1}, ["norm_pix_axis='channel'", "patch_size=1", "one pixel"]),
     *[({"rescale_factor": value}, [f"rescale_factor={value}", "1/255", "1.0"]) for value in (0.5, float("nan"))],
@@ -128,7 +134,8 @@ def test_docstring_names_every_field_of_ours_with_its_default():
     docstring = inspect.getdoc(ViTMAERobustConfig).replace("`", "")
     for field in vars(ViTMAERobustConfig)["__annotations__"]:
         assert field in docstring
-    for field in ("decoder_attention_probs_dropout_prob", "norm_pix_loss", "mid_mask_ratio", "mid_mask_layer_idx"):
+    fields = ("decoder_attention_probs_dropout_prob", "norm_pix_loss", "mid_mask_ratio", "mid_mask_layer_idx")
+    for field in (*fields, "decoder_keep_ratio"):
         line = next(line for line in docstring.splitlines() if line.strip().startswith(f"{field} ("))
         assert f"defaults to {DEFAULTS[field]}" in line
 
@@ -163,6 +170,7 @@ def test_wrong_setting_is_refused_and_the_message_helps(settings, parts):
         ("nodata", "0"),
         ("value_range", [0, 255]),
         ("norm_pix_axis", 1),
+        ("decoder_keep_ratio", "0.5"),
     ],
 )
 def test_wrong_type_is_refused(field, value):
@@ -177,6 +185,8 @@ def test_wrong_type_is_refused(field, value):
         {"mid_mask_ratio": 0.75, "mid_mask_layer_idx": 2},
         {"mid_mask_ratio": 0.25, "mid_mask_layer_idx": 0},
         {"decoder_attention_probs_dropout_prob": 0},
+        {"decoder_keep_ratio": 1},
+        {"decoder_keep_ratio": 0.05},
         {"patch_size": 1, "num_channels": 1, "norm_pix_loss": False},
         {"patch_size": 1, "norm_pix_axis": "channel", "norm_pix_loss": False},
         {**BANDS, "bands": [5, 5], "nodata": -9999.0, "value_range": [[-1, 0.5], [0, 1]]},
@@ -202,6 +212,7 @@ def test_limits_are_allowed(settings):
             "image_std": [0.3, 0.4],
             "num_channels": 2,
             "mid_mask_ratio": 0.25,
+            "decoder_keep_ratio": 0.5,
             "image_size": [32, 48],
             "patch_size": [8, 4],
         },
@@ -241,10 +252,11 @@ def test_image_statistics_default_to_one_half_where_there_are_not_three_channels
     assert list(config.image_mean) == list(config.image_std) == [0.5] * channels
 
 
-def test_config_of_an_8_bit_model_names_no_field_of_band_models(tmp_path):
+def test_config_of_an_8_bit_model_names_no_field_of_band_models_and_no_ratio_of_1(tmp_path):
     """As before there were any, byte for byte."""
     config = ViTMAERobustConfig.from_pretrained(CHECKPOINT)
-    assert config.to_dict().keys().isdisjoint({"rescale_factor", "bands", "nodata", "value_range", "norm_pix_axis"})
+    later = {"rescale_factor", "bands", "nodata", "value_range", "norm_pix_axis", "decoder_keep_ratio"}
+    assert config.to_dict().keys().isdisjoint(later)
     config.save_pretrained(tmp_path)
     before = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
     del before["use_cache"]  # the Trainer's

@@ -70,8 +70,8 @@ def test_compiles_without_a_graph_break():
     assert_close(step(model), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_compiles_with_dropped_edges_and_drawn_masks():
-    model = build(**ALL_ON).train()
+def test_compiles_with_dropped_edges_drawn_masks_and_patches_left_out():
+    model = build(**ALL_ON, decoder_keep_ratio=0.5).train()
     model.compile(fullgraph=True, backend="aot_eager")
     pixel_values = images()
     first, second = model(pixel_values).loss, model(pixel_values).loss

@@ -11,6 +11,8 @@ from tests.helpers import TINY
 SETTINGS = [
     {},
     {"mid_mask_ratio": 0.25},
+    {"decoder_keep_ratio": 0.5},
+    {"mid_mask_ratio": 0.25, "decoder_keep_ratio": 0.25},
     {"mask_ratio": 0.6, "decoder_num_hidden_layers": 1, "image_size": 192},
     {"mid_mask_ratio": 0.75, "mid_mask_layer_idx": 0, "hidden_size": 384, "num_attention_heads": 6},
     {"num_channels": 13, "rescale_factor": 1.0, "image_mean": [0.1] * 13, "image_std": [0.2] * 13, "patch_size": 32},
@@ -39,7 +41,19 @@ def test_tokens_of_each_block():
     assert [block.outputs for block in blocks(config)] == [50] * 8 + [99] * 4 + [197] * 7 + [147]
 
 
-@pytest.mark.parametrize("settings", [{}, {"mid_mask_ratio": 0.25}])
+def test_fewer_tokens_and_operations_where_the_decoder_keeps_a_part():
+    config = ViTMAERobustConfig(mid_mask_ratio=0.25, decoder_keep_ratio=0.5)
+    # CLS, 49 visible patches, 25 of 49 with mid-level tokens, 49 of 98 others.
+    assert [block.outputs for block in blocks(config)] == [50] * 8 + [99] * 4 + [124] * 7 + [74]
+    everything = ViTMAERobustConfig(mid_mask_ratio=0.25)
+    assert forward_flops(config)["encoder"] == forward_flops(everything)["encoder"]
+    assert training_flops(config) < 0.85 * training_flops(everything)
+    assert memory(config, 8).activations < memory(everything, 8).activations
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"mid_mask_ratio": 0.25}, {"mid_mask_ratio": 0.25, "decoder_keep_ratio": 0.5}]
+)
 def test_activations_are_what_autograd_keeps(settings):
     config = ViTMAERobustConfig(
         decoder_attention_probs_dropout_prob=0.0, hidden_size=192, num_attention_heads=3, intermediate_size=768,

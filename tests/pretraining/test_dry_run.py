@@ -59,6 +59,10 @@ def test_of_the_paper(settings, capsys):
     plan = plan_of(capsys, {**settings, "config_overrides": "image_size=224"}, "--per_device_train_batch_size", 8)
     assert "encoder 85.80 M, decoder 26.11 M" in plan["parameters"]
     assert "encoder 0 to 7: 50, encoder 8 to 11: 99, decoder 0 to 7: 197 (masked patches: 147)" in plan["tokens"]
+    half = plan_of(capsys, {**settings, "config_overrides": "image_size=224"}, "--decoder_keep_ratio", 0.5)
+    assert "decoder 0 to 7: 124 (masked patches: 147, 74 of them reconstructed in a step)" in half["tokens"]
+    operations = [float(re.search(r"([\d.]+) in training", each["operations"])[1]) for each in (half, plan)]
+    assert operations[0] < 0.85 * operations[1]
     assert "h at 1,000 images/s" in plan["time"]
 
 

@@ -68,6 +68,25 @@ def test_the_report_says_what_was_found(tmp_path):
     assert compare(study, {}, ["eval_accuracy"]) == {} and headline(study, {}) == {}
 
 
+def test_losses_of_one_target_are_compared(tmp_path):
+    study = studies(4)["decoder_keep"]
+    pretrained = {
+        name: {seed: made_up(name, seed, 0.5, [0.1, 0.2, 0.3]) for seed in range(2)}
+        for name in ("mae", "keep_50", "keep_50_time")
+    }
+    for name, losses in {"mae": (0.60, 0.62), "keep_50": (0.61, 0.64), "keep_50_time": (0.58, 0.61)}.items():
+        for seed, loss in enumerate(losses):
+            pretrained[name][seed]["metrics"] |= {"eval_loss": loss, "train_runtime": 90.0 + 10 * seed}
+    results = {"pretrain": pretrained, "analyze": {}, "finetune": {}}
+    path = write_report(study, results, tmp_path, "the command", {"data": "made up"})
+    text, content = path.read_text(), json.loads((tmp_path / "decoder_keep.json").read_text())
+    assert content["trained"]["eval_loss"]["keep_50"]["against_baseline"]["difference"] == pytest.approx(0.015)
+    assert "| 50% | 2 | 0.6250 | 0.0212 | +0.0150" in text and "| MAE | 2 | 95.0000 |" in text
+    assert "different units" not in text
+    longer = next(variant.epochs for variant in study.variants if variant.name == "keep_50_time")
+    assert f"| 50%, for as long (epochs x {longer:g}) | 0.1000 |" in text  # the probe by epoch
+
+
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
 def test_the_reports_in_benchmarks_are_those_of_the_results_beside_them(path, tmp_path):
     results = path.parents[1]

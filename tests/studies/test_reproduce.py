@@ -61,7 +61,24 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
             assert groups[-1].max_steps == 3
     names = {run.described["variant"] for run in runs}
     assert names == {variant.name for variant in study.variants}
-    assert name == "figure2" or {"scratch", "mae"} <= names
+    assert ({"mae"} if study.task is None else {"scratch", "mae"}) <= names
+
+
+def test_what_is_to_take_as_long_has_more_epochs_whoever_chose_them():
+    study = studies(4)["decoder_keep"]
+    as_long = next(variant for variant in study.variants if variant.epochs != 1)
+    for more, of_others in (([], 5), (["--num_train_epochs", 10], 10), (["--pretrain_flags=--num_train_epochs 2"], 2)):
+        runs = runs_of(study, arguments("decoder_keep", "--dataset_name", "path/to/data", "--seeds", 1, *more))
+        epochs = {
+            run.described["variant"]: pretrain.make_parser().parse(run.words()).training.num_train_epochs
+            for run in runs
+            if run.module == "pretrain"
+        }
+        assert epochs.pop(as_long.name) == pytest.approx(of_others * as_long.epochs, abs=1e-3)
+        assert as_long.epochs > 1 and set(epochs.values()) == {of_others}
+    commands = paper_commands(studies(12)["decoder_keep"], arguments("decoder_keep", "--scale", "paper"))
+    epochs = [float(words[words.index("--num_train_epochs") + 1]) for words in commands]
+    assert epochs[:3] == [100, 100, 100] and 100 < epochs[3] < 150
 
 
 def test_tables_share_runs():

@@ -113,13 +113,21 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
         check_config(checkpoint, ViTMAERobustConfig(**{**TINY, "hidden_size": 64}, mask_ratio=0.5))
 
 
-@pytest.mark.parametrize("names", [("channel", "patch"), ("patch", "channel")])
-def test_a_setting_that_is_as_usual_on_one_side_is_compared(tmp_path, names):
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("norm_pix_axis", ("channel", "patch")),
+        ("norm_pix_axis", ("patch", "channel")),
+        ("decoder_keep_ratio", (0.5, 1.0)),
+        ("decoder_keep_ratio", (1.0, 0.5)),
+    ],
+)
+def test_a_setting_that_is_as_usual_on_one_side_is_compared(tmp_path, setting, values):
     checkpoint = write_checkpoint(tmp_path, 10)
-    there, here = (ViTMAERobustConfig(**TINY, norm_pix_axis=name) for name in names)
+    there, here = (ViTMAERobustConfig(**TINY, **{setting: value}) for value in values)
     there.save_pretrained(checkpoint)
     check_config(checkpoint, there)
-    with pytest.raises(CheckpointError, match=f"norm_pix_axis: '{names[0]}' there, '{names[1]}' here"):
+    with pytest.raises(CheckpointError, match=f"{setting}: {values[0]!r} there, {values[1]!r} here"):
         check_config(checkpoint, here)
 
 

@@ -1,7 +1,8 @@
 """Interrupted and resumed runs, in processes of their own, against the uninterrupted one: equal bit by bit.
 
-Dropout, augmentation, mid-level tokens and statistics are on. A streamed run is cut three times, in the first epoch,
-between two epochs and in a later one, and resumes with another number of worker processes each time.
+Dropout, augmentation, mid-level tokens, statistics and masked patches that are left out are on. A streamed run is cut
+three times, in the first epoch, between two epochs and in a later one, and resumes with another number of worker
+processes each time.
 """
 
 import signal
@@ -14,6 +15,7 @@ from tests.helpers import write_parquet_set
 from tests.runs import Run, run, tiny_run
 
 INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
+INGREDIENTS += ["--decoder_keep_ratio", "0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,7 @@ def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_pat
     whole = whole_run(processes, accumulation, streaming)
     steps_an_epoch = -(-12 // accumulation)
     assert len(whole.losses()) == 3 * steps_an_epoch
+    assert "50% of the masked patches reconstructed in a step" in whole.output
     cuts = [(steps_an_epoch - 3, 0), (steps_an_epoch - 1, 2), (2 * steps_an_epoch + 1, 4)]
     if streaming == "false":
         cuts = cuts[1:2]
