@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 from transformers import (
@@ -12,13 +13,14 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
 
 from ..errors import UserError
 from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.image_processing_vit_mae_robust import ViTMAERobustImageProcessor
-from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
+from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, is_cut, resize_with_missing
 from .shown import to_shown
 
 # Of random crops, width / height.
@@ -137,11 +139,26 @@ class Transform(Protocol):
         of labels.py): image and label -> the item's content, a dict."""
 
 
+@runtime_checkable
+class ShrinkingTransform(Transform, Protocol):
+    """A transform whose `finish` resizes the part before anything else, so that large images need not be decoded at
+    full size: `finish` then gets the part in the size of its target."""
+
+    def target(self, height: int, width: int) -> tuple[int, int] | None:
+        """Height and width to which a part of this size is resized, bicubic and with antialiasing. None: something else
+        happens to it."""
+
+
 class WholeImage:
-    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`."""
+    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`. Its method `target`, if it
+    has one, is that of a `ShrinkingTransform`."""
 
     def __init__(self, function: Callable[..., Any]):
         self.finish, self.is_random = function, getattr(function, "is_random", True)
+        self._target = getattr(function, "target", None)
+
+    def target(self, height: int, width: int) -> tuple[int, int] | None:
+        return None if self._target is None else self._target(height, width)
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         return 0, 0, height, width
@@ -179,6 +196,23 @@ class EvaluationTransform:
             if image.shape[-2:] == self.final_size:
                 return image
         return resize_with_missing(image, self._resize_and_crop)
+
+    def target(self, height: int, width: int) -> tuple[int, int] | None:
+        """As of `ShrinkingTransform`; None for processors of other kinds, or with another filter."""
+        processor = self.processor
+        is_known = type(processor) is CLIPImageProcessor and processor.do_resize
+        if not is_known or processor.resample != PILImageResampling.BICUBIC or is_cut(height, width):
+            return None
+        size = dict(processor.size)
+        if size.keys() == {"height", "width"}:
+            return size["height"], size["width"]
+        if size.keys() != {"shortest_edge"}:
+            return None
+        image = np.broadcast_to(np.uint8(0), (3, height, width))  # takes no memory
+        rows, columns = get_resize_output_image_size(
+            image, size["shortest_edge"], default_to_square=False, input_data_format=ChannelDimension.FIRST
+        )
+        return rows, columns
 
     def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
@@ -246,6 +280,10 @@ class RandomCrop:
         if self.vertical_flip or self.rot90:
             pixels = turned(pixels, *draw_turns(self.vertical_flip, self.rot90))
         return pixels
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """As of `ShrinkingTransform`."""
+        return self.image_size
 
     def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
         return interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]
