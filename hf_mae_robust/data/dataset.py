@@ -15,7 +15,7 @@ from .bad_images import SkippedImage, skipped_image
 from .band_decoding import decode_band_regions
 from .decoding import decode_regions
 from .labels import Labels
-from .preprocessing import ShrinkingTransform, Transform, in_two_steps
+from .preprocessing import Transform, in_two_steps
 from .source import ImageSource
 
 # More bad images than this one after another are not an accident: a wrong column, or files that are gone.
@@ -192,7 +192,7 @@ def _decoded(
 
     if form is not None:
         return decode_band_regions(value, form, regions, row, min_side, num_channels)
-    target = transform.target if scaled and isinstance(transform, ShrinkingTransform) else None
+    target = getattr(transform, "target", None) if scaled else None
     return decode_regions(value, num_channels, regions, row, min_side, target)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch.nn.functional import interpolate
 from transformers import (
@@ -13,8 +12,7 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..errors import UserError
 from ..model.bands_vit_mae_robust import BandForm
@@ -129,7 +127,12 @@ class Normalization:
 @runtime_checkable
 class Transform(Protocol):
     """A transform in two steps, so that no more of an image is decoded than is needed. Both may draw from torch's
-    global random number generator."""
+    global random number generator.
+
+    One whose `finish` begins with a bicubic resize with antialiasing may have a third method, `target(height, width)`:
+    height and width to which a part of this size is resized, or None where something else comes first. Of large images
+    `finish` then gets the part in that size, and they need not be decoded at full size.
+    """
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width, in pixels, of the part that `finish` needs of an image of this size."""
@@ -139,26 +142,13 @@ class Transform(Protocol):
         of labels.py): image and label -> the item's content, a dict."""
 
 
-@runtime_checkable
-class ShrinkingTransform(Transform, Protocol):
-    """A transform whose `finish` resizes the part before anything else, so that large images need not be decoded at
-    full size: `finish` then gets the part in the size of its target."""
-
-    def target(self, height: int, width: int) -> tuple[int, int] | None:
-        """Height and width to which a part of this size is resized, bicubic and with antialiasing. None: something else
-        happens to it."""
-
-
 class WholeImage:
-    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`. Its method `target`, if it
-    has one, is that of a `ShrinkingTransform`."""
+    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`, with the function's
+    `target` if it has one."""
 
     def __init__(self, function: Callable[..., Any]):
         self.finish, self.is_random = function, getattr(function, "is_random", True)
-        self._target = getattr(function, "target", None)
-
-    def target(self, height: int, width: int) -> tuple[int, int] | None:
-        return None if self._target is None else self._target(height, width)
+        self.target = getattr(function, "target", None)
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         return 0, 0, height, width
@@ -178,6 +168,19 @@ def _final_size(processor: Any) -> tuple[int, int] | None:
     return final if size in ({"height": final[0], "width": final[1]}, {"shortest_edge": min(final)}) else None
 
 
+def _resized_to(processor: Any) -> dict[str, int] | None:
+    """The size to which a processor resizes 8-bit images first of all, bicubic: its short side, or height and width;
+    None where it does something else."""
+    if type(processor) is not CLIPImageProcessor or not processor.do_resize:
+        return None
+    size = dict(processor.size)
+    is_known = processor.resample == PILImageResampling.BICUBIC and set(size) in (
+        {"shortest_edge"},
+        {"height", "width"},
+    )
+    return size if is_known else None
+
+
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
     device, for all of the batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
@@ -186,7 +189,7 @@ class EvaluationTransform:
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere
-        self.final_size = _final_size(processor)
+        self.final_size, self.resized_to = _final_size(processor), _resized_to(processor)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         if image.shape[-2:] == self.final_size:
@@ -198,21 +201,14 @@ class EvaluationTransform:
         return resize_with_missing(image, self._resize_and_crop)
 
     def target(self, height: int, width: int) -> tuple[int, int] | None:
-        """As of `ShrinkingTransform`; None for processors of other kinds, or with another filter."""
-        processor = self.processor
-        is_known = type(processor) is CLIPImageProcessor and processor.do_resize
-        if not is_known or processor.resample != PILImageResampling.BICUBIC or is_cut(height, width):
+        """As of `Transform`; None for processors of other kinds, or with another filter."""
+        size = self.resized_to
+        if size is None or is_cut(height, width):
             return None
-        size = dict(processor.size)
-        if size.keys() == {"height", "width"}:
+        if "shortest_edge" not in size:
             return size["height"], size["width"]
-        if size.keys() != {"shortest_edge"}:
-            return None
-        image = np.broadcast_to(np.uint8(0), (3, height, width))  # takes no memory
-        rows, columns = get_resize_output_image_size(
-            image, size["shortest_edge"], default_to_square=False, input_data_format=ChannelDimension.FIRST
-        )
-        return rows, columns
+        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(height, width) / min(height, width))
+        return (short, long) if height <= width else (long, short)
 
     def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
@@ -282,7 +278,7 @@ class RandomCrop:
         return pixels
 
     def target(self, height: int, width: int) -> tuple[int, int]:
-        """As of `ShrinkingTransform`."""
+        """As of `Transform`."""
         return self.image_size
 
     def _resize(self, pixels: torch.Tensor) -> torch.Tensor:

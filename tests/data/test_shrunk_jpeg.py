@@ -155,6 +155,9 @@ def test_other_formats_are_decoded_as_they_were(reductions):
 def test_a_processor_of_another_kind_gets_all_pixels():
     processor = evaluation_processor(MADE_FOR)
     assert EvaluationTransform(processor).target(1139, 1707) == (73, 109)
+    for size in [(1139, 1707), (1707, 1139), (500, 500), (613, 617), (97, 771)]:
+        expected = processor.resize(torch.zeros(1, *size), processor.size, processor.resample).shape[1:]
+        assert EvaluationTransform(processor).target(*size) == tuple(expected)
     assert EvaluationTransform(processor).target(100, 900) is None  # cut first
     processor.resample = Image.Resampling.BILINEAR
     assert EvaluationTransform(processor).target(1139, 1707) is None

@@ -140,7 +140,7 @@ class FinetuningTransform:
         return top, left, rows, columns
 
     def target(self, height: int, width: int) -> tuple[int, int]:
-        """As of `ShrinkingTransform`."""
+        """As of `Transform`."""
         rows, columns = self.crop.size
         return rows, columns
 
