@@ -86,7 +86,7 @@ def read_header(content: bytes) -> JpegHeader | None:
             is_clean = _MARKER.search(content, place + 2 + length, len(content) - 2) is None
             if header is None or not (is_one_scan and is_clean) or (asks_xmp and orientation in (None, _UNSAID)):
                 return None
-            return replace(header, orientation=orientation or 1)
+            return replace(header, orientation=orientation) if orientation not in (None, _UNSAID, 1) else header
         elif marker == APP1 and segment.startswith(b"Exif\0"):
             if orientation is not None or (orientation := _orientation(segment)) is None:
                 return None
