@@ -16,7 +16,6 @@ held in memory as encoded bytes. Batches of uint8 are what the workers hand over
 import argparse
 import io
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import datasets
 import simplejpeg
@@ -29,6 +28,7 @@ from torchvision.transforms import v2
 
 from hf_mae_robust.data.dataset import ImageDataset, collate
 from hf_mae_robust.data.preprocessing import Normalization, evaluation_processor, training_transform
+from hf_mae_robust.data.source import ImageSource
 
 
 def ways(
@@ -37,7 +37,7 @@ def ways(
     places = range(0, len(contents) - batch_size + 1, batch_size)
     processor = evaluation_processor(size)
     normalize = Normalization(processor, torch.device("cpu"))
-    source = SimpleNamespace(rows=contents, num_rows=len(contents), labels=None, description="photos")
+    source = ImageSource(contents, [len(contents)], True, "photos", "")
     transform, noise_length = training_transform(size, scale), (size // 16) ** 2
     dataset = ImageDataset(source, transform, 3, noise_length=noise_length)
     repeated = ImageDataset(source, transform, 3, noise_length=noise_length, num_views=num_views)

@@ -10,6 +10,8 @@ much then).
 - ours: run_pretrain.py's trainer.
 - run_mae.py's structure: `load_dataset`, torchvision's RandomResizedCrop, flip, ToTensor and Normalize in
   `set_transform`, stock ViTMAEForPreTraining, stock Trainer.
+
+With --large_photos 40 the images are 40 of the data set's photos, enlarged to 12 megapixels as in large_photos.py.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from large_photos import enlarged
 from paired import add_common_arguments, report
 from torchvision import transforms
 from tqdm.auto import tqdm
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("--dataset_name", required=True, help="Folder of Parquet files, or a Hub id.")
     parser.add_argument("--split", default="train", help="(%(default)s)")
     parser.add_argument("--image_column_name", default="image", help="(%(default)s)")
+    parser.add_argument("--large_photos", type=int, metavar="N", help="Train on N photos, enlarged to 12 megapixels.")
     parser.add_argument("--streaming", action="store_true", help="Ours with --dataset_streaming.")
     parser.add_argument("--model", choices=SIZES, default="small", help="(%(default)s)")
     parser.add_argument("--image_size", type=int, default=224, help="(%(default)s)")
@@ -142,20 +146,43 @@ def main() -> None:
     if arguments.child:
         train_alone(arguments)
         return
+    with tempfile.TemporaryDirectory() as folder:
+        words = sys.argv[1:]
+        if arguments.large_photos:
+            enlarge(arguments, Path(folder))
+            words += ["--dataset_name", folder, "--split", "train", "--image_column_name", "image"]
+        rates = measure_in_turns(arguments, words)
+    photos = f", {arguments.large_photos} photos of 12 MP" if arguments.large_photos else ""
+    report(f"ViT-{arguments.model}, end to end{photos}", rates, "run_mae.py's structure", path=arguments.json)
+
+
+def enlarge(arguments: argparse.Namespace, folder: Path) -> None:
+    """Write a Parquet file of large photos, in row groups of 10."""
+    column = arguments.image_column_name
+    table = datasets.load_dataset(arguments.dataset_name, split=arguments.split, streaming=True)
+    rows = table.select_columns([column]).take(arguments.large_photos)
+    images = [{"bytes": enlarged(row[column].convert("RGB")), "path": None} for row in rows]
+    features = datasets.Features({"image": datasets.Image()})
+    made = datasets.Dataset.from_dict({"image": images}, features=features)
+    made.to_parquet(str(folder / "train-00000-of-00001.parquet"), batch_size=10)
+
+
+def measure_in_turns(arguments: argparse.Namespace, words: list[str]) -> dict[str, list[float]]:
+    """Name -> images a second, one figure a run."""
     rates = {name: [] for name in WAYS}
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     with tqdm(total=len(WAYS) * arguments.repeats, unit="run") as bar:
         for repeat in range(arguments.repeats):
             for name in WAYS if repeat % 2 else reversed(WAYS):
-                command = [sys.executable, __file__, *sys.argv[1:], "--child", name]
+                command = [sys.executable, __file__, *words, "--child", name]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"{name} failed:\n{(done.stdout + done.stderr)[-3000:]}")
                 seconds = json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
                 rates[name].append(arguments.batch_size / seconds)
                 bar.update()
-    report(f"ViT-{arguments.model}, end to end", rates, "run_mae.py's structure", path=arguments.json)
+    return rates
 
 
 if __name__ == "__main__":

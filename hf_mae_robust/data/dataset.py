@@ -152,6 +152,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                     len(nothing),
                     self.source.min_side,
                     self.source.band_form,
+                    self.source.decodes_scaled,
                     draws,
                 )
                 label = None if labels is None else labels.decode(self.source.rows.label(row), images[0], row)
@@ -174,10 +175,12 @@ def _decoded(
     num_views: int,
     min_side: int,
     form: BandForm | None,
+    scaled: bool,
     draws: ViewDraws | None = None,
 ) -> list[torch.Tensor]:
-    """The parts of the image that the views of a transform ask for. form: of images that are not 8-bit pictures. draws:
-    None: the views draw one after the other."""
+    """The parts of the image that the views of a transform ask for. form: of images that are not 8-bit pictures.
+    scaled: whether large ones may be decoded at a fraction of their size. draws: None: the views draw one after the
+    other."""
 
     def regions(height: int, width: int) -> list[tuple[int, int, int, int]]:
         places = []
@@ -189,7 +192,8 @@ def _decoded(
 
     if form is not None:
         return decode_band_regions(value, form, regions, row, min_side, num_channels)
-    return decode_regions(value, num_channels, regions, row, min_side)
+    target = getattr(transform, "target", None) if scaled else None
+    return decode_regions(value, num_channels, regions, row, min_side, target)
 
 
 def _finished(transform: Transform, labels: Labels | None, pixels: torch.Tensor, label: Any) -> dict[str, Any]:
@@ -299,6 +303,7 @@ class ImageStream(torch.utils.data.IterableDataset[Any]):
                         self.num_views,
                         self.source.min_side,
                         self.source.band_form,
+                        self.source.decodes_scaled,
                     )
                     label = None if self.labels is None else self.labels.decode(row["label"], images[0], number)
                 except ImageDecodingError as error:

@@ -14,7 +14,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import ImageDecodingError, UserError
 from .arrays import MIN_SIDE, as_picture
-from .jpeg import decode_rows, read_header
+from .jpeg import JpegHeader, Part, decode_rows, read_header
+from .shrunk_jpeg import decode_shrunk, reduction_for
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -198,6 +199,7 @@ def decode_regions(
     choose: Callable[[int, int], Sequence[tuple[int, int, int, int]]],
     row: int | None = None,
     min_side: int = MIN_SIDE,
+    target: Callable[[int, int], tuple[int, int] | None] | None = None,
 ) -> list[torch.Tensor]:
     """Decode parts of an image: the same pixels as `decode_image`, and of JPEG files only the rows that are needed.
 
@@ -205,9 +207,13 @@ def decode_regions(
         value, num_channels, row, min_side: as of `decode_image`.
         choose: gets height and width, says top, left, height and width of each part. Called once, for an image that can
             be opened.
+        target: gets height and width of a part, says to which height and width it is resized before anything else
+            (bicubic, with antialiasing); None where something else comes first. JPEG files of which all parts are much
+            larger are decoded at 1/2, 1/4 or 1/8 of the size, and the parts come resized (shrunk_jpeg.py). None: every
+            part comes as it is.
 
     Returns:
-        for each part a uint8 tensor `(num_channels, height, width)`; they share memory.
+        for each part a uint8 tensor `(num_channels, height, width)`, or of its target's size; they may share memory.
 
     Raises as `decode_image`.
     """
@@ -220,14 +226,31 @@ def decode_regions(
         if isinstance(value, dict) and contents is not None:
             value = {**value, "bytes": contents}  # a file is read once
         image = decode_image(value, num_channels, row, min_side)
-        parts = choose(*image.shape[-2:])
-    else:
-        parts = choose(header.height, header.width)
-        end = max(top + height for top, _, height, _ in parts)
-        try:
-            image = torch.from_numpy(decode_rows(contents, header, end, num_channels)).permute(2, 0, 1)
-        except ValueError:
-            image = decode_image(value, num_channels, row)  # Pillow may do it, and knows why if not
+        return _parts_of(image, choose(*image.shape[-2:]))
+    parts = choose(*header.upright_size)
+    targets = [None if target is None else target(*part[2:]) for part in parts]
+    try:
+        return [
+            torch.from_numpy(part).permute(2, 0, 1)
+            for part in _decode_jpeg(contents, header, parts, targets, num_channels)
+        ]
+    except ValueError:
+        return _parts_of(decode_image(value, num_channels, row), parts)  # Pillow may do it, and knows why if not
+
+
+def _decode_jpeg(
+    content: bytes, header: JpegHeader, parts: Sequence[Part], targets: Sequence[tuple[int, int] | None], channels: int
+) -> list[np.ndarray]:
+    """Parts, `(h, w, channels)`. Raises ValueError where the file cannot be decoded."""
+    if (reduction := reduction_for(parts, targets)) > 1:
+        known = [target for target in targets if target is not None]  # all of them are
+        return decode_shrunk(content, header, parts, known, channels, reduction)
+    stored = [header.stored(part) for part in parts]
+    pixels = decode_rows(content, header, max(top + height for top, _, height, _ in stored), channels)
+    return [header.upright(pixels[top : top + height, left : left + width]) for top, left, height, width in stored]
+
+
+def _parts_of(image: torch.Tensor, parts: Sequence[Part]) -> list[torch.Tensor]:
     return [image[:, top : top + height, left : left + width] for top, left, height, width in parts]
 
 

@@ -113,6 +113,7 @@ def open_splits(
             raise DataError(f"Split '{split}' of {name} is empty.")
         found: dict[str, Any] = {"revision": revision, "split": split, "root": root_of(location.dataset_name)}
         holds = holds_numbers((getattr(data, "features", None) or {}).get(column))
+        found["full_size_decoding"] = location.full_size_decoding
         sources.append(replace(source, **found, holds_numbers=holds))
     train, evaluation = _with_stored_bands(sources, location, share)
     # Of others on the Hub, the first row group would have to be fetched for it.
@@ -281,6 +282,7 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
             root=train.root,
             stored=train.stored,
             holds_numbers=train.holds_numbers,
+            full_size_decoding=train.full_size_decoding,
         )
         for part, name in (("train", "not held out"), ("test", "held out"))
     )

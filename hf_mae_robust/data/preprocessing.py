@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..model.bands_vit_mae_robust import BandForm
 from ..model.configuration_vit_mae_robust import to_pair
 from ..model.image_processing_vit_mae_robust import ViTMAERobustImageProcessor
-from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, resize_with_missing
+from ..model.resizing_vit_mae_robust import cut_to_middle, fill_missing_pixels, is_cut, resize_with_missing
 from .shown import to_shown
 
 # Of random crops, width / height.
@@ -127,7 +127,12 @@ class Normalization:
 @runtime_checkable
 class Transform(Protocol):
     """A transform in two steps, so that no more of an image is decoded than is needed. Both may draw from torch's
-    global random number generator."""
+    global random number generator.
+
+    One whose `finish` begins with a bicubic resize with antialiasing may have a third method, `target(height, width)`:
+    height and width to which a part of this size is resized, or None where something else comes first. Of large images
+    `finish` then gets the part in that size, and they need not be decoded at full size.
+    """
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width, in pixels, of the part that `finish` needs of an image of this size."""
@@ -138,10 +143,12 @@ class Transform(Protocol):
 
 
 class WholeImage:
-    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`."""
+    """A function of the decoded image (and its label, as of `Transform`) as a `Transform`, with the function's
+    `target` if it has one."""
 
     def __init__(self, function: Callable[..., Any]):
         self.finish, self.is_random = function, getattr(function, "is_random", True)
+        self.target = getattr(function, "target", None)
 
     def region(self, height: int, width: int) -> tuple[int, int, int, int]:
         return 0, 0, height, width
@@ -161,6 +168,19 @@ def _final_size(processor: Any) -> tuple[int, int] | None:
     return final if size in ({"height": final[0], "width": final[1]}, {"shortest_edge": min(final)}) else None
 
 
+def _resized_to(processor: Any) -> dict[str, int] | None:
+    """The size to which a processor resizes 8-bit images first of all, bicubic: its short side, or height and width;
+    None where it does something else."""
+    if type(processor) is not CLIPImageProcessor or not processor.do_resize:
+        return None
+    size = dict(processor.size)
+    is_known = processor.resample == PILImageResampling.BICUBIC and set(size) in (
+        {"shortest_edge"},
+        {"height", "width"},
+    )
+    return size if is_known else None
+
+
 class EvaluationTransform:
     """`(C, h, w)` uint8 -> `(C, H, W)` uint8: the geometric part of an image processor. Normalisation happens on the
     device, for all of the batch. Floats are normalised already and stay floats, NaN where a pixel is missing."""
@@ -169,7 +189,7 @@ class EvaluationTransform:
 
     def __init__(self, processor: BaseImageProcessor):
         self.processor: Any = processor  # transformers declares its settings nowhere
-        self.final_size = _final_size(processor)
+        self.final_size, self.resized_to = _final_size(processor), _resized_to(processor)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         if image.shape[-2:] == self.final_size:
@@ -179,6 +199,16 @@ class EvaluationTransform:
             if image.shape[-2:] == self.final_size:
                 return image
         return resize_with_missing(image, self._resize_and_crop)
+
+    def target(self, height: int, width: int) -> tuple[int, int] | None:
+        """As of `Transform`; None for processors of other kinds, or with another filter."""
+        size = self.resized_to
+        if size is None or is_cut(height, width):
+            return None
+        if "shortest_edge" not in size:
+            return size["height"], size["width"]
+        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(height, width) / min(height, width))
+        return (short, long) if height <= width else (long, short)
 
     def _resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         # Of 1 x 1 pixels, or of many channels, the processor could not tell where the channels are.
@@ -246,6 +276,10 @@ class RandomCrop:
         if self.vertical_flip or self.rot90:
             pixels = turned(pixels, *draw_turns(self.vertical_flip, self.rot90))
         return pixels
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """As of `Transform`."""
+        return self.image_size
 
     def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
         return interpolate(pixels.unsqueeze(0), self.image_size, mode="bicubic", antialias=True)[0]

@@ -44,7 +44,7 @@ class DataLocation:
     allow_unused_files: whether image files of a local folder may be left out.
     stream_cache, stream_cache_size: folder and size of a `StreamCache` for streamed Parquet files.
     dataset_retry_seconds: how long to retry what cannot be read on the network.
-    bands, channel_axis, frame: as of `BandForm`.
+    bands, channel_axis, frame: as of `BandForm`. full_size_decoding: as of `ImageSource`.
     """
 
     dataset_name: str | None = None
@@ -61,6 +61,7 @@ class DataLocation:
     bands: Sequence[int] | None = None
     channel_axis: str | None = None
     frame: int | None = None
+    full_size_decoding: bool = False
 
     @classmethod
     def of(cls, arguments: Any, token: str | None) -> "DataLocation":
@@ -126,6 +127,8 @@ class ImageSource:
         holds_numbers: whether its column is one of arrays or bytes, and not of type Image.
         stored: what its images hold (band_detection.py); None: none were looked at.
         band_form: how the numbers of the files become pixel values; None: the images are read as 8-bit pictures.
+        full_size_decoding: whether large JPEG files, too, are decoded at full size where less would do
+            (shrunk_jpeg.py).
     """
 
     rows: Any
@@ -141,6 +144,7 @@ class ImageSource:
     holds_numbers: bool = False
     stored: StoredBands | None = None
     band_form: BandForm | None = None
+    full_size_decoding: bool = False
 
     def __post_init__(self) -> None:
         if self.row_groups is not None:
@@ -150,6 +154,13 @@ class ImageSource:
     def needs_bands(self) -> bool:
         """Whether its images are known to hold more than 8-bit pictures do."""
         return self.stored is not None and not self.stored.is_8_bit
+
+    @property
+    def decodes_scaled(self) -> bool:
+        """Whether a large image may be decoded at a fraction of its size. Labels that belong to places in the image
+        need all of it, and bands are not JPEG's."""
+        is_joint = self.labels is not None and self.labels.is_joint
+        return not self.full_size_decoding and self.band_form is None and not is_joint
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -74,6 +74,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
         "dtype": args.dtype,
         "preprocessing": digest(type(processor).__name__, processor.to_dict()),
         "fingerprint": source.fingerprint,
+        **({"scaled_decoding": True} if source.decodes_scaled else {}),
         "batch_size": args.batch_size,
         "device": device.type,
         "torch": torch.__version__,

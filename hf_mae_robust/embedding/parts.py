@@ -25,6 +25,7 @@ NAMES = {
     "weights": "the weights of the checkpoint",
     "preprocessing": "the preprocessing (--crop_pct, or the checkpoint's image processor)",
     "fingerprint": "the images or labels (--dataset_name, --split, --max_samples, --label_column_name)",
+    "scaled_decoding": "whether large JPEG files are decoded at a fraction of their size",
     "version": "the version of hf_mae_robust",
     "torch": "the version of PyTorch",
     "device": "the device",

@@ -40,10 +40,15 @@ def fill_missing_pixels(image: torch.Tensor) -> torch.Tensor:
     return image.nan_to_num(0.0, **limits) if image.is_floating_point() else image
 
 
+def is_cut(height: int, width: int) -> bool:
+    """Whether `cut_to_middle` changes images of this size."""
+    return max(height, width) > MAX_ASPECT_RATIO * min(height, width)
+
+
 def cut_to_middle(image: torch.Tensor) -> torch.Tensor:
     """`(C, h, w)` -> its middle, of MAX_ASPECT_RATIO at most. Of 20,000 x 3 pixels, resized to 256 at the short side,
     nothing but the centre would be kept."""
-    short, long = sorted(image.shape[-2:])
-    if long <= MAX_ASPECT_RATIO * short:
+    if not is_cut(*image.shape[-2:]):
         return image
+    short = min(image.shape[-2:])
     return center_crop(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.shape[-2:]])

@@ -94,6 +94,8 @@ def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop
     """Where the statistics of exactly these images in exactly this form are kept (under HF_HOME). Another path once a
     file of the images was written again."""
     form = f"{to_pair(config.image_size)} {to_pair(config.patch_size)} {config.num_channels} {crop_pct}"
+    if source.decodes_scaled:
+        form += " scaled"  # not those of every pixel, which stood here before, and belong to --full_size_decoding
     return _cache_path("patch_statistics", source, form)
 
 

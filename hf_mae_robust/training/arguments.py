@@ -70,6 +70,10 @@ class DatasetArguments:
     max_bad_images: float = option(
         0.01, "Share of the images that may be undecodable; those are replaced and listed in skipped_images.jsonl."
     )
+    full_size_decoding: bool = option(
+        False,
+        "Decode JPEG files at full size also where 1/2, 1/4 or 1/8 of it leaves twice the pixels that are needed.",
+    )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.2, 1.0],
         metadata={

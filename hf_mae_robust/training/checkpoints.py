@@ -22,6 +22,8 @@ STAGING = "_staging"
 # In the record of a run on streamed Parquet: the first epoch in the order of data/order.py. Version 0.1.0 did not write
 # it, and had the order of data/former_order.py.
 NEW_ORDER_FROM = "new_order_from_epoch"
+# In the record of a run whose large JPEG files were not decoded at full size. Before that was possible, none were.
+SCALED_DECODING = "scaled_decoding"
 # What a run record says that a resumed run may have otherwise.
 NO_CONDITION = ("dataset_name", "about", NEW_ORDER_FROM)
 

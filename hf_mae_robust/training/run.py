@@ -56,6 +56,7 @@ from .setup import (
     check_schedule,
     fetch_model,
     open_sources,
+    pin_decoding,
     pin_revision,
     record_of,
     say,
@@ -110,6 +111,7 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     if resumes and not evaluates_only:
         checkpoint = agree_on_checkpoint(recipe, training)
         pin_revision(data, checkpoint)
+        pin_decoding(data, checkpoint)
     stop_if_asked()
     options = task.source_options(arguments)
     source, eval_source = open_sources(data, arguments.model.token, training.seed, evaluates_only, **options)

@@ -21,6 +21,7 @@ from ..hub.run_record import read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .checkpoints import (
     NEW_ORDER_FROM,
+    SCALED_DECODING,
     differences_from_record,
     explain_differences,
     fault_of,
@@ -225,6 +226,7 @@ def record_of(
         # Only where they are on: older checkpoints do not know of them.
         **{flag: True for flag in ("vertical_flip", "rot90") if getattr(data, flag)},
         **{flag: value for flag in IMAGE_FLAGS if (value := getattr(data, flag)) is not None},
+        **({SCALED_DECODING: True} if source.decodes_scaled else {}),
         **({NEW_ORDER_FROM: 0} if source.row_groups is not None and not source.seekable_at_no_cost else {}),
         **more,
     }
@@ -308,6 +310,12 @@ def pin_revision(data: DataArguments, checkpoint: str | None) -> None:
         record = read_record(Path(checkpoint))
         if record.get("dataset_name") == data.dataset_name:
             data.dataset_revision = record.get("dataset_revision")
+
+
+def pin_decoding(data: DataArguments, checkpoint: str | None) -> None:
+    """Decode at full size where the run began so: with --full_size_decoding, or before there was anything else."""
+    if checkpoint and SCALED_DECODING not in read_record(Path(checkpoint)):
+        data.full_size_decoding = True
 
 
 def accept(checkpoint: str | None, record: dict[str, Any], recipe: RecipeArguments) -> bool:

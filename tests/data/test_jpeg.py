@@ -31,8 +31,13 @@ def with_segment(content, marker, data):
     return jpeg.START + bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data + rest
 
 
-ORIENTED, UPRIGHT = Image.Exif(), Image.Exif()
-ORIENTED[0x0112], UPRIGHT[0x0112] = 6, 1
+def oriented(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 VARIANTS = {
     "plain": encode(PHOTOS[0]),
     "4:4:4": encode(PHOTOS[1], subsampling=0),
@@ -41,8 +46,13 @@ VARIANTS = {
     "odd size": encode(PHOTOS[1].crop((3, 5, 300, 214))),
     "gray": encode(PHOTOS[0].convert("L")),
     "progressive": encode(PHOTOS[0], progressive=True),
-    "EXIF orientation": encode(PHOTOS[0], exif=ORIENTED),
-    "EXIF, upright": encode(PHOTOS[0], exif=UPRIGHT),
+    **{f"EXIF orientation {i}": encode(PHOTOS[1].crop((3, 5, 300, 214)), exif=oriented(i)) for i in range(2, 10)},
+    "EXIF, unsaid": encode(PHOTOS[0], exif=Image.Exif().tobytes()),
+    "EXIF orientation over XMP's": encode(PHOTOS[0], exif=oriented(3), xmp=XMP),
+    "XMP orientation": encode(PHOTOS[0], xmp=XMP),
+    "EXIF, unsaid, XMP orientation": encode(PHOTOS[0], exif=Image.Exif().tobytes(), xmp=XMP),
+    "XMP": encode(PHOTOS[0], xmp=XMP.replace(b"Orientation", b"Other")),
+    "EXIF, upright": encode(PHOTOS[0], exif=oriented(1)),
     "broken EXIF": encode(PHOTOS[0], exif=b"Exif\0\0MM no EXIF"),
     "Adobe's YCbCr": with_segment(encode(PHOTOS[0]), 0xEE, b"Adobe\0\x64\0\0\0\0\1"),
     "Adobe's RGB": with_segment(encode(PHOTOS[0]), 0xEE, b"Adobe\0\x64\0\0\0\0\0"),
@@ -51,6 +61,7 @@ VARIANTS = {
     "comment": encode(PHOTOS[0], comment=b"\xff\xc0 no frame"),
 }
 TAKEN = {"EXIF, upright", "Adobe's YCbCr", "plain", "4:4:4", "4:2:2", "restart markers", "odd size", "gray", "comment"}
+TAKEN |= {f"EXIF orientation {i}" for i in range(2, 9)} | {"EXIF, unsaid", "EXIF orientation over XMP's", "XMP"}
 
 
 def decode_part(value, num_channels, choose, row=None):

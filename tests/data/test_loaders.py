@@ -2,7 +2,6 @@
 
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from hf_mae_robust.data.decoding import decode_image
 from hf_mae_robust.data.loaders import training_loader
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.preprocessing import training_transform
-from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.data.source import DataLocation, ImageSource
 from tests.helpers import photos, write_parquet_set
 
 PLAN = {"batch_size": 12, "seed": 1, "rank": 0, "world_size": 1, "buffer_size": 16, "noise_length": 4}
@@ -70,9 +69,7 @@ def test_a_bad_image_is_replaced_in_all_views_and_told_once(parquet_set):
     source = source_of(parquet_set)
     values = [source.rows[row] for row in range(6)]
     values[3] = b"no image"
-    broken = SimpleNamespace(
-        rows=values, num_rows=6, labels=None, band_form=None, description="photos", min_side=4, root=None
-    )
+    broken = ImageSource(values, [6], True, "photos", "")
     dataset = ImageDataset(broken, training_transform(16), 3, num_views=2)
     items = dataset.__getitems__([(0, 3)])
     assert [item["row"] for item in items] == [3, 3]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_cache_is_used_and_depends_on_data_and_form(tmp_path, monkeypatch):
     assert path != cached_statistics_path(source, other_patch, 1.0)
     assert path != cached_statistics_path(source, config, 0.875)
     assert path != cached_statistics_path(source.head(10), config, 1.0)
+    assert path != cached_statistics_path(replace(source, full_size_decoding=True), config, 1.0)
 
 
 def test_files_that_are_written_again_get_new_statistics(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ import transformers
 
 from hf_mae_robust.data.former_order import former_batches
 from hf_mae_robust.data.order import EpochBatchSampler, epoch_batches
+from hf_mae_robust.data.source import ImageSource
+from hf_mae_robust.errors import CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from hf_mae_robust.training.data_feeding import DataFeeding
@@ -116,7 +117,7 @@ def former_sampler(self, row_groups, **plan):
 
 def test_flips_of_images_from_above_are_part_of_the_record_where_they_are_on(tmp_path):
     """Checkpoints from before there were these flags can be resumed from."""
-    source = SimpleNamespace(revision=None, fingerprint="f", num_rows=1, row_groups=None)
+    source = ImageSource([], None, False, "", "f")
 
     def record(*flags):
         arguments = make_parser().parse(tiny_run(tmp_path, "--output_dir", str(tmp_path / "out"), *flags))
@@ -126,3 +127,23 @@ def test_flips_of_images_from_above_are_part_of_the_record_where_they_are_on(tmp
     assert plain["horizontal_flip"] is True and not {"vertical_flip", "rot90"} & set(plain)
     assert record("--vertical_flip") == {**plain, "vertical_flip": True}
     assert record("--vertical_flip", "false", "--rot90") == {**plain, "rot90": True}
+
+
+def test_a_run_from_before_scaled_decoding_resumes_at_full_size(tmp_path):
+    dataset, folder = write_parquet_set(tmp_path / "set", {"train": 8, "test": 4}), tmp_path / "run"
+    words = tiny_run(dataset, "--output_dir", str(folder), "--max_steps", "1", "--save_strategy", "steps")
+    main([*words, "--save_steps", "1"])
+    checkpoint = folder / "checkpoint-1"
+    record = json.loads((checkpoint / "run.json").read_text())
+    trainer, _ = prepare(make_parser().parse(words))
+    assert trainer.train_source.decodes_scaled and trainer.eval_source.decodes_scaled
+    with pytest.raises(CheckpointError, match="scaled_decoding: True there, None here"):
+        prepare(make_parser().parse([*words, "--full_size_decoding"]))
+
+    assert record.pop("scaled_decoding") is True  # which older versions did not write
+    (checkpoint / "run.json").write_text(json.dumps(record))
+    seal(checkpoint)
+    trainer, resumed = prepare(make_parser().parse(words))
+    assert resumed == str(checkpoint)
+    assert not trainer.train_source.decodes_scaled and not trainer.eval_source.decodes_scaled
+    assert "scaled_decoding" not in trainer.record

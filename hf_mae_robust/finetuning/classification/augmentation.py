@@ -14,7 +14,8 @@ from timm.data import create_transform
 from timm.data.auto_augment import posterize
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import get_image_size, resize, to_pil_image
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...data.preprocessing import ASPECT_RATIOS, RandomCrop, check_turns, draw_turns, turned
@@ -45,9 +46,11 @@ class SingleDrawRandomResizedCrop(RandomResizedCropAndInterpolation):
     the sides clipped to the image's. The usual one draws again until the crop fits, so that large crops are rarer."""
 
     @staticmethod
-    def get_params(image: Image.Image, scale: Sequence[float], ratio: Sequence[float]) -> tuple[int, int, int, int]:
+    def get_params(
+        image: Image.Image | torch.Tensor, scale: Sequence[float], ratio: Sequence[float]
+    ) -> tuple[int, int, int, int]:
         """Top, left, height and width."""
-        width, height = image.size
+        width, height = get_image_size(image)
         area = width * height * random.uniform(*scale)
         aspect = math.exp(random.uniform(*map(math.log, ratio)))
         columns = min(max(round(math.sqrt(area * aspect)), 1), width)
@@ -59,7 +62,8 @@ class FinetuningTransform:
     """timm's augmentation for fine-tuning, as MAE configures it: `(C, h, w)` uint8 -> `(C, H, W)` float32, normalised.
 
     Random crop (bicubic), flip, RandAugment and random erasing (with normally distributed pixels, after the
-    normalisation). All of it follows from torch's global random number generator.
+    normalisation). All of it follows from torch's global random number generator. In two steps, as `RandomCrop`;
+    `finish` takes the part that `region` named last.
 
     Args:
         image_mean, image_std: of values in [0, 1]. crop_scale: share of the area (official: 0.08 to 1).
@@ -118,20 +122,43 @@ class FinetuningTransform:
             self.steps.transforms = [
                 crop if isinstance(step, RandomResizedCropAndInterpolation) else step for step in self.steps.transforms
             ]
+        self.crop: RandomResizedCropAndInterpolation = self.steps.transforms[0]
+        self.after_crop = Compose(self.steps.transforms[1:])
         for step in self.steps.transforms:
             operations = [*getattr(step, "ops", ()), *chain.from_iterable(getattr(step, "policy", ()))]
             for operation in operations:
                 if operation.aug_fn is posterize:
                     operation.aug_fn = _posterize
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+    def region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the crop of an image of this size."""
+        self._seed = int(torch.randint(2**62, ()))
+        with seeded(self._seed):
+            image = torch.empty(()).expand(1, height, width)  # takes no memory
+            top, left, rows, columns = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+            self._drawn = random.getstate()
+        return top, left, rows, columns
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """As of `Transform`."""
+        rows, columns = self.crop.size
+        return rows, columns
+
+    def finish(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`(C, h, w)` of the crop -> `(C, H, W)`."""
         if self.num_channels == 1:
-            image = image.expand(3, -1, -1)
-        with seeded(int(torch.randint(2**62, ()))):
+            pixels = pixels.expand(3, -1, -1)
+        with seeded(self._seed):
+            random.setstate(self._drawn)
             # Pillow takes the last of RGBA for transparency and multiplies the others with it.
-            mode = "CMYK" if self.num_channels == 4 else None
-            image = self.steps(to_pil_image(image, mode))[: self.num_channels]
-        return turned(image, *draw_turns(self.vertical_flip, self.rot90))
+            image = to_pil_image(pixels, "CMYK" if self.num_channels == 4 else None)
+            image = resize(image, self.crop.size, self.crop.interpolation)
+            finished = self.after_crop(image)[: self.num_channels]
+        return turned(finished, *draw_turns(self.vertical_flip, self.rot90))
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = self.region(*image.shape[-2:])
+        return self.finish(image[:, top : top + height, left : left + width])
 
     def __repr__(self) -> str:
         return repr(self.steps)
