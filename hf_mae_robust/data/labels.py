@@ -100,7 +100,8 @@ def find_labels(
     """Choose the label column and find out its classes.
 
     Args:
-        wanted: a column, or "auto": "label", or the only one of type ClassLabel, or a WebDataset's "cls" or "json.label".
+        wanted: a column, or "auto": "label", or the only one of type ClassLabel, or a WebDataset's "cls" or
+            "json.label".
         read_column: gives all values of a column, for one of plain numbers, strings or booleans, whose classes are the
             different values in it, sorted. None: this cannot be afforded (a stream).
 

@@ -123,11 +123,15 @@ def tar_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str, Tar
 
 def open_tar(url: str, cache: StreamCache | None) -> BinaryIO:
     """A tar, unbuffered; of the Hub from the cache, where it is fetched if it is not there. Raises DataError."""
-    path = local_path(url)
+
+    def unbuffered(path: str) -> BinaryIO:
+        return Path(path).open("rb", buffering=0)
+
+    local = local_path(url)
     try:
-        if path is not None:
-            return Path(path).open("rb", buffering=0)
-        file = None if cache is None else cache.open_by(url, lambda path: Path(path).open("rb", buffering=0))
+        if local is not None:
+            return unbuffered(local)
+        file = None if cache is None else cache.open_by(url, unbuffered)
     except OSError as error:
         raise DataError(f"{public(url)} cannot be opened ({describe(error)}).") from error
     if file is None:

@@ -116,7 +116,8 @@ def walk(url: str, file: BinaryIO, size: int) -> TarIndex:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (found := archive.next()) is not None:
-                archive.members.clear()  # of a million members, a gigabyte
+                # Of a million members, a gigabyte. The types of the library lack this attribute.
+                archive.members.clear()  # type: ignore[attr-defined]
                 last = f"member {found.name}"
                 if found.isreg() and found.offset_data + (0 if found.issparse() else found.size) > size:
                     raise DataError(
@@ -154,8 +155,8 @@ def _check_end(file: BinaryIO, end: int, name: str, last: str) -> bool:
     while rest := file.read(1 << 20):
         if rest.strip(b"\0"):
             raise DataError(
-                f"{name} has more behind its end mark, which stands after {last}, as two tars have that were written one "
-                "behind the other. Keep them apart, and give both."
+                f"{name} has more behind its end mark, which stands after {last}, as two tars have that were written "
+                "one behind the other. Keep them apart, and give both."
             )
     return True
 

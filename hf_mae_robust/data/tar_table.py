@@ -1,4 +1,4 @@
-"""A split of a WebDataset in tars on the disk, by the indexes of its tars: stands where `load_dataset` gives a data set.
+"""A split of a WebDataset in tars on the disk, by their indexes: stands where `load_dataset` gives a data set.
 
 One process reads the indexes and tells the others, as with the footers of Parquet files.
 """
@@ -143,7 +143,8 @@ class TarTable:
         return [value for part in parts for value in part]
 
     def _read_values(self, tar: int, rows: np.ndarray, column: str, value_of: Callable[[bytes], Any]) -> list[Any]:
-        members, values = self.indexed.members, []
+        members = self.indexed.members
+        values: list[Any] = []
         with open_tar(self.urls[tar], self.cache) as file:
             for row in rows.tolist():
                 if row < 0:
@@ -168,8 +169,8 @@ def _of_each(function: Callable[[int], Any], number: int, description: str) -> l
 
 
 def index_tars(files: TarFiles, wanted: Sequence[str | None], cache: StreamCache | None) -> Indexed:
-    """The indexes of tars, together. wanted: columns that the user names. Raises DataError as `walk` of tar_index.py, and
-    where no sample is in any of them."""
+    """The indexes of tars, together. wanted: columns that the user names. Raises DataError as `walk` of tar_index.py,
+    and where no sample is in any of them."""
 
     def index(tar: int) -> TarIndex:
         url = files.urls[tar]
@@ -235,8 +236,8 @@ def _remarks(urls: Sequence[str], indexes: Sequence[TarIndex]) -> list[str]:
     cut = [url for url, each in zip(urls, indexes) if not each.has_end]
     if cut:
         remarks.append(
-            f"Warning: {len(cut):,} of {len(urls):,} tars have no end mark, first {Path(cut[0]).name}: they may have been "
-            "cut off between two members"
+            f"Warning: {len(cut):,} of {len(urls):,} tars have no end mark, first {Path(cut[0]).name}: they may have "
+            "been cut off between two members"
         )
     return remarks
 
@@ -254,8 +255,8 @@ def open_tars(
     names = [url.rpartition("/")[2] for url in files.urls]
     if indexed.names != names:
         raise DataError(
-            f"{description}: another process sees other tars ({len(indexed.names):,}, here {len(names):,}). All machines "
-            "need the same data set."
+            f"{description}: another process sees other tars ({len(indexed.names):,}, here {len(names):,}). All "
+            "machines need the same data set."
         )
     for remark in indexed.remarks if tells else ():
         note(f"{description}: {remark}")

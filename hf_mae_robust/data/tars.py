@@ -74,8 +74,8 @@ class TarReader:
             raise DataError(f"{public(self.urls[tar])} cannot be read ({describe(error)}).") from error
         if len(content) != BLOCKSIZE + size or _size_by_header(content[:BLOCKSIZE]) != size:
             raise DataError(
-                f"{public(self.urls[tar])} does not hold the member at byte {offset:,} that it held when the data set was "
-                "opened. Nobody may write it during a run: start again."
+                f"{public(self.urls[tar])} does not hold the member at byte {offset:,} that it held when the data set "
+                "was opened. Nobody may write it during a run: start again."
             )
         return content[BLOCKSIZE:]
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from hf_mae_robust.data.loaders import sequential_loader, training_loader
 from hf_mae_robust.data.opening import open_splits
-from hf_mae_robust.data.source import DataLocation
+from hf_mae_robust.data.preprocessing import training_transform
+from hf_mae_robust.data.source import DataLocation, alone
 from hf_mae_robust.data.stamps import stamp_of
 from hf_mae_robust.data.tar_files import TarFiles
 from hf_mae_robust.data.tar_table import index_tars, open_tars
@@ -96,6 +97,25 @@ def test_streamed_and_map_style_epochs_hold_every_image_once_in_an_order_that_th
         sum(len(batch["row"]) for batch in sequential_loader(train, identity, 3, batch_size=7, rank=0, world_size=1))
         == 60
     )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_epoch_that_begins_in_its_middle_has_the_same_rest(folder, streaming):
+    plan = {"batch_size": 4, "seed": 1, "rank": 1, "world_size": 2, "buffer_size": 16}
+
+    def epoch(skipped):
+        train, _ = opened(folder, dataset_streaming=streaming)
+        loader = training_loader(train, training_transform(8), 3, **plan)
+        loader.set_epoch(3)
+        loader.batch_sampler.skip_next(skipped)
+        keys = [keys for keys in loader.batch_sampler if keys]
+        return [loader.dataset.__getitems__(each) for each in keys]
+
+    whole, rest = epoch(0), epoch(5)
+    assert len(whole) == 7 and len(rest) == 2
+    for batch, again in zip(whole[5:], rest):
+        assert [item["row"] for item in batch] == [item["row"] for item in again]
+        assert all((one["pixel_values"] == other["pixel_values"]).all() for one, other in zip(batch, again))
 
 
 def test_workers_read_the_same(folder):
@@ -291,6 +311,30 @@ def test_names_that_a_card_gives_are_types(folder):
     found = index_tars(files, (), None).features
     assert found["cls"].names == ["a", "b"] and "other" not in found
     assert set(found) == {"__key__", "image", "cls", "json.label", "json.id"}
-    table = open_tars(files, (), None, "set", False, lambda function: function())
+    table = open_tars(files, (), None, "set", False, alone)
     assert table.read_column("__key__")[:2] == ["0000", "0001"]
     assert tar_source(table, "image", False, "set", None, False).num_rows == 30
+
+
+def test_tars_of_the_hub_are_read_from_the_cache_and_indexed_once(folder):
+    """tests/hub/test_many_readers.py fetches them from a server."""
+
+    class Cache:
+        opened: list[str] = []
+        has_room = True
+
+        def open_by(self, url, open_path):
+            self.opened.append(url)
+            return open_path(str(folder / url.rpartition("/")[2])) if self.has_room else None
+
+    urls = [f"hf://datasets/org/photos@{'1' * 40}/train-00000{i}.tar" for i in range(2)]
+    table = open_tars(TarFiles(urls), (), Cache(), "set", False, alone)
+    source = tar_source(table, "image", True, "set", None, False)
+    local, _ = opened(folder, dataset_streaming=True)
+    assert source.fingerprint == local.fingerprint and source.rows[59] == local.rows[59]
+    Cache.opened.clear()
+    found = index_tars(TarFiles(urls[1:]), (), Cache())
+    assert len(found.members) == 90 and set(Cache.opened) == {urls[1]}  # for the first texts alone
+    Cache.has_room = False
+    with pytest.raises(DataError, match="does not fit into --stream_cache, and tars have to lie on the disk"):
+        index_tars(TarFiles([f"hf://datasets/org/photos@{'2' * 40}/train-000000.tar"]), (), Cache())
