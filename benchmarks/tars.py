@@ -1,4 +1,4 @@
-"""How many images a second come out of tars, against `datasets` streaming the same tars, and Parquet of the same images?
+"""How many images a second come out of tars, against `datasets` streaming the same tars, and against Parquet?
 
     python benchmarks/tars.py --photos path/to/imagenet-sample --image_size 224
 
@@ -127,6 +127,7 @@ def main() -> None:
         question = f"batches of {arguments.image_size} px, {arguments.workers} worker(s)"
         more = {"num_images": num_images, "seconds_to_open": looks, "cores": os.cpu_count()}
         report(question, rates, "tars, by datasets", path=arguments.json, **more)
+        report(question, rates, "Parquet, streamed")
 
 
 if __name__ == "__main__":

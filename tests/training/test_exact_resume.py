@@ -93,6 +93,7 @@ def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_pat
 def test_a_stopped_run_on_tars_equals_the_uninterrupted_one(tmp_path, streaming):
     """tests/data/test_tars.py has the order of their images in an epoch that begins in its middle."""
     table = image_table(101)
+    (tmp_path / "set").mkdir()
     with webdataset.ShardWriter(f"file:{tmp_path}/set/train-%03d.tar", maxcount=34, verbose=0) as writer:
         for i, image in enumerate(table["image"]):
             writer.write({"__key__": f"{i:04d}", "png": image})
