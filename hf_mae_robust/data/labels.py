@@ -17,8 +17,8 @@ from datasets import ClassLabel, Features, Value
 from ..errors import DataError, UserError
 
 MAX_NAMED_IN_ERRORS = 5
-# Columns of a WebDataset: the name of a sample, and what a file with this ending holds.
-WEBDATASET_KEY, WEBDATASET_CLASS = "__key__", "cls"
+# Columns of a WebDataset: the name of a sample, what a file with this ending holds, and a field of its JSON.
+WEBDATASET_KEY, WEBDATASET_CLASS, WEBDATASET_JSON = "__key__", "cls", "json.label"
 # (features, column or "auto", description, function that reads a column, or None) -> labels; see `find_labels`.
 LabelFinder = Callable[[Features | None, str, str, Callable[[str], Iterable[Any]] | None], Any]
 
@@ -100,7 +100,8 @@ def find_labels(
     """Choose the label column and find out its classes.
 
     Args:
-        wanted: a column, or "auto": "label", or the only one of type ClassLabel, or a WebDataset's "cls".
+        wanted: a column, or "auto": "label", or the only one of type ClassLabel, or a WebDataset's "cls" or
+            "json.label".
         read_column: gives all values of a column, for one of plain numbers, strings or booleans, whose classes are the
             different values in it, sorted. None: this cannot be afforded (a stream).
 
@@ -117,6 +118,8 @@ def find_labels(
             wanted = classes[0]
         elif WEBDATASET_KEY in features and WEBDATASET_CLASS in features:
             wanted = WEBDATASET_CLASS
+        elif WEBDATASET_KEY in features and WEBDATASET_JSON in features:
+            wanted = WEBDATASET_JSON
         else:
             found = f"{len(classes)} columns of type ClassLabel" if classes else "no column of labels"
             hint = " A folder of images needs a folder for each class: train/cat/, train/dog/." if not classes else ""

@@ -23,6 +23,7 @@ from ..hub.paths import check_path, may_be_path
 from .parquet import check_splits, parquet_splits
 from .single_files import LISTS, builder_of, read_list
 from .source import DataLocation, Share, Value, alone
+from .tar_files import TarFiles, named_tars, tar_splits
 
 
 def load_embedded_digits() -> DatasetDict:
@@ -40,7 +41,7 @@ def load_embedded_digits() -> DatasetDict:
 
 
 def load_splits(location: DataLocation, share: Share = alone) -> tuple[dict[str, Any], str | None]:
-    """Split name -> data set (or `ParquetSplit`), and the commit of a data set on the Hub.
+    """Split name -> data set (or `ParquetSplit`, or `TarFiles`), and the commit of a data set on the Hub.
 
     Args:
         share: how several processes open one data set. What is streamed from the Hub is looked up by one of them. What
@@ -51,6 +52,8 @@ def load_splits(location: DataLocation, share: Share = alone) -> tuple[dict[str,
     """
     name = cast(str, location.dataset_name)  # without one nobody calls this
     with _sentences(name):
+        if (tars := named_tars(name)) is not None:
+            return {"train": TarFiles(tars)}, None
         check_path(name, "--dataset_name")
         if any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
@@ -151,6 +154,8 @@ def _builder(location: DataLocation) -> DatasetBuilder:
 
 def _tables(builder: DatasetBuilder, location: DataLocation) -> dict[str, Any]:
     """Its splits."""
+    if (tars := tar_splits(builder, location)) is not None:
+        return tars
     if not location.dataset_streaming:
         _persist(location, builder.download_and_prepare, counts_attempts=False)
         return builder.as_dataset()

@@ -1,8 +1,8 @@
 """Image data sets: from a name, as `load_dataset` takes it, to an `ImageSource` of encoded images.
 
-Two kinds: sources with random access (tables on disk, and Parquet files read row group by row group from a disk or
-the Hub), whose order is a pure function of seed and epoch (order.py), and other `datasets` streams, which can only be
-read from their beginning.
+Two kinds: sources with random access (tables on disk, tars on disk, and Parquet files read row group by row group from
+a disk or the Hub), whose order is a pure function of seed and epoch (order.py), and other `datasets` streams, which can
+only be read from their beginning.
 
 A Hub data set is read at one commit, `ImageSource.revision`, whatever happens to its branches meanwhile. Of Parquet,
 only the image column is read. Memory: tables on disk are memory-mapped; of streamed Parquet, all workers of a rank
@@ -12,6 +12,7 @@ NUM_SLOTS files.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -32,9 +33,12 @@ from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
 from .labels import LabelFinder, Labels, find_labels
 from .loading import load_embedded_digits, load_splits
 from .notes import note
-from .parquet import ParquetSplit, parquet_source
+from .parquet import ParquetSplit, access_of, parquet_source
 from .row_groups import RowGroups
 from .source import DataLocation, ImageSource, Share, TableRows, alone, digest, encoded, fingerprint_parts
+from .tar_files import TarFiles
+from .tar_table import TarTable, open_tars
+from .tars import TarRows, tar_source
 
 EMBEDDED = "digits"
 EVAL_SPLITS = ("validation", "valid", "val", "test")
@@ -96,13 +100,16 @@ def open_splits(
         data, description = tables[split], f"{name} ({split})"
         if callable(data):
             data = data()
+        if isinstance(data, TarFiles):
+            named = (location.image_column_name, location.label_column_name)
+            data = open_tars(data, named, access_of(location).cache, description, tells, share)
         column = _choose_column(data, location.image_column_name, name)
         labels = _choose_labels(data, description, location, find_labels, labels)
         if labels is not None and labels.is_joint and isinstance(data, Dataset):
             data = _annotated(data, labels.column, description, location.allow_unused_files)
         source = source_of(data, column, location, description, buffer_size, labels, share)
         # A stream from the Hub would be asked for twice.
-        is_reachable = source.row_groups is not None or Path(name).exists()
+        is_reachable = source.row_groups is not None or _is_on_disk(source, name)
         if is_reachable and (examine := getattr(labels, "examined", None)):
             # What is streamed may be far away.
             examined = (share if location.dataset_streaming else alone)(partial(examine, source))
@@ -118,7 +125,7 @@ def open_splits(
     train, evaluation = _with_stored_bands(sources, location, share)
     # Of others on the Hub, the first row group would have to be fetched for it.
     is_told = tells and PartialState().is_main_process
-    if train is not None and is_told and (train.seekable_at_no_cost or Path(name).exists()):
+    if train is not None and is_told and _is_on_disk(train, name):
         if train.needs_bands:
             note(f"{train.description} holds {train.stored}")
             if train.stored is not None and train.stored.is_mixed and not train.stored.fault:
@@ -146,6 +153,11 @@ def _only_class(source: ImageSource) -> str | None:
     return source.labels.class_names[int(classes[0])]
 
 
+def _is_on_disk(source: ImageSource, name: str) -> bool:
+    """Whether looking at some of its images asks nothing of the network."""
+    return source.seekable_at_no_cost or isinstance(source.rows, TarRows) or Path(name).exists()
+
+
 def _with_stored_bands(
     sources: Sequence[ImageSource | None], location: DataLocation, share: Share
 ) -> list[ImageSource | None]:
@@ -153,7 +165,7 @@ def _with_stored_bands(
     first = next((source for source in sources if source is not None), None)
     if first is None:
         return list(sources)
-    is_local = first.seekable_at_no_cost or Path(location.dataset_name or "").exists()
+    is_local = _is_on_disk(first, location.dataset_name or "")
     if not (is_local or first.holds_numbers):
         return list(sources)
     find = partial(find_stored_bands, first, location)
@@ -230,7 +242,9 @@ def _choose_labels(
     if location.label_column_name is None:
         return None
     read_column: Callable[[str], Iterable[Any]] | None = None
-    if isinstance(data, Dataset):
+    if isinstance(data, TarTable):
+        read_column = data.read_column
+    elif isinstance(data, Dataset):
         read_column = partial(_read_column, data)
     elif isinstance(data, IterableDataset) and Path(location.dataset_name or "").exists():
         read_column = partial(_read_column_of_stream, data, description)
@@ -270,6 +284,8 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
         raise DataError("--train_val_split needs a data set that is not streamed; name a split with --eval_split_name.")
     if not 0 < share < 1:
         raise DataError(f"--train_val_split {share}: must lie between 0 and 1.")
+    if isinstance(train.rows, TarRows):
+        return _hold_out_rows(train, train.rows, share, seed)
     parts = table.train_test_split(test_size=share, seed=seed)
     kept, held_out = (
         replace(
@@ -289,6 +305,26 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
     return kept, held_out
 
 
+def _hold_out_rows(train: ImageSource, rows: TarRows, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
+    """As `_hold_out`, of rows that are no table."""
+    order = np.random.default_rng(seed).permutation(len(train))
+    num_held = math.ceil(share * len(order))
+    if num_held == len(order):
+        raise DataError(f"--train_val_split {share}: of {len(order):,} images none would be left to train on.")
+    chosen = {"not held out": np.sort(order[num_held:]), "held out": np.sort(order[:num_held])}
+    kept, held_out = (
+        replace(
+            train,
+            rows=rows.select(index),
+            row_groups=RowGroups([len(index)]),
+            description=f"{train.description.removesuffix(')')}, {name})",
+            fingerprint=digest(train.fingerprint, name, share, seed),
+        )
+        for name, index in chosen.items()
+    )
+    return kept, held_out
+
+
 def source_of(
     data: Any,
     column: str,
@@ -299,6 +335,8 @@ def source_of(
     share: Share = alone,
 ) -> ImageSource:
     """One split as `load_splits` gives it -> its images. column: of the images."""
+    if isinstance(data, TarTable):
+        return tar_source(data, column, location.dataset_streaming, description, labels, location.allow_unused_files)
     if isinstance(data, ParquetSplit):
         return parquet_source(data, column, location, buffer_size, description, labels, share)
     if isinstance(data, IterableDataset):

@@ -11,6 +11,7 @@ import numpy as np
 
 from .parquet import ParquetRows
 from .source import ChosenRows, ImageSource, TableRows, digest
+from .tars import TarRows
 
 # A file that was written again in place is one of many, as a rule: more are not looked at.
 MAX_FILES = 4096
@@ -29,6 +30,8 @@ def stamp_of(source: ImageSource) -> str:
         return digest(rows.table._fingerprint, list(_times(_paths_of(rows.table, rows.column))))
     if isinstance(rows, ParquetRows):
         return digest(source.revision, list(_times(some(rows.groups.urls))))
+    if isinstance(rows, TarRows):
+        return digest(source.revision, list(_times(some(rows.reader.urls))))
     found = islice(_files_below(source.root), MAX_FILES) if source.root else ()
     return digest(source.revision, sorted(_times(found)))
 

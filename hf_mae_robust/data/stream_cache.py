@@ -1,4 +1,4 @@
-"""--stream_cache: Parquet files of the Hub that were read once stay on the machine's disk.
+"""--stream_cache: Parquet files and tars of the Hub that were read once stay on the machine's disk.
 
 The store is huggingface_hub's: its layout, its locks (processes that want the same file share one download), and its
 way to write (a file appears when all of it is there). Here it is decided which files are fetched and which ones make
@@ -89,6 +89,9 @@ class StreamCache:
 
     def find(self, url: str) -> pa.NativeFile | None:
         """A file that is there and was verified, opened; None otherwise. Nothing is asked of the network."""
+        return self._find(url, pa.OSFile)
+
+    def _find(self, url: str, open_path: Callable[[str], T]) -> T | None:
         match = ADDRESS.fullmatch(url)
         if match is None:
             return None
@@ -98,7 +101,7 @@ class StreamCache:
             return None
         try:
             blob = Path(path).resolve()
-            file, status = pa.OSFile(path), blob.stat()
+            file, status = open_path(path), blob.stat()
             # Disks are often mounted such that reading does not count as an access.
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))
         except FileNotFoundError:  # made room for another one in this moment
@@ -111,11 +114,15 @@ class StreamCache:
         Raises DataError where the Hub refuses, cannot be reached for `retry_seconds`, or gives another content than it
         says.
         """
+        return self.open_by(url, pa.OSFile)
+
+    def open_by(self, url: str, open_path: Callable[[str], T]) -> T | None:
+        """As `open`, by a function that opens a path."""
         match = ADDRESS.fullmatch(url)
         if match is None:
             return None
         for _ in range(2):
-            if (file := self.find(url)) is not None:
+            if (file := self._find(url, open_path)) is not None:
                 return file
             if url in self._too_large:
                 return None
@@ -129,7 +136,7 @@ class StreamCache:
             if not is_there:
                 self._too_large.add(url)
                 return None
-        file = self.find(url)
+        file = self._find(url, open_path)
         if file is None:
             raise DataError(f"{public(url)}: its copy in --stream_cache {self.folder} disappears again and again.")
         return file

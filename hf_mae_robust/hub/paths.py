@@ -11,6 +11,16 @@ def is_path(name: str) -> bool:
     return "://" not in name and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1)
 
 
+def has_braces(name: str) -> bool:
+    """Whether a name stands for several local files: train-{000..010}.tar."""
+    return "{" in name and "://" not in name and not Path(name).exists()
+
+
+def is_there(name: str) -> bool:
+    """Whether it names something on this disk."""
+    return Path(name).exists() or has_braces(name)
+
+
 def may_be_path(name: str) -> bool:
     """Whether a name could be an id of the Hub, but its first part is a folder here: outputs/degits."""
     return not is_path(name) and "/" in name and Path(name).parent.is_dir() and not Path(name).exists()

@@ -11,13 +11,14 @@ from torch import nn
 from transformers import Trainer
 
 from ..version import __version__
+from .paths import is_there
 
 PACKAGES = ("transformers", "torch", "accelerate", "datasets", "timm", "torchvision")
 
 
 def short_name(path_or_id: str | None) -> str | None:
     """A Hub id as it is; of a local path, which says nothing elsewhere, the last part."""
-    return Path(path_or_id).name if path_or_id and Path(path_or_id).exists() else path_or_id
+    return Path(path_or_id).name if path_or_id and is_there(path_or_id) else path_or_id
 
 
 def portable(value: Any) -> Any:
@@ -70,7 +71,7 @@ def about_run(
         "start": short_name(start),
         "start_commit": start_commit,
         "dataset": short_name(dataset_name) or built_in_dataset,
-        "is_dataset_on_hub": dataset_name is not None and not Path(dataset_name).exists(),
+        "is_dataset_on_hub": dataset_name is not None and not is_there(dataset_name),
         "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],
         "split": None if evaluated is None else evaluated.split,
         "num_evaluated": None if evaluated is None else evaluated.num_rows,

@@ -27,14 +27,18 @@ class DatasetArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str | None = option(None, "Hub id, or a folder: images, Parquet files, or what `save_to_disk` wrote.")
+    dataset_name: str | None = option(
+        None, "Hub id, or a folder: images, Parquet files, tars, or what `save_to_disk` wrote."
+    )
     dataset_config_name: str | None = option(None, "Configuration of the data set.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of the data set on the Hub.")
     image_column_name: str | None = option(
         None, "Column with the images; default: 'image', or the only one of type Image."
     )
     dataset_streaming: bool = option(
-        False, "Read while training instead of downloading and preparing first. Parquet keeps epochs and exact order."
+        False,
+        "Read while training instead of downloading and preparing first. Parquet, and tars on the disk, keep epochs "
+        "and exact order.",
     )
     train_split_name: str = option("train", "Split to train on.")
     eval_split_name: str = option(
@@ -54,14 +58,14 @@ class DatasetArguments:
     )
     stream_cache: str | None = option(
         None,
-        "With --dataset_streaming: folder on this machine that keeps the Parquet files of the Hub that were read, for "
-        "all processes and runs. Files are fetched completely when they are first needed.",
+        "With --dataset_streaming: folder on this machine that keeps the Parquet files and tars of the Hub that were "
+        "read, for all processes and runs. Files are fetched completely when they are first needed, tars at the start.",
         metavar="DIR",
     )
     stream_cache_size: str | None = option(
         None,
         "Size limit of --stream_cache, such as 200GB or 1.5TiB; files of other data sets make room, the least "
-        "recently used first; what does not fit is streamed. Default: as much as the disk holds.",
+        "recently used first; of Parquet, what does not fit is streamed. Default: as much as the disk holds.",
         metavar="SIZE",
     )
     allow_unused_files: bool = option(

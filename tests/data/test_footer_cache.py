@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_mae_robust.data import footer_cache
+from hf_mae_robust.data import kept
 from hf_mae_robust.data.footer_cache import keep_footer, load_footer
 from hf_mae_robust.data.parquet_files import read_footer
 
@@ -16,7 +16,7 @@ def place(tmp_path, monkeypatch):
     """Where they are kept."""
     folder = tmp_path / "kept"
     folder.mkdir()
-    monkeypatch.setattr(footer_cache, "cached_assets_path", lambda *names, **more: folder)
+    monkeypatch.setattr(kept, "cached_assets_path", lambda *names, **more: folder)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_anything(place, path, m
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(footer_cache.tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(kept.tempfile, "TemporaryDirectory", full)
     assert read_footer(str(path)).num_rows == 3 and load_footer(str(path)) is None
-    monkeypatch.setattr(footer_cache, "cached_assets_path", full)
+    monkeypatch.setattr(kept, "cached_assets_path", full)
     assert read_footer(str(path)).num_rows == 3

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from datasets import Dataset, Features, Image
 
 from tests.helpers import image_table, photos, write_parquet_set
@@ -19,7 +20,7 @@ from tests.hub.test_streaming import FIRST, REPO, SECOND, client_environment
 from tests.loopback_hub import TOKEN, Fault, LoopbackHub
 from tests.processes import LIMIT_S, Parent
 
-LARGE, SUMMED, STALE, PICTURES = "6" * 40, "7" * 40, "8" * 40, "9" * 40
+LARGE, SUMMED, STALE, PICTURES, TARS = "6" * 40, "7" * 40, "8" * 40, "9" * 40, "a" * 40
 IMPORTED = ("hf_mae_robust.data.opening", "hf_mae_robust.training.processes", "hf_mae_robust.data.order")
 # Of a large file, so that a footer, which is read with 64 kB before it, does not count for much.
 ROWS, ROW_BYTES, ROW_GROUP = 40, 60_000, 5
@@ -33,6 +34,7 @@ def reader() -> None:
     from hf_mae_robust.data.decoding import decode_image
     from hf_mae_robust.data.opening import open_splits
     from hf_mae_robust.data.order import epoch_batches
+    from hf_mae_robust.data.parquet import ParquetRows
     from hf_mae_robust.data.source import DataLocation
     from hf_mae_robust.errors import DataError
     from hf_mae_robust.training.processes import first_process
@@ -49,7 +51,8 @@ def reader() -> None:
             image = decode_image(next(iter(source.rows))["image"])
             answer["first"] = image.flatten().tolist()
         for epoch in range(order["epochs"] if source.row_groups is not None else 0):
-            source.rows.rows.clear()
+            if isinstance(source.rows, ParquetRows):
+                source.rows.rows.clear()
             batches = epoch_batches(source.row_groups, epoch=epoch, batch_size=2, seed=0, buffer_size=16, **world)
             read = [(row, source.rows[row]) for row in batches.ravel().tolist()]
             values = [(row, value["bytes"] if isinstance(value, dict) else value) for row, value in read]
@@ -91,6 +94,11 @@ def folders(tmp_path_factory):
     folders[PICTURES].mkdir()
     for i, pixels in enumerate(photos(4)):
         PIL.Image.fromarray(pixels).save(folders[PICTURES] / f"{i}.png")
+    folders[TARS] = base / "tars"
+    folders[TARS].mkdir()
+    with webdataset.ShardWriter(f"file:{folders[TARS]}/train-%03d.tar", maxcount=4, verbose=0) as writer:
+        for i, pixels in enumerate(photos(12)):
+            writer.write({"__key__": f"{i:03d}", "png": PIL.Image.fromarray(pixels), "cls": i % 3})
     for folder in folders.values():
         (folder / "README.md").write_text("---\nlicense: other\n---\nPhotographs.\n")
     return folders
@@ -321,3 +329,35 @@ def test_a_folder_that_cannot_be_made_is_named(hub, read, tmp_path):
     (tmp_path / "file").touch()
     (answer,) = read(dataset_revision=LARGE, stream_cache=str(tmp_path / "file" / "kept"))
     assert "--stream_cache" in answer["error"] and "cannot be written to" in answer["error"]
+
+
+# ---- tars; tests/data/test_tars.py reads such without a server ----
+
+
+@pytest.mark.slow
+def test_tars_that_are_kept_on_the_disk_have_epochs_and_are_fetched_once(hub, read, folders, tmp_path):
+    def sent():
+        return sum(request.sent for request in hub.requests if ".tar" in request.path and request.method == "GET")
+
+    hub.main = TARS
+    options = {"label_column_name": "auto", "stream_cache": str(tmp_path / "kept")}
+    answers = read(2, epochs=2, **options)
+    size = sum(path.stat().st_size for path in folders[TARS].glob("*.tar"))
+    assert size <= sent() < 1.2 * size
+    assert answers[0]["fingerprint"] == answers[1]["fingerprint"] and answers[0]["groups"] == [4, 4, 4]
+    assert answers[0]["names"] == ["0", "1", "2"] and answers[0]["revision"] == TARS
+    for epoch in range(2):
+        rows = [row for answer in answers for row, _ in answer["epochs"][epoch]]
+        assert sorted(rows) == list(range(12))
+    assert len({digest for answer in answers for _, digest in answer["epochs"][0]}) == 12
+    assert read(1, epochs=1, forget=False, **options)[0]["fingerprint"] == answers[0]["fingerprint"]
+    assert sent() == 0
+    (stream,) = read(1, epochs=1)
+    assert stream["groups"] is None and "first" in stream
+
+
+@pytest.mark.slow
+def test_tars_that_do_not_fit_are_refused(hub, read, tmp_path):
+    hub.main = TARS
+    (answer,) = read(stream_cache=str(tmp_path / "kept"), stream_cache_size="11KB")
+    assert "does not fit into --stream_cache" in answer["error"] and "Raise --stream_cache_size" in answer["error"]

@@ -8,10 +8,11 @@ processes each time.
 import signal
 
 import pytest
+import webdataset
 
 from hf_mae_robust.errors import EXIT_STOPPED
 from tests.faults import send
-from tests.helpers import write_parquet_set
+from tests.helpers import image_table, write_parquet_set
 from tests.runs import Run, run, tiny_run
 
 INGREDIENTS = ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
@@ -88,6 +89,25 @@ def test_a_stopped_run_equals_the_uninterrupted_one(words_of, whole_run, tmp_pat
     assert f"Resuming from {tmp_path / 'cut' / f'checkpoint-{step + 1}'}" in resumed.output
     assert_equal_runs(resumed, whole)
     assert not (tmp_path / "cut" / "stopped.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_a_stopped_run_on_tars_equals_the_uninterrupted_one(tmp_path, streaming):
+    """tests/data/test_tars.py has the order of their images in an epoch that begins in its middle."""
+    table = image_table(101)
+    (tmp_path / "set").mkdir()
+    with webdataset.ShardWriter(f"file:{tmp_path}/set/train-%03d.tar", maxcount=34, verbose=0) as writer:
+        for i, image in enumerate(table["image"]):
+            writer.write({"__key__": f"{i:04d}", "png": image})
+    words = tiny_run(tmp_path / "set", *INGREDIENTS, "--dataset_streaming", streaming)
+    whole = run(words, tmp_path / "whole", 2)
+    assert whole.codes == [0, 0] and len(whole.losses()) == 3 * 6, whole.output
+    for step, workers in ((3, 0), (8, 2)):
+        fault = send(signal.SIGTERM, step, rank=1)
+        stopped = run([*words, "--dataloader_num_workers", str(workers)], tmp_path / "cut", 2, fault)
+        assert stopped.codes == [EXIT_STOPPED] * 2, stopped.output
+    assert_equal_runs(run(words, tmp_path / "cut", 2), whole)
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
