@@ -44,7 +44,7 @@ from .peers import describe_loss, is_loss
 from .pictures import save_examples, save_loss_plot
 from .processes import first_process
 from .profiling import StepProfile
-from .run_lock import run_lock
+from .run_lock import LOCK_FILE, run_lock
 from .setup import (
     accept,
     agree_on_checkpoint,
@@ -335,7 +335,8 @@ def end_stopped(
     exit code is 0: it would start this one again, too."""
     end_workers()
     folder = Path(training.output_dir)
-    if PartialState().is_main_process:
+    # This run's own lock is gone: one that is there is another run's, for whose end this one may have waited.
+    if PartialState().is_main_process and not (folder / LOCK_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         content = {"signal": name, "step": step, "checkpoint": checkpoint}
         (folder / STOPPED_FILE).write_text(json.dumps(content) + "\n")
