@@ -143,7 +143,6 @@ CASES = [
     Case("classification, torchrun, 2 processes", torchrun(2), 2, **CLASSIFIER),
     Case("classification, FSDP2, 2 processes", from_file(FSDP), 2, **CLASSIFIER),
     Case("classification, ZeRO-2, 2 processes", from_file(DEEPSPEED), **ZERO, **CLASSIFIER),
-    Case("classification, ZeRO-3, 2 processes", from_file(DEEPSPEED, 2, "--zero_stage", "3"), **ZERO, **CLASSIFIER),
 ]  # fmt: skip
 
 
