@@ -214,9 +214,13 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         if (fault := fault_of_place(error)) is not None:
             fail(fault, fault.exit_code)
-        traceback.print_exc()
-        from .training.run import describe_bug  # takes seconds, and --help needs to answer at once
+        # These take seconds, and --help needs to answer at once.
+        from .training.peers import loss_in_command
+        from .training.run import describe_bug
 
+        if (loss := loss_in_command(error)) is not None:
+            fail(loss, loss.exit_code)
+        traceback.print_exc()
         fail(describe_bug(error), EXIT_BUG)
 
 

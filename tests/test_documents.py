@@ -118,7 +118,7 @@ def test_flags_that_the_manual_names_exist():
         "--repo-type",
         "--mixed_precision",
     }
-    options |= {"--max-restarts", "--master_port", "--main_process_port", "--signal"}
+    options |= {"--max-restarts", "--nnodes", "--master_port", "--main_process_port", "--signal"}
     options |= {"--strict", "--kills", "--photos", "--cifar10", "--help"}
     assert sorted(flags - options) == []
 

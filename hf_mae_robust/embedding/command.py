@@ -12,6 +12,7 @@ from ..data.bad_images import SkippedImage, describe
 from ..data.source import SEED
 from ..errors import UserError
 from ..training.arguments import add_data_arguments, add_worker_argument
+from ..training.peers import joining
 from ..training.processes import first_process
 from .encoding import positions_of
 from .job import Job, embed, prepare, skipped_path
@@ -87,7 +88,9 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
 def run_embed(args: argparse.Namespace) -> None:
     """Write a vector for each image of a data set; list near-duplicates and draw a map where asked for."""
     _check_flags(args)
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    on_cpu = not torch.accelerator.is_available()
+    with joining(int(PATIENCE.total_seconds()), on_cpu, None):
+        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     job = prepare(args, state.device)
     if not first_process(job.is_done):
         embed(args, job, state.device)

@@ -2,6 +2,7 @@
 the settings. A run that was killed resumes from them, and joins them at the end."""
 
 import json
+import re
 import secrets
 import shutil
 from dataclasses import asdict, dataclass
@@ -17,7 +18,8 @@ from ..errors import UserError
 from ..files import flush
 from .table import open_writer, write_table
 
-RECORD = "settings.json"
+RECORD, JOINED = "settings.json", ".joined"
+TORN = re.compile(r"\.(settings\.json|part-\d{6}\.parquet)-[0-9a-f]{8}")
 # The key of a part's metadata under which stands what it holds.
 KEY = b"hf_mae_robust.part"
 # Settings whose values tell people nothing.
@@ -78,11 +80,12 @@ class Parts:
                     f"{self.folder} holds parts of a run with other settings: {changed}. Give the former settings to "
                     "resume it, delete that folder to begin again, or choose another --output."
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(not self._is_torn(path) for path in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty and holds no {RECORD}: remove it, or choose another --output.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(".*"):
-            torn.unlink()
+        for path in self.folder.iterdir():
+            if self._is_torn(path):
+                path.unlink()
         if not record.exists():
             self._write(record, lambda path: path.write_text(json.dumps(self.settings, indent=1) + "\n"))
         found = []
@@ -108,6 +111,10 @@ class Parts:
         stop = part.start + self.part_rows
         ends = part.stop <= stop if num_rows is None else part.stop == min(stop, num_rows)
         return path == self._path(part.number) and part.start == part.number * self.part_rows and ends
+
+    def _is_torn(self, path: Path) -> bool:
+        """Whether a kill left it unfinished."""
+        return path.name == JOINED or TORN.fullmatch(path.name) is not None
 
     def _write(self, path: Path, write: Any) -> None:
         """Complete, or not under this name."""
@@ -137,7 +144,7 @@ class Parts:
                     if len(table):
                         write_table(writer, table)
 
-        joined = self.folder / ".joined"
+        joined = self.folder / JOINED
         write(joined)
         flush(joined)
         joined.replace(self.output)

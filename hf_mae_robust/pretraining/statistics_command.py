@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,11 @@ from ..statistics.patch_statistics import PatchStatistics
 from ..statistics.statistics_pass import statistics_of_source, value_range_of_source
 from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
+from ..training.peers import joining
 from ..training.processes import first_process
+
+# Processes that have gone over their images wait so long for the slowest; as long as the default of --ddp_timeout.
+PATIENCE_S = 1800
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +63,9 @@ def run_statistics(args: argparse.Namespace) -> None:
         raise UserError(f"--num_channels {args.num_channels}: must be at least 1.")
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(BandArguments)}
     flags = BandArguments(**given)
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    on_cpu = not torch.accelerator.is_available()
+    with joining(PATIENCE_S, on_cpu, None):
+        state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=PATIENCE_S))
     sizes = {
         name: given[0] if len(given) == 1 else given
         for name, given in (("image_size", args.image_size), ("patch_size", args.patch_size))
@@ -67,7 +74,7 @@ def run_statistics(args: argparse.Namespace) -> None:
     with refused_by_library(refusal):
         ViTMAERobustConfig(**sizes)  # before any data are opened
     location = DataLocation.of(args, args.token)
-    opened, _ = open_splits(location, args.split, None, train_flag="--split")
+    opened, _ = open_splits(location, args.split, None, share=first_process, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     running: dict[str, Any] = {"num_workers": args.num_workers}
     bands = None

@@ -46,7 +46,8 @@ def control_group() -> Any:
 
 @contextmanager
 def joining(timeout_s: int, on_cpu: bool, backend: str | None) -> Iterator[None]:
-    """Around `TrainingArguments.__post_init__`, which joins the other processes of this run.
+    """Around `TrainingArguments.__post_init__`, or the making of a `PartialState`, which joins the other processes of
+    this run.
 
     On CPUs transformers hands --ddp_timeout to nobody, so the group is made here before it looks for one.
 
@@ -63,6 +64,7 @@ def joining(timeout_s: int, on_cpu: bool, backend: str | None) -> Iterator[None]
         yield
         if several:
             distributed_c10d._get_default_store().set(_HOST.format(dist.get_rank()), socket.gethostname())
+            control_group()  # not later: to make it takes all processes, and who waits for a lost one is not told
     except dist.DistError as error:
         raise _error_of_joining(error, timeout_s) from error
 
@@ -130,9 +132,17 @@ def is_loss(error: BaseException) -> bool:
     )
 
 
-def describe_loss(timeout_s: int) -> str:
+def loss_in_command(error: BaseException) -> LostProcessError | None:
+    """The sentence for a command without --ddp_timeout that joined others by `joining`; None: the error is another one.
+    Takes GRACE_S, as `describe_loss`."""
+    if not dist.is_available() or not dist.is_initialized() or not is_loss(error):
+        return None
+    return LostProcessError(describe_loss(int((_Control.timeout or timedelta()).total_seconds()), flag=None))
+
+
+def describe_loss(timeout_s: int, flag: str | None = "--ddp_timeout") -> str:
     """Which processes do not answer, for the one that noticed. Those that are left tell each other, by the store, so
-    this takes GRACE_S."""
+    this takes GRACE_S. flag: that sets the time."""
     who = f"Process {dist.get_rank()} ({socket.gethostname()})"
     address = os.environ.get("MASTER_ADDR", "?")
     # In a thread: a store whose machine is gone is asked without a limit of time.
@@ -145,9 +155,10 @@ def describe_loss(timeout_s: int) -> str:
     (silent,) = found
     if not silent:
         return f"{who} lost its connection to the others."
+    limit = f"{timeout_s} s" + (f" ({flag})" if flag else "")
     return (
-        f"{who} lost {', '.join(silent)}, which ended, or did not answer for {timeout_s} s (--ddp_timeout). Its own "
-        "message, if there is one, says why."
+        f"{who} lost {', '.join(silent)}, which ended, or did not answer for {limit}. Its own message, if there is "
+        "one, says why."
     )
 
 

@@ -44,7 +44,7 @@ from .peers import describe_loss, is_loss
 from .pictures import save_examples, save_loss_plot
 from .processes import first_process
 from .profiling import StepProfile
-from .run_lock import run_lock
+from .run_lock import LOCK_FILE, run_lock
 from .setup import (
     accept,
     agree_on_checkpoint,
@@ -64,6 +64,7 @@ from .setup import (
     start_over_if_asked,
     warn_of_stream,
 )
+from .sharding import complete_models
 from .shared_folder import check_shared
 from .signals import SIGNALS
 from .stopping import stop_if_asked
@@ -135,15 +136,17 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     Raises UserError (DataError, CheckpointError among them) for whatever is wrong with arguments, model, data and
     checkpoint, before anything is written.
     """
-    opened = open_run(task, given)
+    with complete_models(given.training):
+        opened = open_run(task, given)
     arguments, source, checkpoint = opened.arguments, opened.source, opened.checkpoint
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     labelled = cast(ImageSource, source if source is not None else opened.eval_source)
     class_names = labelled.class_names or ()
-    with torch.random.fork_rng(devices=[]):  # weights must not depend on what is computed here, or found in a cache
-        task.look_at_images(arguments, labelled, checkpoint)
-    stop_if_asked()
-    model, pixels = task.build_model(arguments, class_names)
+    with complete_models(training):
+        with torch.random.fork_rng(devices=[]):  # weights must not depend on what is computed here, or found in a cache
+            task.look_at_images(arguments, labelled, checkpoint)
+        stop_if_asked()
+        model, pixels = task.build_model(arguments, class_names)
     pixels = with_flags(pixels, data, opened.start)
     stop_if_asked()
     source, eval_source = (as_wanted(model, pixels, part) for part in (source, opened.eval_source))
@@ -334,7 +337,8 @@ def end_stopped(
     exit code is 0: it would start this one again, too."""
     end_workers()
     folder = Path(training.output_dir)
-    if PartialState().is_main_process:
+    # This run's own lock is gone: one that is there is another run's, for whose end this one may have waited.
+    if PartialState().is_main_process and not (folder / LOCK_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         content = {"signal": name, "step": step, "checkpoint": checkpoint}
         (folder / STOPPED_FILE).write_text(json.dumps(content) + "\n")

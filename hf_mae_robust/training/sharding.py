@@ -4,12 +4,15 @@ what cannot be had with them and is refused before the first step."""
 import logging
 import os
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from transformers import TrainingArguments
+from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import UserError
@@ -61,6 +64,22 @@ class Sharding(TypedTrainer):
         if self.accelerator.is_fsdp2:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
+
+
+@contextmanager
+def complete_models(training: TrainingArguments) -> Iterator[None]:
+    """While entered, models are built and read complete in each process. With ZeRO-3 transformers would leave a part of
+    each weight in each process at once: the tensors of another model, from which a model may start, would be empty, and
+    new weights would be other ones than with DDP. DeepSpeed divides the model when the Trainer prepares it."""
+    plugin = training.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(getattr(plugin, "dschf", plugin.hf_ds_config))  # of `accelerate launch`; of --deepspeed
 
 
 def layers_of(model: nn.Module) -> list[str]:

@@ -348,6 +348,36 @@ def test_a_file_of_others_is_not_overwritten(encoder_dir, photos_dir, tmp_path, 
     assert "is not empty" in refusal(words(encoder_dir, photos_dir, tmp_path / "c.parquet"), capsys)
 
 
+def test_a_kill_while_the_record_of_the_settings_is_written_loses_nothing(
+    encoder_dir, photos_dir, tmp_path, monkeypatch
+):
+    def die(path):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_module, "flush", die)
+        with pytest.raises(Killed):
+            embed(encoder_dir, photos_dir, tmp_path / "e.parquet")
+    assert [path.name[:15] for path in (tmp_path / "e.parquet.parts").iterdir()] == [".settings.json-"]
+    assert len(embed(encoder_dir, photos_dir, tmp_path / "e.parquet")["row"]) == 40
+    assert not (tmp_path / "e.parquet.parts").exists()
+
+
+@pytest.mark.slow  # it waits
+@pytest.mark.parametrize("command", ["embed", "statistics"])
+def test_a_process_that_is_lost_is_named_by_the_others(encoder_dir, photos_dir, tmp_path, command):
+    run = words(encoder_dir, photos_dir, tmp_path / "e.parquet", *BY_ONE)
+    if command == "statistics":
+        run = [command, "--dataset_name", photos_dir, "--image_size", 16, "--patch_size", 4]
+        run += ["--num_workers", 0, "--output", tmp_path / "s.safetensors"]
+    kill = "rank == 1 and os.kill(os.getpid(), 9)"
+    fault = {"FAULT_AT": "hf_mae_robust.data.dataset._decoded", "FAULT": kill}
+    ended = offline().run(["-m", "hf_mae_robust", *run], tmp_path / "printed", 2, **fault)
+    assert ended.codes == [6, -9], ended.output
+    assert "lost process 1 (" in ended.stderr and "--ddp_timeout" not in ended.stderr
+    assert "Traceback" not in ended.stderr and "bug" not in ended.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_and_a_kill_give_the_same_bytes(encoder_dir, photos_dir, tmp_path):
     run = ["-m", "hf_mae_robust", *words(encoder_dir, photos_dir, tmp_path / "a.parquet", *BY_ONE)]

@@ -287,13 +287,32 @@ def test_zero2_as_shipped_trains_in_bf16(words, tmp_path):
 
 @needs_deepspeed
 @pytest.mark.slow
-def test_zero3_leaves_a_whole_model(words, tmp_path):
+@pytest.mark.parametrize("start", [(), ("--model_name_or_path",), ("--encoder_from",)], ids=["new", "model", "encoder"])
+def test_zero3_equals_ddp_and_leaves_a_whole_model(words, encoder_dir, tmp_path, start):
+    words = [*words, "--max_steps", "4", "--max_grad_norm", "0.5", *start, *([encoder_dir] if start else [])]
     environment = environment_of("deepspeed_zero2_8gpu.yaml", *FLOAT32, "--zero_stage", "3")
-    zero = run([*words, "--max_steps", "4"], tmp_path / "zero", 2, **environment)
+    ddp = run(words, tmp_path / "ddp", 2)
+    zero = run(words, tmp_path / "zero", 2, **environment)
     assert zero.codes == [0, 0], zero.output
+    assert largest_difference(zero, ddp) < 1e-6
+    assert_same_model(zero.folder, ddp.folder)
     assert (zero.folder / "reconstructions.png").exists()
     _, info = type(build()).from_pretrained(zero.folder, output_loading_info=True)
     assert not any(info.values())
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_classifier_trains_with_zero3(photos_dir, encoder_dir, tmp_path):
+    settings = finetuning_settings(photos_dir, encoder_dir, tmp_path / "of the settings")
+    words = as_flags(settings, "--per_device_train_batch_size", "4", "--drop_path_rate", "0", "--mixup", "0")
+    words += ["--cutmix", "0"]
+    ddp = run(words, tmp_path / "ddp", 2, script="finetune")
+    environment = environment_of("deepspeed_zero2_8gpu.yaml", *FLOAT32, "--zero_stage", "3")
+    zero = run(words, tmp_path / "zero", 2, script="finetune", **environment)
+    assert zero.codes == [0, 0], zero.output
+    assert largest_difference(zero, ddp) < 1e-6
+    assert_same_model(zero.folder, ddp.folder)
 
 
 @needs_deepspeed

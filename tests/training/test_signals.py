@@ -98,6 +98,17 @@ def test_torchrun_does_not_start_a_stopped_run_again(photos_dir, tmp_path):
     assert ended.codes == [0] and (tmp_path / "out" / "stopped.json").exists(), ended.output
 
 
+def test_a_signal_while_another_run_may_have_the_folder_leaves_nothing_in_it(photos_dir, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    lock = {"host": "another-machine", "pids": "", "pid": 7, "since": "2026-11-29T09:00:00+00:00"}
+    (out / "_running.json").write_text(json.dumps(lock))
+    at = "hf_mae_robust.training.run_lock._touched"
+    ended = run(tiny_run(photos_dir), out, 1, signal_to(0), FAULT_AT=at)
+    assert ended.codes == [EXIT_STOPPED] and "Waiting up to 60 s" in ended.stderr, ended.output
+    assert [path.name for path in out.iterdir()] == ["_running.json"]
+
+
 PROGRAM = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
