@@ -60,7 +60,9 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             )
 
     def check_model(self, arguments: PretrainArguments) -> None:
-        config_of(arguments.model)
+        config = config_of(arguments.model)
+        if (schedule := arguments.training.resolution) is not None:
+            schedule.configs(config)
 
     def num_views(self, arguments: PretrainArguments) -> int:
         return arguments.training.repeated_augmentation
@@ -85,6 +87,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         record: dict[str, Any] = {"target_statistics": arguments.model.target_statistics}
         if (num_views := self.num_views(arguments)) > 1:  # older checkpoints do not know of it
             record["repeated_augmentation"] = num_views
+        if (schedule := arguments.training.resolution) is not None:
+            record["resolution_schedule"] = str(schedule)
         return record | guards_of_encoder(arguments.training, model)
 
     def make_trainer(
@@ -105,6 +109,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             rot90=data.rot90,
             repeated_augmentation=self.num_views(arguments),
             decoder_warmup_steps=arguments.training.decoder_warmup_steps,
+            resolution_schedule=arguments.training.resolution,
             layer_decay=arguments.training.layer_decay if arguments.training.layer_decay < 1 else None,
             **common,
         )
@@ -128,7 +133,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} "
             f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}; attention "
             f"{config._attn_implementation}) on {describe_length(trainer)}"
-            f"{describe_guards(trainer, arguments.training)}"
+            f"{describe_guards(trainer, arguments.training)}{describe_schedule(trainer)}"
         )
 
     def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
@@ -179,6 +184,14 @@ def guards_of_encoder(training: MAETrainingArguments, model: ViTMAERobustForPreT
         "positions_train": model.vit.embeddings.position_embeddings.requires_grad or None,
     }
     return {name: value for name, value in guards.items() if value is not None}
+
+
+def describe_schedule(trainer: MAETrainer) -> str:
+    schedule = trainer.resolution_schedule
+    if schedule is None:
+        return ""
+    compiled = f"; --torch_compile compiles for each of {len(set(schedule.sizes))} sizes"
+    return f"; {schedule.describe()}{compiled if trainer.args.torch_compile else ''}"
 
 
 def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
