@@ -17,6 +17,7 @@ from ..hub.before_after import before_and_after
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
+from ..statistics.band_settings import sample_of, say_of_sample
 from ..statistics.patch_statistics import PatchStatistics
 from ..statistics.statistics_pass import cached_statistics_of_source
 from ..training.parser import parse_config_overrides
@@ -75,6 +76,14 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
         model, training = arguments.model, arguments.training
         config = config_of(model, self.settings_of_images)
+        samples = arguments.data.statistics_samples
+        if samples is not None and not (
+            model.target_statistics == "auto" or config.is_band_model or arguments.data.image_statistics == "auto"
+        ):
+            raise UserError(
+                f"--statistics_samples {samples}: this run computes no statistics. Leave it out, or give "
+                "--target_normalization global_patch --target_statistics auto."
+            )
         if model.attn_implementation is None:
             attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
@@ -87,6 +96,8 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         record: dict[str, Any] = {"target_statistics": arguments.model.target_statistics}
         if (num_views := self.num_views(arguments)) > 1:  # older checkpoints do not know of it
             record["repeated_augmentation"] = num_views
+        if (samples := arguments.data.statistics_samples) is not None:
+            record["statistics_samples"] = samples
         if (schedule := arguments.training.resolution) is not None:
             record["resolution_schedule"] = str(schedule)
         return record | guards_of_encoder(arguments.training, model)
@@ -231,10 +242,13 @@ def find_statistics(
         )
     if wanted != "auto":
         return PatchStatistics.load(wanted, config.patch_dim)
-    return cached_statistics_of_source(
+    statistics = cached_statistics_of_source(
         source,
         config,
         crop_pct=data.crop_pct,
         num_workers=arguments.training.dataloader_num_workers,
         max_bad_images=data.max_bad_images,
+        sample=sample_of(data, arguments.training.seed),
     )
+    say_of_sample(statistics.metadata)
+    return statistics
