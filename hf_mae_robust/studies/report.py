@@ -124,13 +124,14 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     if finetuned:
         lines += ["", "## Fine-tuned"]
         for index, (metric, label) in enumerate(study.metrics):
-            paper = {name: figures[index] for name, figures in study.paper.items()}
+            paper = {name: figures[index] for name, figures in study.paper.items()} or None
             lines += ["", *_table(study, label, finetuned.get(metric, {}), paper)]
-        lines += [
-            "",
-            f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
-            "models, data and epochs are others.",
-        ]
+        if study.paper:
+            lines += [
+                "",
+                f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
+                "models, data and epochs are others.",
+            ]
     if probed:
         lines += ["", "## Features, frozen"]
         for measure, label in FEATURE_MEASURES.items():

@@ -100,7 +100,9 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
         analysis |= _as_settings(args.analyze_flags)
 
     def pretrain_run(variant: Variant, seed: int) -> Run:
-        settings = {**pretraining, **variant.flags(), "seed": seed}
+        settings = {**pretraining, **variant.flags(), **variant.by_scale.get(args.scale, {}), "seed": seed}
+        if "num_train_epochs" in settings and args.scale in variant.epochs:
+            settings["num_train_epochs"] = round(float(settings["num_train_epochs"]) * variant.epochs[args.scale], 2)
         place = pretrained / f"{variant.name}-{seed}" / "pretrain"
         return Run("pretrain", place, settings, None, {"variant": variant.name, "seed": seed})
 
@@ -186,9 +188,11 @@ def _changes(variant: Variant, study: Study) -> list[str]:
         return []
     words = [
         word
-        for name, value in (variant.changes or {}).items()
+        for name, value in {**(variant.changes or {}), **variant.by_scale.get("paper", {})}.items()
         for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
+    if "paper" in variant.epochs:  # of the 800 of the baseline's recipe
+        words += ["--num_train_epochs", f"{800 * variant.epochs['paper']:g}"]
     return words + (["--num_train_epochs", "100"] if study.task is None else [])
 
 

@@ -5,10 +5,12 @@ import shlex
 
 import pytest
 
-from hf_mae_robust import finetune, pretrain
+from hf_mae_robust import ViTMAERobustConfig, finetune, pretrain
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.__main__ import make_parser as main_parser
+from hf_mae_robust.pretraining.cost import training_flops
 from hf_mae_robust.pretraining.model_config import config_of
+from hf_mae_robust.pretraining.resolution import ResolutionSchedule
 from hf_mae_robust.studies.definitions import STUDIES, studies
 from hf_mae_robust.studies.reproduce import add_reproduce_arguments, paper_commands, runs_of
 from tests.helpers import TINY_OVERRIDES
@@ -62,6 +64,22 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
     names = {run.described["variant"] for run in runs}
     assert names == {variant.name for variant in study.variants}
     assert name == "figure2" or {"scratch", "mae"} <= names
+
+
+def test_what_takes_less_time_a_step_gets_more_epochs_and_its_sizes():
+    """The paper's 800 epochs over the operations of --dry_run: 58% of those of 224 px throughout."""
+    args = arguments("resolution", "--scale", "small", "--dataset_name", "path/to/data", "--num_train_epochs", 10)
+    args.seeds = 1
+    runs = {run.described["variant"]: run.settings for run in runs_of(studies(4)["resolution"], args)
+            if run.module == "pretrain"}  # fmt: skip
+    assert runs["mae"]["num_train_epochs"] == 10 < runs["rising"]["num_train_epochs"]
+    assert runs["rising"]["resolution_schedule"] == "16:0.5,24:0.8,32:1.0" and "resolution_schedule" not in runs["mae"]
+    commands = paper_commands(studies(12)["resolution"], arguments("resolution", "--scale", "paper"))
+    words = next(words for words in commands if "--resolution_schedule" in words)
+    config = ViTMAERobustConfig(image_size=224)
+    schedule = ResolutionSchedule.parse(words[words.index("--resolution_schedule") + 1])
+    share = schedule.share_of([training_flops(each) / training_flops(config) for each in schedule.configs(config)])
+    assert float(words[words.index("--num_train_epochs") + 1]) == pytest.approx(800 / share, rel=0.01)
 
 
 def test_tables_share_runs():
