@@ -44,8 +44,8 @@ MAE = Variant("mae", "MAE")
 EDGE = Variant("drop_edge", "MAE + drop edge", DROP_EDGE)
 PATCH = Variant("global_patch", "MAE + global patch statistics", GLOBAL_PATCH)
 RAW = Variant("raw", "MAE without population statistics", {"target_normalization": "none"})
-# Sizes in about the proportions of 128, 192 and 224. The epochs take as long as the baseline's: by images a second (small;
-# benchmarks/README.md), or by the operations that --dry_run counts (paper).
+# Sizes in about the proportions of 128, 192 and 224. The epochs take as long as the baseline's: by images a second
+# (small; benchmarks/README.md), or by the operations that --dry_run counts (paper).
 RISING = Variant(
     "rising",
     "MAE, the image size rises, as long a time",
