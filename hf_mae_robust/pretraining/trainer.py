@@ -92,7 +92,7 @@ class MAETrainer(LayerDecay, ImageTrainer):
         if self.stages and inputs["pixel_values"].shape[-2:] != to_pair(self.model.config.image_size):
             inputs["interpolate_pos_encoding"] = True
         if self.stages and self.args.torch_compile:
-            # Otherwise the second size is compiled for all sizes, which took 68 s instead of 15, and the last, too.
+            # Otherwise dynamo compiles the second size for any size; so each of the few sizes has a graph of its own.
             for name in ("pixel_values", "noise"):
                 torch._dynamo.mark_static(inputs[name])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
