@@ -156,6 +156,7 @@ def statistics_of_patch_2(tmp_path):
             ["--target_normalization", "global_patch", "--target_statistics", "none.safetensors"],
             "No patch statistics at",
         ),
+        (["--statistics_samples", "5"], "--statistics_samples 5: this run computes no statistics"),
         (["--per_device_train_batch_size", "500"], "fewer than one batch of 500"),
         (["--resume_from_checkpoint", "nowhere"], "no such folder"),
         (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),

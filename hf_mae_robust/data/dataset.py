@@ -17,6 +17,7 @@ from .decoding import decode_regions
 from .labels import Labels
 from .preprocessing import Transform, in_two_steps
 from .source import ImageSource
+from .stages import Stage
 
 # More bad images than this one after another are not an accident: a wrong column, or files that are gone.
 MAX_BAD_IN_A_ROW = 32
@@ -51,6 +52,7 @@ class ViewDraws:
 class ImageDataset(torch.utils.data.Dataset[Any]):
     """Keys `(epoch, row)` -> decoded, transformed images. What comes out, random transforms and the noise of the masks
     included, depends on (seed, epoch, row) alone: not on the process, on what it did before, or on who else is there.
+    Keys `(epoch, row, stage)` -> the same with the transform and the noise length of that stage.
 
     An item is `{"pixel_values": (C, H, W), "row": int}`, of a source with labels also `"labels"` (a class), with
     `noise_length` also `"noise"`, and, where an image could not be decoded, `"skipped"`: a list of `SkippedImage`.
@@ -68,6 +70,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
         noise_length: int | None = None,
         replace_bad_images: bool = True,
         num_views: int = 1,
+        stages: Sequence[Stage] = (),
     ):
         """
         Args:
@@ -77,6 +80,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                 becomes a filler (for means, which are then exact over the good ones).
             num_views: items that a data loader gets for each key: crops, flips and noises of one decoding. The
                 first is the one that `num_views=1` gives.
+            stages: those that keys may name. Their transforms are random.
 
         Items raise DataError where MAX_BAD_IN_A_ROW rows after one another cannot be decoded.
         """
@@ -84,46 +88,60 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
         self.seed, self.noise_length, self.replace_bad_images = seed, noise_length, replace_bad_images
         self.num_views = num_views
         self.is_random = noise_length is not None or getattr(self.transform, "is_random", True)
+        self.stages = [(in_two_steps(stage.transform), stage.noise_length) for stage in stages]
 
     def __len__(self) -> int:
         num_rows: Any = self.source.num_rows  # a number: the source has random access
         return num_rows
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
         """The first view."""
         return self._views(key, 1)[0]
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def __getitems__(self, keys: Sequence[tuple[int, ...]]) -> list[dict[str, Any]]:
         """All views, those of a key together: what torch's DataLoader calls for a batch."""
         # In the order in which they are stored, so that a batch reads no block of rows twice.
         views = {key: self._views(key, self.num_views) for key in sorted(set(keys))}
         return [item for key in keys for item in views[key]]
 
-    def _views(self, key: tuple[int, int], num_views: int) -> list[dict[str, Any]]:
-        epoch, row = key
+    def _form_of(self, stage: Sequence[int]) -> tuple[Transform, int | None]:
+        """Transform and noise length."""
+        return self.stages[stage[0]] if stage else (self.transform, self.noise_length)
+
+    def _views(self, key: tuple[int, ...], num_views: int) -> list[dict[str, Any]]:
+        epoch, row, *stage = key
+        form = self._form_of(stage)
         if not self.is_random and num_views == 1:  # nothing is drawn, which saves a tenth of the time of small images
-            return [self._plain(row)]
+            return [self._plain(row, form)]
         draws = ViewDraws([self._seed_of(epoch, max(row, 0), view) for view in range(num_views)])
         state = torch.get_rng_state()
         try:
-            images, label, skipped = self._decode(row, num_views, draws)
+            images, label, skipped = self._decode(row, num_views, draws, form[0])
             items = []
             for view, image in enumerate(images):
                 draws.take_up(view)
-                items.append(self._item_of(image, label, row, [] if view else skipped))  # told once
+                items.append(self._item_of(image, label, row, [] if view else skipped, form))  # told once
             return items
         finally:
             torch.set_rng_state(state)
 
-    def _plain(self, row: int) -> dict[str, Any]:
+    def _plain(self, row: int, form: tuple[Transform, int | None]) -> dict[str, Any]:
         """The item of a transform that draws nothing."""
-        images, label, skipped = self._decode(row, 1, None)
-        return self._item_of(images[0], label, row, skipped)
+        images, label, skipped = self._decode(row, 1, None, form[0])
+        return self._item_of(images[0], label, row, skipped, form)
 
-    def _item_of(self, image: torch.Tensor | None, label: Any, row: int, skipped: list[SkippedImage]) -> dict[str, Any]:
+    def _item_of(
+        self,
+        image: torch.Tensor | None,
+        label: Any,
+        row: int,
+        skipped: list[SkippedImage],
+        form: tuple[Transform, int | None],
+    ) -> dict[str, Any]:
+        transform, noise_length = form
         if image is None:
-            return _filler(self.transform, self.source, self.num_channels, self.noise_length, skipped)
-        return _item(_finished(self.transform, self.source.labels, image, label), row, self.noise_length, skipped)
+            return _filler(transform, self.source, self.num_channels, noise_length, skipped)
+        return _item(_finished(transform, self.source.labels, image, label), row, noise_length, skipped)
 
     def _seed_of(self, epoch: int, row: int, view: int) -> int:
         # numpy's SeedSequence takes ten times as long.
@@ -131,7 +149,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
     def _decode(
-        self, row: int, num_views: int, draws: ViewDraws | None
+        self, row: int, num_views: int, draws: ViewDraws | None, transform: Transform
     ) -> tuple[Sequence[torch.Tensor | None], Any, list[SkippedImage]]:
         """The image that stands at a row, for each view, None for a filler; its label, where there are any; and what
         was met on the way to it. The views begin again for each image that is tried."""
@@ -145,7 +163,7 @@ class ImageDataset(torch.utils.data.Dataset[Any]):
                 if draws is not None:
                     draws.restart()
                 images = _decoded(
-                    self.transform,
+                    transform,
                     self.source.rows[row],
                     self.num_channels,
                     row,

@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from ..errors import DataError, UserError
 from .dataset import ImageDataset, ImageStream, collate
 from .order import EpochBatchSampler, SequentialBatchSampler
 from .source import ImageSource
+from .stages import Stage
 
 
 def outlive_signals(worker_id: int) -> None:
@@ -79,6 +80,7 @@ def training_loader(
     buffer_size: int,
     noise_length: int | None = None,
     num_views: int = 1,
+    stages: Sequence[Stage] = (),
     **loader_options: Any,
 ) -> EpochDataLoader:
     """Batches `{"pixel_values": (B, C, H, W), "noise": (B, L), "labels": (B,), "row": (B,)}` of one rank, all full.
@@ -86,6 +88,7 @@ def training_loader(
 
     num_views: repeated augmentation (Hoffer et al. 2020): a batch holds N views of each of its images, next to
     each other, from one decoding. An epoch is one pass over the images.
+    stages: for sources that can seek; the sampler has to be told which batch belongs to which (`StagePlan`).
 
     Raises as `images_in_batch`.
     """
@@ -113,7 +116,7 @@ def training_loader(
         seed=seed,
         buffer_size=None if source.seekable_at_no_cost else buffer_size,
     )
-    dataset = ImageDataset(source, transform, num_channels, seed, noise_length, num_views=num_views)
+    dataset = ImageDataset(source, transform, num_channels, seed, noise_length, num_views=num_views, stages=stages)
     return EpochDataLoader(dataset, batch_sampler=sampler, **loader_options)
 
 

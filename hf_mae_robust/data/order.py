@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 from .former_order import former_batches
 from .permutation import KeyedPermutation
 from .row_groups import RowGroups
+from .stages import StagePlan
 
 # Consecutive batches of a rank come from this many places of the data in turn. A data loader hands batches to its
 # workers in turn as well, so with 1, 2, 4, 8 or 16 workers each of them reads its own part of a remote data set, and
@@ -171,16 +172,19 @@ def sequential_batches(num_rows: int, *, rank: int, world_size: int, batch_size:
 
 class EpochBatchSampler(Sampler[Any]):
     """Batches of keys `(epoch, row)` for a data loader. The epoch travels with the row, so that workers that live
-    longer than an epoch need not be told about it.
+    longer than an epoch need not be told about it. So does the stage, in keys `(epoch, row, stage)`: what is fetched
+    ahead is of the stage of the step that it is for.
 
     Attributes:
         new_order_from: epoch from which on streamed images come in the order of `StreamedOrder`; before it, in that of
             former_order.py.
+        stages: where images come out differently in stages of the training.
     """
 
     def __init__(self, row_groups: Iterable[int], **plan: Any):
         self.row_groups, self.plan, self.epoch = RowGroups.of(row_groups), plan, 0
         self.new_order_from, self._num_skipped = 0, 0
+        self.stages: StagePlan | None = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -190,13 +194,14 @@ class EpochBatchSampler(Sampler[Any]):
         and gets empty lists."""
         self._num_skipped = num_batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         first, self._num_skipped, epoch = self._num_skipped, 0, self.epoch
         yield from itertools.repeat([], first)
         is_former = self.plan.get("buffer_size") is not None and epoch < self.new_order_from
         batches = (former_batches if is_former else _batches)(self.row_groups, epoch=epoch, **self.plan)
         for number in range(first, len(batches)):
-            yield [(epoch, row) for row in batches[number].tolist()]
+            stage = () if self.stages is None else (self.stages.stage_of_batch(epoch, number),)
+            yield [(epoch, row, *stage) for row in batches[number].tolist()]
 
     def __len__(self) -> int:
         return self.row_groups.num_rows // (self.plan["batch_size"] * self.plan["world_size"])

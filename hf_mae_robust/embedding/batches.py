@@ -114,7 +114,7 @@ class NamedImages(ImageDataset):
         self.named = _NamedRows(source)
         super().__init__(replace(source, rows=self.named), transform, num_channels, replace_bad_images=False)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def __getitems__(self, keys: Sequence[tuple[int, ...]]) -> list[dict[str, Any]]:
         items = super().__getitems__(keys)
         for (_, row), item in zip(keys, items):
             item |= {"position": row, "file_name": self.named.names.pop(row, "")}

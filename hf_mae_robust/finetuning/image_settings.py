@@ -19,6 +19,18 @@ from .arguments import FinetuneArguments
 
 
 def settings_of_images(arguments: FinetuneArguments, source: ImageSource, checkpoint: str | None) -> dict[str, Any]:
+    """As `_settings_of_images`, which computes statistics or not; raises UserError where --statistics_samples has no
+    effect, too."""
+    settings, samples = _settings_of_images(arguments, source, checkpoint), arguments.data.statistics_samples
+    if samples is not None and not settings:
+        raise UserError(
+            f"--statistics_samples {samples}: this run computes no statistics, which fine-tuning does for images of "
+            "bands without a checkpoint for them. Leave it out."
+        )
+    return settings
+
+
+def _settings_of_images(arguments: FinetuneArguments, source: ImageSource, checkpoint: str | None) -> dict[str, Any]:
     """Fields of [`ViTMAERobustConfig`] that follow from the training images and the flags about bands, as in
     pre-training; none where the checkpoint says how it wants its images, or they are 8-bit pictures.
 
@@ -62,7 +74,8 @@ def settings_of_images(arguments: FinetuneArguments, source: ImageSource, checkp
         return {"num_channels": kept.num_channels, **kept.config_settings()}
     config = ViTMAERobustConfig(num_channels=settings["num_channels"])  # its sizes do not count
     workers = arguments.training.dataloader_num_workers
-    return settings | settings_of_statistics(source, data, form, config, num_workers=workers)
+    seed = arguments.training.seed
+    return settings | settings_of_statistics(source, data, form, config, num_workers=workers, seed=seed)
 
 
 def _flag_of_statistics(data: DataArguments) -> str | None:

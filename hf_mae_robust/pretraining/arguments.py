@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from ..errors import UserError
 from ..training.arguments import DataArguments, ImageTrainingArguments, RecipeArguments, option
 from ..training.ranges import check_ranges
+from .resolution import EXAMPLE, ResolutionSchedule
 
 DEFAULT_RECIPE = "digits"
 # Of --diagnostics; also sub-commands of `python -m hf_mae_robust analyze`.
@@ -107,6 +108,12 @@ class MAETrainingArguments(ImageTrainingArguments):
         "Put N crops of each image into a batch and decode it once, where decoding is the bottleneck. An epoch "
         "still passes over all images, and so has N times the steps.",
     )
+    resolution_schedule: str | None = option(
+        None,
+        f"Train on smaller images first: image size, and up to which share of the steps, such as {EXAMPLE}. The last "
+        "size is the model's, which evaluation always has. 'none' undoes a recipe's.",
+        metavar="SIZE:SHARE,...",
+    )
     decoder_warmup_steps: float = option(
         0,
         "With a checkpoint to start from: the decoder alone learns in the first N steps (below 1: in that share of "
@@ -143,12 +150,21 @@ class MAETrainingArguments(ImageTrainingArguments):
     )
     images_per_second: float | None = option(None, "With --dry_run: the speed to count the hours with.")
 
+    @property
+    def resolution(self) -> ResolutionSchedule | None:
+        """Of --resolution_schedule; None: all steps have images of the size of the model."""
+        text = self.resolution_schedule
+        return None if text is None else ResolutionSchedule.parse(text)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.diagnostics_steps > 1 and self.diagnostics_steps != int(self.diagnostics_steps):
             raise UserError(f"--diagnostics_steps {self.diagnostics_steps:g}: above 1, a whole number of steps.")
         if self.decoder_warmup_steps > 1 and self.decoder_warmup_steps != int(self.decoder_warmup_steps):
             raise UserError(f"--decoder_warmup_steps {self.decoder_warmup_steps:g}: above 1, a whole number of steps.")
+        if self.resolution_schedule == "none":
+            self.resolution_schedule = None
+        _ = self.resolution  # refuses what is no schedule
         self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:
             raise UserError("--label_column_name is for --diagnostics_steps; pre-training itself needs no labels.")

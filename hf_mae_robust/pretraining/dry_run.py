@@ -9,6 +9,7 @@ from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
 from .arguments import MAETrainingArguments
 from .cost import blocks, forward_flops, memory, num_parameters, patches_by_kind, training_flops
+from .resolution import ResolutionSchedule
 
 GIB = 2**30
 # Where --images_per_second does not say: a CPU, a GPU, a machine of GPUs.
@@ -18,13 +19,14 @@ TYPICAL_RATES = (100, 1_000, 10_000)
 def describe_plan(config: ViTMAERobustConfig, training: MAETrainingArguments, source: ImageSource) -> str:
     """Parameters, tokens by layer, operations an image, memory, steps and hours. `training` with learning rate and
     warm-up filled in (training/setup.py: set_schedule)."""
+    schedule = training.resolution
     rows = [
         ("parameters", _parameters(config)),
         ("tokens", _tokens(config)),
         ("operations", _operations(config)),
         ("memory", _memory(config, training)),
         ("checkpoint", _checkpoint(config)),
-        *_length(training, source),
+        *_length(training, source, config, schedule),
     ]
     return "\n".join(
         ["Plan of the run; nothing is trained or written.", *(f"  {name:<12}{text}" for name, text in rows)]
@@ -75,7 +77,24 @@ def _checkpoint(config: ViTMAERobustConfig) -> str:
     return f"about {(need.weights + need.optimizer) / GIB:,.2f} GiB on disk each"
 
 
-def _length(training: MAETrainingArguments, source: ImageSource) -> list[tuple[str, str]]:
+def _operations_of_stages(schedule: ResolutionSchedule, config: ViTMAERobustConfig) -> list[float]:
+    """Operations of an image in training at the size of each stage, as shares of those at the model's size."""
+    return [training_flops(of_stage) / training_flops(config) for of_stage in schedule.configs(config)]
+
+
+def _sizes(schedule: ResolutionSchedule, config: ViTMAERobustConfig) -> str:
+    configs, total = schedule.configs(config), schedule.share_of(_operations_of_stages(schedule, config))
+    by_size = ", ".join(
+        f"{size} px up to {until * 100:.3g}% ({of_stage.num_patches} patches, "
+        f"{training_flops(of_stage) / 1e9:,.3g} GFLOP an image in training)"
+        for (size, until), of_stage in zip(schedule.stages, configs, strict=True)
+    )
+    return f"{by_size}: {total:.0%} of the operations of {schedule.sizes[-1]} px throughout"
+
+
+def _length(
+    training: MAETrainingArguments, source: ImageSource, config: ViTMAERobustConfig, schedule: ResolutionSchedule | None
+) -> list[tuple[str, str]]:
     views, batch = training.repeated_augmentation, training.train_batch_size * training.world_size
     effective = batch * training.gradient_accumulation_steps
     steps, epochs = training.max_steps, ""
@@ -86,13 +105,20 @@ def _length(training: MAETrainingArguments, source: ImageSource) -> list[tuple[s
             steps = math.ceil(training.num_train_epochs * an_epoch)  # as the Trainer
         epochs = f" ({steps / an_epoch:,.4g} epochs of {an_epoch:,})"
     data = source.description if source.num_rows is None else f"{source.num_rows:,} images of {source.description}"
+    share, of_size = 1.0, ""
+    if schedule is not None:
+        schedule.check_source(source)
+        schedule.check_steps(steps)
+        share = schedule.share_of(_operations_of_stages(schedule, config))
+        of_size = f" of {schedule.sizes[-1]} px, if smaller ones are faster by their operations"
     hours = [
-        f"{steps * effective / rate / 3600:,.3g} h at {rate:,g} images/s"
+        f"{steps * effective / rate / 3600 * share:,.3g} h at {rate:,g} images/s"
         for rate in ([training.images_per_second] if training.images_per_second else TYPICAL_RATES)
     ]
     return [
         ("data", data + (f", {views} views of each" if views > 1 else "")),
         ("steps", f"{steps:,}{epochs}, effective batch {effective:,}, {training.warmup_steps:g} of warm-up"),
         ("rate", f"{training.learning_rate:.3g}, {SchedulerType(training.lr_scheduler_type).value} schedule"),
-        ("time", ", ".join(hours)),
+        *([("sizes", _sizes(schedule, config))] if schedule is not None else []),
+        ("time", ", ".join(hours) + of_size),
     ]

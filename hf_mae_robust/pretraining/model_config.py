@@ -17,6 +17,8 @@ from ..statistics.band_settings import (
     given_settings,
     known_settings,
     placeholders,
+    sample_of,
+    say_of_sample,
     settings_of_checkpoint,
     settings_of_statistics,
 )
@@ -122,7 +124,9 @@ def _of_8_bit(
         config_of(arguments.model).num_channels,
         num_workers=arguments.training.dataloader_num_workers,
         max_bad_images=arguments.data.max_bad_images,
+        sample=sample_of(arguments.data, arguments.training.seed),
     )
+    say_of_sample(statistics.metadata)
     return {
         "image_mean": (statistics.mean / 255).tolist(),
         "image_std": [std / 255 if std else 1.0 for std in statistics.std.tolist()],
@@ -163,5 +167,6 @@ def _statistics(
         form,
         config,
         num_workers=arguments.training.dataloader_num_workers,
+        seed=arguments.training.seed,
         with_patches=config.target_normalization == "global_patch" and model.target_statistics == "auto",
     )

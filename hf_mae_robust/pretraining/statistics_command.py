@@ -16,6 +16,7 @@ from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
 from ..statistics.band_pass import statistics_of_band_source
 from ..statistics.patch_statistics import PatchStatistics
+from ..statistics.sampling import Sample, describe_sample
 from ..statistics.statistics_pass import statistics_of_source, value_range_of_source
 from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
@@ -29,7 +30,12 @@ PATIENCE_S = 1800
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to go over (%(default)s).")
-    data.add_argument("--max_samples", type=int, help="At most N images, drawn at random.")
+    data.add_argument(
+        "--statistics_samples",
+        "--max_samples",
+        type=int,
+        help="Over N random images; the standard error is printed. Default: over all.",
+    )
     form = parser.add_argument_group("form of the images (must be the model's)")
     form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
     form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
@@ -75,19 +81,22 @@ def run_statistics(args: argparse.Namespace) -> None:
         ViTMAERobustConfig(**sizes)  # before any data are opened
     location = DataLocation.of(args, args.token)
     opened, _ = open_splits(location, args.split, None, share=first_process, train_flag="--split")
-    source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
+    source = cast(ImageSource, opened)  # a split was named
+    sample = None if args.statistics_samples is None else Sample(args.statistics_samples)
     running: dict[str, Any] = {"num_workers": args.num_workers}
     bands = None
     if flags.asks_for_bands or source.needs_bands:
-        source, num_channels = _as_bands(source, location, flags, args.num_channels, **running)
+        source, num_channels = _as_bands(source, location, flags, args.num_channels, sample, **running)
         config = ViTMAERobustConfig(**sizes, num_channels=num_channels)
         bands, of_patches = statistics_of_band_source(
-            source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, **running
+            source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, sample=sample, **running
         )
         statistics = cast(PatchStatistics, of_patches)  # they were asked for
     else:
         config = ViTMAERobustConfig(**sizes, num_channels=3 if args.num_channels is None else args.num_channels)
-        statistics = statistics_of_source(source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, **running)
+        statistics = statistics_of_source(
+            source, config, crop_pct=args.crop_pct, batch_size=args.batch_size, sample=sample, **running
+        )
     if state.is_main_process:
         statistics.save(args.output, None if bands is None else bands.tensors())
         print(
@@ -95,14 +104,23 @@ def run_statistics(args: argparse.Namespace) -> None:
             f"{statistics.mean.mean():.4f}, standard deviation {statistics.std.mean():.4f} (averages over the "
             f"{len(statistics.mean)} numbers of a patch)"
         )
+        if (sentence := describe_sample(statistics.metadata)) is not None:
+            print(f"Patches of {sentence}")
         if bands is not None:
+            if (sentence := describe_sample(bands.metadata)) is not None:
+                print(f"Bands of {sentence}")
             print(bands.table())
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
 def _as_bands(
-    source: ImageSource, location: DataLocation, flags: BandArguments, num_channels: int | None, **running: Any
+    source: ImageSource,
+    location: DataLocation,
+    flags: BandArguments,
+    num_channels: int | None,
+    sample: Sample | None,
+    **running: Any,
 ) -> tuple[ImageSource, int]:
     """The images read as the flags ask for, and how many bands that makes. Raises UserError where `num_channels` is
     given and another number."""
@@ -116,6 +134,7 @@ def _as_bands(
         )
     source = source.read_as(form, number)
     if flags.clip_percentiles is not None:
-        limits = value_range_of_source(source, number, flags.clip_percentiles, **running)
+        images = source if sample is None else sample.of(source)
+        limits = value_range_of_source(images, number, flags.clip_percentiles, **running)
         source = source.read_as(replace(form, value_range=tuple(limits)), number)
     return source, number

@@ -17,6 +17,7 @@ from ..hub.before_after import before_and_after
 from ..hub.model_card import PRETRAINING
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
+from ..statistics.band_settings import sample_of, say_of_sample
 from ..statistics.patch_statistics import PatchStatistics
 from ..statistics.statistics_pass import cached_statistics_of_source
 from ..training.parser import parse_config_overrides
@@ -60,7 +61,9 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             )
 
     def check_model(self, arguments: PretrainArguments) -> None:
-        config_of(arguments.model)
+        config = config_of(arguments.model)
+        if (schedule := arguments.training.resolution) is not None:
+            schedule.configs(config)
 
     def num_views(self, arguments: PretrainArguments) -> int:
         return arguments.training.repeated_augmentation
@@ -73,6 +76,14 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
         model, training = arguments.model, arguments.training
         config = config_of(model, self.settings_of_images)
+        samples = arguments.data.statistics_samples
+        if samples is not None and not (
+            model.target_statistics == "auto" or config.is_band_model or arguments.data.image_statistics == "auto"
+        ):
+            raise UserError(
+                f"--statistics_samples {samples}: this run computes no statistics. Leave it out, or give "
+                "--target_normalization global_patch --target_statistics auto."
+            )
         if model.attn_implementation is None:
             attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
@@ -85,6 +96,10 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         record: dict[str, Any] = {"target_statistics": arguments.model.target_statistics}
         if (num_views := self.num_views(arguments)) > 1:  # older checkpoints do not know of it
             record["repeated_augmentation"] = num_views
+        if (samples := arguments.data.statistics_samples) is not None:
+            record["statistics_samples"] = samples
+        if (schedule := arguments.training.resolution) is not None:
+            record["resolution_schedule"] = str(schedule)
         return record | guards_of_encoder(arguments.training, model)
 
     def make_trainer(
@@ -105,6 +120,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             rot90=data.rot90,
             repeated_augmentation=self.num_views(arguments),
             decoder_warmup_steps=arguments.training.decoder_warmup_steps,
+            resolution_schedule=arguments.training.resolution,
             layer_decay=arguments.training.layer_decay if arguments.training.layer_decay < 1 else None,
             **common,
         )
@@ -130,7 +146,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
             f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} "
             f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}; attention "
             f"{config._attn_implementation}) on {describe_length(trainer)}"
-            f"{describe_guards(trainer, arguments.training)}"
+            f"{describe_guards(trainer, arguments.training)}{describe_schedule(trainer)}"
         )
 
     def start(self, trainer: MAETrainer, arguments: PretrainArguments) -> None:
@@ -183,6 +199,14 @@ def guards_of_encoder(training: MAETrainingArguments, model: ViTMAERobustForPreT
     return {name: value for name, value in guards.items() if value is not None}
 
 
+def describe_schedule(trainer: MAETrainer) -> str:
+    schedule = trainer.resolution_schedule
+    if schedule is None:
+        return ""
+    compiled = f"; --torch_compile compiles for each of {len(set(schedule.sizes))} sizes"
+    return f"; {schedule.describe()}{compiled if trainer.args.torch_compile else ''}"
+
+
 def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
     parts = []
     if training.decoder_warmup_steps:
@@ -220,10 +244,13 @@ def find_statistics(
         )
     if wanted != "auto":
         return PatchStatistics.load(wanted, config.patch_dim)
-    return cached_statistics_of_source(
+    statistics = cached_statistics_of_source(
         source,
         config,
         crop_pct=data.crop_pct,
         num_workers=arguments.training.dataloader_num_workers,
         max_bad_images=data.max_bad_images,
+        sample=sample_of(data, arguments.training.seed),
     )
+    say_of_sample(statistics.metadata)
+    return statistics

@@ -9,12 +9,23 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.preprocessing import training_transform
+from ..data.stages import Stage
 from ..errors import DataError, UserError
-from ..model import ViTMAERobustForPreTraining
+from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from ..model.configuration_vit_mae_robust import to_pair
 from ..training.layer_decay import LayerDecay
 from ..training.optimization import decayed_parameter_names
 from ..training.trainer import ImageTrainer
 from .adapting import drop_encoder_gradients
+from .resolution import ResolutionSchedule
+
+
+def _stages(schedule: ResolutionSchedule, config: ViTMAERobustConfig, augmentation: tuple[Any, ...]) -> list[Stage]:
+    """augmentation: further arguments of `training_transform`. The draws of a crop do not depend on the size."""
+    return [
+        Stage(until, training_transform(size, *augmentation), of_stage.num_patches)
+        for (size, until), of_stage in zip(schedule.stages, schedule.configs(config), strict=True)
+    ]
 
 
 class MAETrainer(LayerDecay, ImageTrainer):
@@ -22,6 +33,7 @@ class MAETrainer(LayerDecay, ImageTrainer):
 
     Args (beside those of `ImageTrainer` and `LayerDecay`):
         crop_scale, horizontal_flip, vertical_flip, rot90: see `training_transform`.
+        resolution_schedule: image sizes by share of the steps; None: all images have the model's.
         decoder_warmup_steps: steps at the start in which the decoder alone learns; below 1: their share of all.
     """
 
@@ -37,16 +49,23 @@ class MAETrainer(LayerDecay, ImageTrainer):
         vertical_flip: bool = False,
         rot90: bool = False,
         decoder_warmup_steps: float = 0,
+        resolution_schedule: ResolutionSchedule | None = None,
         **kwargs: Any,
     ):
-        config = model.config
+        config, augmentation = model.config, (crop_scale, horizontal_flip, vertical_flip, rot90)
         super().__init__(
             model=model,
-            train_transform=training_transform(config.image_size, crop_scale, horizontal_flip, vertical_flip, rot90),
+            train_transform=training_transform(config.image_size, *augmentation),
             num_channels=config.num_channels,
             noise_length=config.num_patches,
+            stages=_stages(resolution_schedule, config, augmentation) if resolution_schedule is not None else (),
             **kwargs,
         )
+        self.resolution_schedule = resolution_schedule
+        if resolution_schedule is not None and self.train_dataset is not None:
+            resolution_schedule.check_source(self.train_source)
+            loader = super().get_train_dataloader()  # nothing is read before it is iterated over
+            resolution_schedule.check_steps(self.set_initial_training_values(self.args, loader)[-1])
         self.decoder_warmup_steps = decoder_warmup_steps
         if decoder_warmup_steps and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
@@ -70,9 +89,21 @@ class MAETrainer(LayerDecay, ImageTrainer):
     ) -> Any:
         rows = inputs["row"]
         inputs = {k: v for k, v in inputs.items() if k != "row"} | {"return_logits": return_outputs}
+        if self.stages and inputs["pixel_values"].shape[-2:] != to_pair(self.model.config.image_size):
+            inputs["interpolate_pos_encoding"] = True
+        if self.stages and self.args.torch_compile:
+            # Otherwise dynamo compiles the second size for any size; so each of the few sizes has a graph of its own.
+            for name in ("pixel_values", "noise"):
+                torch._dynamo.mark_static(inputs[name])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.guard.add_loss(result[0] if isinstance(result, tuple) else result, rows)
         return result
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.resolution_schedule is not None and (sampler := self.train_sampler) is not None:
+            plan: Any = sampler.stages  # there is one for each loader of a run with a schedule
+            logs["image_size"] = self.resolution_schedule.sizes[plan.stage_of_step(self.state.global_step - 1)]
+        super().log(logs, start_time)
 
     # ---- evaluation ----
 

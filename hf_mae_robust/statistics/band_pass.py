@@ -18,6 +18,7 @@ from .band_percentiles import BandPercentiles
 from .band_statistics import BandStatistics
 from .image_pass import ImagePass
 from .patch_statistics import PatchStatistics, merge_across_processes, patches_of
+from .sampling import Sample, SampleErrors
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class Reduction:
             patches.update(patches_of(prepared(pixels, self.evaluation)[None], self.patch_size))
         return torch.cat([bands.packed().flatten(), patches.packed().flatten()])
 
+    def tell(self, packed: torch.Tensor, of_bands: SampleErrors, of_patches: SampleErrors) -> None:
+        """`(B, 6 C + 3 D)` of several images -> what standard errors have to know of each."""
+        bands, patches = packed.split([6 * self.num_channels, 3 * self.patch_dim], dim=1)
+        count, _, mean, squares, _, _ = bands.unflatten(1, (6, -1)).unbind(1)
+        of_bands.add(count, mean, squares)
+        of_patches.add(*patches.reshape(len(packed), 3, self.patch_dim).unbind(1))
+
     def unpack(self, packed: torch.Tensor) -> tuple[BandStatistics, PatchStatistics]:
         """`(B, 6 C + 3 D)` of several images -> their common statistics."""
         bands, patches = packed.split([6 * self.num_channels, 3 * self.patch_dim], dim=1)
@@ -89,6 +97,7 @@ def statistics_of_band_source(
     batch_size: int = 64,
     num_workers: int = 0,
     max_bad_images: float = 0.01,
+    sample: Sample | None = None,
 ) -> tuple[BandStatistics, PatchStatistics | None]:
     """Statistics of the bands of all images of a source, of the pixels as they are stored, and population statistics of
     their patches, preprocessed as for evaluation (resize and centre crop, nothing random), in one pass. Both are in the
@@ -101,11 +110,14 @@ def statistics_of_band_source(
     Args:
         config: of which image size, patch size and number of channels count.
         with_patches: False gives None instead of patch statistics.
+        sample: of these images alone; how sure that is stands in the metadata (`describe_sample`).
 
     Raises DataError, in every process, where bad images are more than a share of `max_bad_images`, or all, and where a
     band or a place of a patch is missing in all images.
     """
-    source = in_units_of_files(source)
+    source, population = in_units_of_files(source), source.num_rows
+    drawn = source if sample is None else sample.of(source)
+    is_sampled, source = drawn is not source, drawn
     evaluation = evaluation_of(config, crop_pct) if with_patches else None
     reduction = Reduction(config, evaluation)
     images = ImagePass(
@@ -118,6 +130,7 @@ def statistics_of_band_source(
         max_bad_images=max_bad_images,
     )
     bands, patches = BandStatistics.empty(config.num_channels), PatchStatistics.empty(reduction.patch_dim)
+    of_bands, of_patches = SampleErrors.empty(config.num_channels), SampleErrors.empty(reduction.patch_dim)
     num_images = 0
     for batch in images:
         packed = batch["pixel_values"][batch["row"] >= 0]
@@ -125,6 +138,8 @@ def statistics_of_band_source(
             some_bands, some_patches = reduction.unpack(packed)
             bands.merge(some_bands)
             patches.merge(some_patches)
+            if is_sampled:
+                reduction.tell(packed, of_bands, of_patches)
             num_images += len(packed)
     stop_if_asked()
     for statistics in (bands, patches):
@@ -132,6 +147,10 @@ def statistics_of_band_source(
     bands, patches = merge_across_processes(bands), merge_across_processes(patches)
     images.check(bands.metadata["num_images"])
     bands.metadata |= about(source, config.num_channels)
+    if is_sampled:
+        of_bands, of_patches = merge_across_processes(of_bands), merge_across_processes(of_patches)
+        bands.metadata["sampling"] = of_bands.summary(bands.mean, bands.std, population)
+        patches.metadata["sampling"] = of_patches.summary(patches.mean, patches.std, population)
     bands.check(source.description)
     warn(bands)
     if evaluation is None:

@@ -14,6 +14,7 @@ from ..model.bands_vit_mae_robust import BandForm
 from ..training.arguments import DataArguments
 from ..training.processes import first_process
 from ..training.setup import say
+from .sampling import Sample, describe_sample
 from .statistics_pass import cached_statistics_of_band_source, value_range_of_source
 
 # Fields of ViTMAERobustConfig that follow from the images.
@@ -47,6 +48,17 @@ def placeholders(num_channels: int) -> dict[str, Any]:
     return {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
 
 
+def sample_of(data: DataArguments, seed: int) -> Sample | None:
+    """What --statistics_samples asks for."""
+    return None if data.statistics_samples is None else Sample(data.statistics_samples, seed)
+
+
+def say_of_sample(metadata: dict[str, Any]) -> None:
+    """Say how sure statistics are, where they are of random images."""
+    if (sentence := describe_sample(metadata)) is not None:
+        say(f"Statistics of {sentence}")
+
+
 def settings_of_statistics(
     source: ImageSource,
     data: DataArguments,
@@ -54,6 +66,7 @@ def settings_of_statistics(
     config: ViTMAERobustConfig,
     *,
     num_workers: int,
+    seed: int,
     with_patches: bool = False,
 ) -> dict[str, Any]:
     """Clipping by percentiles, if asked for, then mean and deviation of each band after it, in the units of the files.
@@ -61,18 +74,27 @@ def settings_of_statistics(
     Args:
         form: without mean and deviation.
         config: of the model, with `placeholders`; only its number of channels counts without patches.
+        seed: of the sample that --statistics_samples asks for.
         with_patches: compute the statistics of the patches in the same pass, which wait in the cache.
     """
+    sample = sample_of(data, seed)
     found: dict[str, Any] = {}
     num_channels, running = config.num_channels, {"num_workers": num_workers, "max_bad_images": data.max_bad_images}
     if data.clip_percentiles is not None:
         images = source.read_as(form, num_channels)
+        images = images if sample is None else sample.of(images)
         ranges = value_range_of_source(images, num_channels, data.clip_percentiles, **running)
         form = replace(form, value_range=tuple(ranges))
         found["value_range"] = [list(pair) for pair in ranges]
     bands, _ = cached_statistics_of_band_source(
-        source.read_as(form, num_channels), config, crop_pct=data.crop_pct, with_patches=with_patches, **running
+        source.read_as(form, num_channels),
+        config,
+        crop_pct=data.crop_pct,
+        with_patches=with_patches,
+        sample=sample,
+        **running,
     )
+    say_of_sample(bands.metadata)
     say(f"{source.description}: {bands.describe()}")
     if bands.is_constant.all():
         raise UserError(

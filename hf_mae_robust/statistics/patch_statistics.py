@@ -9,6 +9,7 @@ import torch
 
 from ..errors import DataError, MissingFileError, UserError
 from .moments import Count, deviation, merged, merged_all, moments_of
+from .sampling import SampleErrors
 from .statistics_file import read_statistics, write_statistics
 
 FORMAT = "hf_mae_robust.patch_statistics"
@@ -142,7 +143,10 @@ class PatchStatistics:
 
 @torch.no_grad()
 def compute_patch_statistics(
-    batches: Iterable[dict[str, torch.Tensor]], patch_size: tuple[int, int], num_channels: int
+    batches: Iterable[dict[str, torch.Tensor]],
+    patch_size: tuple[int, int],
+    num_channels: int,
+    errors: SampleErrors | None = None,
 ) -> PatchStatistics:
     """One pass over this process's images.
 
@@ -150,6 +154,7 @@ def compute_patch_statistics(
         batches: `{"pixel_values": (B, C, H, W), "row": (B,)}`; rows of -1 are left out. uint8 counts in [0, 1]; floats
             count as they are, and NaN is a missing pixel.
         patch_size: (height, width). num_channels: C.
+        errors: is told of each image, too.
     """
     statistics = PatchStatistics.empty(patch_size[0] * patch_size[1] * num_channels)
     num_images = 0
@@ -158,7 +163,11 @@ def compute_patch_statistics(
         if len(images):
             for image in images.split(1):  # so that they are worked on in the processor's cache
                 patches = patches_of(image, patch_size)
-                statistics.update(patches.double() / 255 if image.dtype == torch.uint8 else patches)
+                patches = patches.double() / 255 if image.dtype == torch.uint8 else patches
+                statistics.update(patches)
+                if errors is not None:
+                    count, mean, squares = moments_of(patches, dim=0)
+                    errors.add(torch.zeros_like(mean)[None] + count, mean[None], squares[None])
             num_images += len(images)
     statistics.metadata["num_images"] = num_images
     return statistics

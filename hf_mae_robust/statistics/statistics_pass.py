@@ -22,6 +22,7 @@ from .band_pass import about, percentiles_of_band_source, statistics_of_band_sou
 from .band_statistics import BandStatistics
 from .image_pass import ImagePass
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
+from .sampling import Sample, SampleErrors
 from .statistics_file import read_statistics, write_statistics
 
 
@@ -33,12 +34,15 @@ def statistics_of_source(
     batch_size: int = 64,
     num_workers: int = 0,
     max_bad_images: float = 0.01,
+    sample: Sample | None = None,
 ) -> PatchStatistics:
     """Population statistics of the patches of all images of a source, preprocessed as for evaluation (resize and
     centre crop, nothing random). Under `accelerate launch` or torchrun each process reads its part, and all get the
     same result. Images that cannot be decoded are left out, counted and logged.
 
     Of a source of bands in the units of its files (see `statistics_of_band_source`), and of others of pixels in [0, 1].
+
+    sample: of these images alone; how sure that is stands in the metadata (`describe_sample`).
 
     Raises DataError, in every process, where bad images are more than a share of `max_bad_images`, or all.
     """
@@ -50,8 +54,12 @@ def statistics_of_source(
             batch_size=batch_size,
             num_workers=num_workers,
             max_bad_images=max_bad_images,
+            sample=sample,
         )
         return cast(PatchStatistics, of_patches)  # they were asked for
+    population, errors = source.num_rows, None
+    if sample is not None and (drawn := sample.of(source)) is not source:
+        source, errors = drawn, SampleErrors.empty(config.patch_dim)
     form = config.num_channels, config.image_mean, config.image_std
     transform = EvaluationTransform(evaluation_processor(config.image_size, crop_pct, *form))
     images = ImagePass(
@@ -63,10 +71,13 @@ def statistics_of_source(
         num_workers=num_workers,
         max_bad_images=max_bad_images,
     )
-    statistics = compute_patch_statistics(images, to_pair(config.patch_size), config.num_channels)
+    statistics = compute_patch_statistics(images, to_pair(config.patch_size), config.num_channels, errors)
     stop_if_asked()
     statistics = merge_across_processes(statistics)
     images.check(statistics.metadata["num_images"])
+    if errors is not None:
+        errors = merge_across_processes(errors)
+        statistics.metadata["sampling"] = errors.summary(statistics.mean, statistics.std, population)
     statistics.metadata |= {
         "dataset": source.description,
         "dataset_fingerprint": source.fingerprint,
@@ -99,29 +110,39 @@ def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop
     return _cache_path("patch_statistics", source, form)
 
 
-def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options: Any) -> PatchStatistics:
+def cached_statistics_of_source(
+    source: ImageSource, config: ViTMAERobustConfig, *, sample: Sample | None = None, **options: Any
+) -> PatchStatistics:
     """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
     machines of a run need not share one."""
     if source.band_form is not None:
-        return cast(PatchStatistics, cached_statistics_of_band_source(source, config, **options)[1])
-    path = first_process(lambda: cached_statistics_path(source, config, options["crop_pct"]))
+        return cast(PatchStatistics, cached_statistics_of_band_source(source, config, sample=sample, **options)[1])
+    images = source if sample is None else sample.of(source)
+    path = first_process(lambda: cached_statistics_path(images, config, options["crop_pct"]))
     cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
         return cached
-    statistics = statistics_of_source(source, config, **options)
+    statistics = statistics_of_source(source, config, sample=sample, **options)
     if PartialState().is_main_process:
         statistics.save(path)
     return statistics
 
 
 def cached_statistics_of_band_source(
-    source: ImageSource, config: ViTMAERobustConfig, *, crop_pct: float, with_patches: bool = True, **options: Any
+    source: ImageSource,
+    config: ViTMAERobustConfig,
+    *,
+    crop_pct: float,
+    with_patches: bool = True,
+    sample: Sample | None = None,
+    **options: Any,
 ) -> tuple[BandStatistics, PatchStatistics | None]:
     """As `statistics_of_band_source`, each of the two from the cache where both were computed before."""
+    images = source if sample is None else sample.of(source)
     path, patch_path = first_process(
         lambda: (
-            _cache_path("band_statistics", source, f"{config.num_channels}"),
-            cached_statistics_path(source, config, crop_pct),
+            _cache_path("band_statistics", images, f"{config.num_channels}"),
+            cached_statistics_path(images, config, crop_pct),
         )
     )
 
@@ -135,7 +156,9 @@ def cached_statistics_of_band_source(
     if bands is not None and (patches is not None or not with_patches):
         warn(bands)
         return bands, patches
-    bands, patches = statistics_of_band_source(source, config, crop_pct=crop_pct, with_patches=with_patches, **options)
+    bands, patches = statistics_of_band_source(
+        source, config, crop_pct=crop_pct, with_patches=with_patches, sample=sample, **options
+    )
     if PartialState().is_main_process:
         bands.save(path)
         if patches is not None:
@@ -146,7 +169,7 @@ def cached_statistics_of_band_source(
 def band_statistics_of_source(source: ImageSource, num_channels: int, **options: Any) -> BandStatistics:
     """Statistics of the bands alone, from the cache where they were computed before; no image is resized.
 
-    num_channels: bands after the choice. options: batch_size, num_workers and max_bad_images, as of
+    num_channels: bands after the choice. options: batch_size, num_workers, max_bad_images and sample, as of
     `statistics_of_band_source`, whose errors it raises.
     """
     config = ViTMAERobustConfig(num_channels=num_channels)  # its sizes are for patches

@@ -1,4 +1,4 @@
-"""The paper's tables and its Figure 2 as studies, and one of our own: which variants are compared, and with which
+"""The paper's tables and its Figure 2 as studies, and two of our own: which variants are compared, and with which
 flags."""
 
 from dataclasses import dataclass, field, replace
@@ -21,14 +21,15 @@ GLOBAL_PATCH = {"target_normalization": "global_patch", "target_statistics": "au
 @dataclass(frozen=True)
 class Variant:
     """name: of its folders. label: in reports. changes: flags of run_pretrain that differ from BASELINE; None: no
-    pre-training. recipe: for `--scale paper`; the changes are added to that of the baseline. epochs: of the
-    pre-training, over those of the others."""
+    pre-training. recipe: for `--scale paper`; the changes are added to that of the baseline. by_scale: further flags of
+    run_pretrain. epochs: by scale, how many times those of the others, where a step takes another time."""
 
     name: str
     label: str
     changes: dict[str, Any] | None = field(default_factory=dict, hash=False)
     recipe: str = "vit_base_mae_800ep"
-    epochs: float = 1.0
+    by_scale: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+    epochs: dict[str, float] = field(default_factory=dict, hash=False)
 
     def flags(self) -> dict[str, Any]:
         return {**BASELINE, **(self.changes or {})}
@@ -52,6 +53,18 @@ MAE = Variant("mae", "MAE")
 EDGE = Variant("drop_edge", "MAE + drop edge", DROP_EDGE)
 PATCH = Variant("global_patch", "MAE + global patch statistics", GLOBAL_PATCH)
 RAW = Variant("raw", "MAE without population statistics", {"target_normalization": "none"})
+# Sizes in about the proportions of 128, 192 and 224. The epochs take as long as the baseline's: by images a second
+# (small; benchmarks/README.md), or by the operations that --dry_run counts (paper).
+RISING = Variant(
+    "rising",
+    "MAE, the image size rises, as long a time",
+    by_scale={
+        "smoke": {"resolution_schedule": "12:0.5,20:0.8,24:1.0"},
+        "small": {"resolution_schedule": "16:0.5,24:0.8,32:1.0"},
+        "paper": {"resolution_schedule": "128:0.5,192:0.8,224:1.0"},
+    },
+    epochs={"small": 1.49, "paper": 1.718},
+)
 ROBUST = Variant(
     "robust", "drop edge + global patch statistics", {**DROP_EDGE, **GLOBAL_PATCH}, recipe="vit_base_800ep"
 )
@@ -148,6 +161,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
             paper=paper["Table 5"],
             paper_source=imagenet,
         ),
+        Study("resolution", "Smaller images first, in as long a time", (SCRATCH, MAE, RISING)),
         Study("figure2", "Figure 2: the losses of the six targets", tuple(targets), task=None, metrics=()),
         Study(
             "decoder_keep",
@@ -161,7 +175,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
                     "keep_50_time",
                     "50%, for as long",
                     _keep(0.5),
-                    epochs=SPEED_AT_HALF["paper" if num_blocks == NUM_BLOCKS["paper"] else "small"],
+                    epochs=SPEED_AT_HALF,
                 ),
             ),
             task=None,

@@ -126,13 +126,14 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     if finetuned:
         lines += ["", "## Fine-tuned"]
         for index, (metric, label) in enumerate(study.metrics):
-            paper = {name: figures[index] for name, figures in study.paper.items()}
+            paper = {name: figures[index] for name, figures in study.paper.items()} or None
             lines += ["", *_table(study, label, finetuned.get(metric, {}), paper)]
-        lines += [
-            "",
-            f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
-            "models, data and epochs are others.",
-        ]
+        if study.paper:
+            lines += [
+                "",
+                f"The paper's figures are of {study.paper_source}, and stand here to be compared in their order only: "
+                "models, data and epochs are others.",
+            ]
     if trained:
         lines += ["", "## Pre-training"]
         for measure, label in TRAINING_MEASURES.items():
@@ -237,7 +238,7 @@ def _probe_by_epoch(study: Study, pretrained: Results) -> list[str]:
                 epochs = [f"{epoch:.3g}" for epoch, _ in curves[0]]
                 lines = [f"| linear probe by epoch | {' | '.join(epochs)} |", "|---" * (len(epochs) + 1) + "|"]
             means = [f"{statistics.fmean(value for _, value in points):.4f}" for points in zip(*curves)]
-            longer = f" (epochs x {variant.epochs:g})" if variant.epochs != 1 else ""
+            longer = f" (to epoch {curves[0][-1][0]:.3g})" if variant.epochs else ""
             lines.append(f"| {variant.label}{longer} | {' | '.join(means)} |")
     return lines
 

@@ -100,9 +100,9 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
         analysis |= _as_settings(args.analyze_flags)
 
     def pretrain_run(variant: Variant, seed: int) -> Run:
-        settings = {**pretraining, **variant.flags(), "seed": seed}
-        if variant.epochs != 1:
-            settings["num_train_epochs"] = _epochs(float(settings["num_train_epochs"]), variant)
+        settings = {**pretraining, **variant.flags(), **variant.by_scale.get(args.scale, {}), "seed": seed}
+        if "num_train_epochs" in settings and args.scale in variant.epochs:
+            settings["num_train_epochs"] = _epochs(float(settings["num_train_epochs"]), variant, args.scale)
         place = pretrained / f"{variant.name}-{seed}" / "pretrain"
         return Run("pretrain", place, settings, None, {"variant": variant.name, "seed": seed})
 
@@ -124,8 +124,8 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def _epochs(of_others: float, variant: Variant) -> float:
-    return round(variant.epochs * of_others, 3)
+def _epochs(of_others: float, variant: Variant, scale: str) -> float:
+    return round(variant.epochs.get(scale, 1.0) * of_others, 3)
 
 
 def _common(args: argparse.Namespace) -> dict[str, Any]:
@@ -192,10 +192,14 @@ def _changes(variant: Variant, study: Study) -> list[str]:
         return []
     words = [
         word
-        for name, value in (variant.changes or {}).items()
+        for name, value in {**(variant.changes or {}), **variant.by_scale.get("paper", {})}.items()
         for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
-    return words + (["--num_train_epochs", f"{_epochs(100, variant):g}"] if study.task is None else [])
+    if study.task is None:
+        words += ["--num_train_epochs", f"{_epochs(100, variant, 'paper'):g}"]
+    elif "paper" in variant.epochs:  # of the 800 of the baseline's recipe
+        words += ["--num_train_epochs", f"{_epochs(800, variant, 'paper'):g}"]
+    return words
 
 
 def _results(runs: list[Run], module: str) -> Results:

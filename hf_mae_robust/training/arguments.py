@@ -50,6 +50,11 @@ class DatasetArguments:
     )
     max_train_samples: int | None = option(None, "Train on N images only, a random sample that depends on --seed.")
     max_eval_samples: int | None = option(None, "Evaluate on N images only, a random sample that depends on --seed.")
+    statistics_samples: int | None = option(
+        None,
+        "Compute statistics of the images (--target_statistics auto, and those of bands) over N of them, a random "
+        "sample that depends on --seed; the standard error is printed. Default: over all.",
+    )
     shuffle_buffer_size: int = option(
         8192, "With --dataset_streaming: images (encoded) that each process holds to shuffle among."
     )

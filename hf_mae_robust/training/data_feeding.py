@@ -1,6 +1,6 @@
 """How images reach the model: the loaders of both splits, and what happens to a batch on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from ..data.loaders import sequential_loader, training_loader
 from ..data.order import EpochBatchSampler
 from ..data.preprocessing import EvaluationTransform, Normalization
 from ..data.source import ImageSource
+from ..data.stages import Stage, StagePlan
 from .bad_images import BadImages
 from .typed_trainer import TypedTrainer
 
@@ -27,6 +28,7 @@ class DataFeeding(TypedTrainer):
         num_channels: of the images. noise_length: see `ImageDataset`. shuffle_buffer_size: see `epoch_batches`.
         repeated_augmentation: views of each image in a batch, see `training_loader`; what is called images elsewhere
             (per second, an epoch's number of samples) are views then.
+        stages: of a training whose images come out differently as it goes on; for sources that can seek.
         max_bad_images: share of the images that may be undecodable, see data/bad_images.py.
     """
 
@@ -44,6 +46,7 @@ class DataFeeding(TypedTrainer):
         noise_length: int | None = None,
         shuffle_buffer_size: int = 8192,
         repeated_augmentation: int = 1,
+        stages: Sequence[Stage] = (),
         max_bad_images: float = 0.01,
         **kwargs: Any,
     ):
@@ -52,6 +55,7 @@ class DataFeeding(TypedTrainer):
         self.eval_transform = eval_transform or EvaluationTransform(self.processing_class)
         self.num_channels, self.noise_length = num_channels, noise_length
         self.shuffle_buffer_size, self.repeated_augmentation = shuffle_buffer_size, repeated_augmentation
+        self.stages = tuple(stages)
         self.normalization = Normalization(self.processing_class, self.args.device, self.KEEPS_MISSING)
         self.bad_images = BadImages(self, max_bad_images)
         # Of the checkpoint that the training resumes from; the loader is made before the Trainer knows it.
@@ -100,9 +104,14 @@ class DataFeeding(TypedTrainer):
             world_size=self.args.world_size,
             buffer_size=self.shuffle_buffer_size,
             num_views=self.repeated_augmentation,
+            stages=self.stages,
             **self.loader_options(),
         )
         self.train_sampler = loader.batch_sampler if isinstance(loader.batch_sampler, EpochBatchSampler) else None
+        if self.stages and self.train_sampler is not None:
+            *_, num_steps = self.set_initial_training_values(self.args, loader)
+            shares, accumulation = [stage.until for stage in self.stages], self.args.gradient_accumulation_steps
+            self.train_sampler.stages = StagePlan.of(shares, num_steps, len(loader), accumulation)
         return loader
 
     # Data sets are `ImageSource`s here.

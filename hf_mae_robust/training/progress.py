@@ -36,6 +36,8 @@ class ImageProgressCallback(ProgressCallback):
             shown: dict[str, Any] = {"loss": f"{logs['loss']:.4f}", "lr": f"{logs['learning_rate']:.2e}"}
             if "images_per_second" in logs:
                 shown["images/s"] = f"{logs['images_per_second']:,.0f}"
+            if "image_size" in logs:
+                shown["px"] = f"{logs['image_size']:g}"
             self.training_bar.set_postfix(shown)
         elif shown := {name: value for name, value in logs.items() if name in self.EVALUATION_NAMES}:
             text = ", ".join(f"{self.EVALUATION_NAMES[name]} {value:.4f}" for name, value in shown.items())

@@ -66,6 +66,7 @@ RANGES: dict[str, Range] = {
     "train_val_split": BELOW_1,
     "max_train_samples": AT_LEAST_1,
     "max_eval_samples": AT_LEAST_1,
+    "statistics_samples": AT_LEAST_2,
     "shuffle_buffer_size": AT_LEAST_1,
     "dataset_retry_seconds": NOT_NEGATIVE,
     "max_bad_images": SHARE,

@@ -66,6 +66,29 @@ def test_of_the_paper(settings, capsys):
     assert "h at 1,000 images/s" in plan["time"]
 
 
+def test_smaller_images_cost_what_a_model_of_their_size_costs(settings, capsys):
+    """8, 12 and 16 px in 30%, 40% and 30% of the steps, against plans of models that are made for these sizes."""
+
+    def operations(size):
+        overrides = TINY_OVERRIDES.replace("image_size=16", f"image_size={size}")
+        plan = plan_of(capsys, {**settings, "config_overrides": overrides})
+        return float(re.search(r"([\d.]+) in training", plan["operations"])[1])
+
+    small, middle, large = map(operations, (8, 12, 16))
+    without = plan_of(capsys, settings, "--images_per_second", 1)
+    plan = plan_of(capsys, settings, "--images_per_second", 1, "--resolution_schedule", "8:0.3,12:0.7,16:1")
+    assert f"8 px up to 30% (4 patches, {small:g} GFLOP an image in training), 12 px up to 70% (9" in plan["sizes"]
+    share = (0.3 * small + 0.4 * middle + 0.3 * large) / large
+    assert float(re.search(r": (\d+)% of the operations of 16 px", plan["sizes"])[1]) == pytest.approx(
+        100 * share, abs=1
+    )
+    hours, full = (float(re.search(r"([\d.]+) h", each["time"])[1]) for each in (plan, without))
+    assert hours == pytest.approx(full * share, rel=0.02)
+    assert {name: plan[name] for name in ("steps", "rate", "memory", "operations")} == {
+        name: without[name] for name in ("steps", "rate", "memory", "operations")
+    }
+
+
 def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
     with pytest.raises(SystemExit) as stop:
         main(as_flags(settings, "--dry_run", "--repeated_augmentation", 3))

@@ -32,6 +32,19 @@ def test_statistics_are_written_with_what_they_are_of(photos_dir, tmp_path, caps
     assert "train" in statistics.metadata["dataset"]
 
 
+def test_random_images_are_told_with_their_standard_error(photos_dir, tmp_path, capsys):
+    main(words(photos_dir, tmp_path / "stats.safetensors", "--statistics_samples", "9"))
+    printed = capsys.readouterr().out
+    assert "72 patches of 9 images" in printed and "9 random of 21 images: standard error of the mean" in printed
+    sampling = PatchStatistics.load(tmp_path / "stats.safetensors").metadata["sampling"]
+    assert f"of the deviation {sampling['error_of_deviation']:.2%}" in printed
+    main(words(photos_dir, tmp_path / "same.safetensors", "--max_samples", "9"))
+    assert capsys.readouterr().out.replace("same", "stats") == printed
+    with pytest.raises(SystemExit):
+        main(words(photos_dir, tmp_path / "stats.safetensors", "--statistics_samples", "1"))
+    assert "--statistics_samples 1: must be at least 2" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def bands(tmp_path_factory):
     """A folder of arrays `(4, 16, 16)` of 16 bits, and these arrays; 0 is missing."""
@@ -62,6 +75,12 @@ def test_bands_are_printed_in_a_table_and_stored_beside_the_patches(bands, tmp_p
 
 def test_bands_are_clipped_to_percentiles(bands, tmp_path, capsys):
     folder, images = bands
+    sampled = words(
+        folder, tmp_path / "stats.safetensors", "--statistics_samples", "5", "--clip_percentiles", "5", "95"
+    )
+    main(sampled)
+    printed = capsys.readouterr().out
+    assert "Bands of 5 random of 9 images" in printed and "Patches of 5 random of 9 images" in printed
     main(words(folder, tmp_path / "stats.safetensors", "--clip_percentiles", "5", "95", "--num_channels", "4"))
     found = BandStatistics.load(tmp_path / "stats.safetensors", num_bands=4)
     low, high = np.percentile(images, (5, 95), axis=(0, 2, 3))

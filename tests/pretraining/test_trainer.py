@@ -215,3 +215,17 @@ def test_bf16_and_gradient_checkpointing_train(arguments):
     trainer = pretrain(*arguments(*ALL_ON, "--bf16", "--gradient_checkpointing", "--num_train_epochs", "1"))
     assert all(np.isfinite(losses(trainer)))
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+def test_statistics_of_some_images_are_told_and_part_of_the_record(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    words = [*ALL_ON, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    trainer = pretrain(*arguments(*words, "--statistics_samples", "16"))
+    assert "Statistics of 16 random of 40 images: standard error of the mean" in capsys.readouterr().out
+    some = load_file(tmp_path / "out" / "target_statistics.safetensors")["mean"].float()
+    assert torch.equal(trainer.model.target_normalizer.mean, some)
+    with pytest.raises(CheckpointError, match="statistics_samples: 16 there, None here"):
+        prepare(arguments(*words))
+    prepare(arguments(*words, "--overwrite_output_dir"))
+    everything = load_file(tmp_path / "out" / "target_statistics.safetensors")["mean"].float()
+    assert "random of" not in capsys.readouterr().out and not torch.equal(everything, some)

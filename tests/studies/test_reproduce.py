@@ -5,10 +5,12 @@ import shlex
 
 import pytest
 
-from hf_mae_robust import finetune, pretrain
+from hf_mae_robust import ViTMAERobustConfig, finetune, pretrain
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.__main__ import make_parser as main_parser
+from hf_mae_robust.pretraining.cost import training_flops
 from hf_mae_robust.pretraining.model_config import config_of
+from hf_mae_robust.pretraining.resolution import ResolutionSchedule
 from hf_mae_robust.studies.definitions import STUDIES, studies
 from hf_mae_robust.studies.reproduce import add_reproduce_arguments, paper_commands, runs_of
 from tests.helpers import TINY_OVERRIDES
@@ -66,7 +68,7 @@ def test_every_run_of_a_small_study_is_one_that_the_scripts_take(name):
 
 def test_what_is_to_take_as_long_has_more_epochs_whoever_chose_them():
     study = studies(4)["decoder_keep"]
-    as_long = next(variant for variant in study.variants if variant.epochs != 1)
+    as_long = next(variant for variant in study.variants if variant.epochs)
     for more, of_others in (([], 5), (["--num_train_epochs", 10], 10), (["--pretrain_flags=--num_train_epochs 2"], 2)):
         runs = runs_of(study, arguments("decoder_keep", "--dataset_name", "path/to/data", "--seeds", 1, *more))
         epochs = {
@@ -74,11 +76,27 @@ def test_what_is_to_take_as_long_has_more_epochs_whoever_chose_them():
             for run in runs
             if run.module == "pretrain"
         }
-        assert epochs.pop(as_long.name) == pytest.approx(of_others * as_long.epochs, abs=1e-3)
-        assert as_long.epochs > 1 and set(epochs.values()) == {of_others}
+        assert epochs.pop(as_long.name) == pytest.approx(of_others * as_long.epochs["small"], abs=1e-3)
+        assert as_long.epochs["small"] > 1 and set(epochs.values()) == {of_others}
     commands = paper_commands(studies(12)["decoder_keep"], arguments("decoder_keep", "--scale", "paper"))
     epochs = [float(words[words.index("--num_train_epochs") + 1]) for words in commands]
     assert epochs[:3] == [100, 100, 100] and 100 < epochs[3] < 150
+
+
+def test_what_takes_less_time_a_step_gets_more_epochs_and_its_sizes():
+    """The paper's 800 epochs over the operations of --dry_run: 58% of those of 224 px throughout."""
+    args = arguments("resolution", "--scale", "small", "--dataset_name", "path/to/data", "--num_train_epochs", 10)
+    args.seeds = 1
+    runs = {run.described["variant"]: run.settings for run in runs_of(studies(4)["resolution"], args)
+            if run.module == "pretrain"}  # fmt: skip
+    assert runs["mae"]["num_train_epochs"] == 10 < runs["rising"]["num_train_epochs"]
+    assert runs["rising"]["resolution_schedule"] == "16:0.5,24:0.8,32:1.0" and "resolution_schedule" not in runs["mae"]
+    commands = paper_commands(studies(12)["resolution"], arguments("resolution", "--scale", "paper"))
+    words = next(words for words in commands if "--resolution_schedule" in words)
+    config = ViTMAERobustConfig(image_size=224)
+    schedule = ResolutionSchedule.parse(words[words.index("--resolution_schedule") + 1])
+    share = schedule.share_of([training_flops(each) / training_flops(config) for each in schedule.configs(config)])
+    assert float(words[words.index("--num_train_epochs") + 1]) == pytest.approx(800 / share, rel=0.01)
 
 
 def test_tables_share_runs():

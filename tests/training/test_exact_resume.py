@@ -118,3 +118,18 @@ def test_a_run_killed_between_checkpoints_equals_the_uninterrupted_one(words_of,
     assert killed.codes[0] == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-10"]
     assert_equal_runs(run(words, tmp_path / "cut", processes), whole_run(processes, 2, "true"))
+
+
+@pytest.mark.slow  # tests/pretraining/test_resolution.py has a process without workers
+def test_a_stopped_run_whose_images_grow_equals_the_uninterrupted_one(words_of, tmp_path):
+    """Cut within the first stage and at its end, with workers that have fetched larger images already."""
+    words = [*words_of(2, 2, "true"), "--resolution_schedule", "8:0.3,12:0.7,16:1.0"]  # 18 steps: 5, 8, 5
+    whole = run(words, tmp_path / "whole", 2)
+    for step, workers in ((2, 1), (4, 2)):
+        more = ["--dataloader_num_workers", str(workers)]
+        stopped = run([*words, *more], tmp_path / "cut", 2, send(signal.SIGTERM, step, rank=1))
+        assert stopped.codes == [EXIT_STOPPED] * 2, stopped.output
+    resumed = run([*words, "--dataloader_num_workers", "2"], tmp_path / "cut", 2)
+    assert_equal_runs(resumed, whole)
+    sizes = [entry["image_size"] for entry in whole.state()["log_history"] if "loss" in entry]
+    assert sizes == [8] * 5 + [12] * 8 + [16] * 5

@@ -170,6 +170,8 @@ TABLE = [
         DETECTION,
         "imports",
     ),
+    Private("torch", torch, "_dynamo", None, "pretraining/trainer.py", "calls"),
+    Private("torch", torch._dynamo, "mark_static", "(t, index=None)", "pretraining/trainer.py", "calls"),
     Private("torch", distributed_c10d, "_get_default_store", "()", "training/peers.py", "calls"),
     # ---- others ----
     Private("fsspec", LocalFileSystem, "_strip_protocol", "(path)", "data/remote_file.py", "calls"),
