@@ -18,8 +18,8 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.embedding import parts as parts_module
 from hf_mae_robust.embedding.encoding import part_rows
+from hf_mae_robust.training import parts as parts_module
 from tests.helpers import TINY, photos
 from tests.processes import offline
 
@@ -359,7 +359,7 @@ def test_two_processes_and_a_kill_give_the_same_bytes(encoder_dir, photos_dir, t
     killed = [tmp_path / "c.parquet" if word == tmp_path / "a.parquet" else word for word in run]
     parts = f"__import__('glob').glob({str(tmp_path / 'c.parquet.parts' / 'part-*')!r})"
     fault = {
-        "FAULT_AT": "hf_mae_robust.embedding.parts.flush",
+        "FAULT_AT": "hf_mae_robust.training.parts.flush",
         "FAULT": f"len({parts}) == 2 and os.kill(os.getpid(), 9)",
     }
     assert offline().run(killed, tmp_path / "three", **fault).codes == [-9]

@@ -1,10 +1,11 @@
-"""What is finished of a file of embeddings: parts beside it, each written completely or not at all, with a record of
-the settings. A run that was killed resumes from them, and joins them at the end."""
+"""What is finished of tables that a command writes: parts beside them, each written completely or not at all, with a
+record of the settings. A run that was killed resumes from them, and joins them at the end."""
 
 import json
 import secrets
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +16,59 @@ from ..data.bad_images import SkippedImage
 from ..data.source import digest
 from ..errors import UserError
 from ..files import flush
-from .table import open_writer, write_table
 
 RECORD = "settings.json"
 # The key of a part's metadata under which stands what it holds.
 KEY = b"hf_mae_robust.part"
-# Settings whose values tell people nothing.
-NAMES = {
-    "weights": "the weights of the checkpoint",
-    "preprocessing": "the preprocessing (--crop_pct, or the checkpoint's image processor)",
-    "fingerprint": "the images or labels (--dataset_name, --split, --max_samples, --label_column_name)",
-    "version": "the version of hf_mae_robust",
-    "torch": "the version of PyTorch",
-    "device": "the device",
-}
+# What settings of every command are called in a sentence.
+NAMES = {"version": "the version of hf_mae_robust", "torch": "the version of PyTorch", "device": "the device"}
 
 
-def difference(former: dict[str, Any], settings: dict[str, Any]) -> str | None:
-    """The first setting that is not what it was, as a sentence's part; None: all are."""
+def difference(former: dict[str, Any], settings: dict[str, Any], names: Mapping[str, str]) -> str | None:
+    """The first setting that is not what it was, as a sentence's part; None: all are. names: of settings whose values
+    tell people nothing; the others are flags."""
     for name, value in settings.items():
         if former.get(name) == value:
             continue
-        if name in ("weights", "preprocessing", "fingerprint"):
-            return f"{NAMES[name]} changed"
+        if name in names:
+            return f"{names[name]} changed"
         return f"{NAMES.get(name, f'--{name}')} was {former.get(name)} and is {value} now"
     return None
 
 
+def write_table(writer: pq.ParquetWriter, table: pa.Table) -> None:
+    """As one row group."""
+    writer.write_table(table, row_group_size=max(len(table), 1))
+
+
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Neither vectors nor encoded images are repeated or compressible: to try takes as long as a small encoder."""
+    return pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
+
+
 @dataclass(frozen=True)
 class Part:
-    """Images `start` to `stop` (excluded); `skipped` are those of them that cannot be decoded."""
+    """Images `start` to `stop` (excluded); `skipped` are those of them that cannot be decoded. `more`: what else is known
+    of a part, as JSON has it."""
 
     number: int
     start: int
     stop: int
     skipped: list[SkippedImage]
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class Parts:
-    """The folder of the parts, `embeddings.parquet.parts` beside `embeddings.parquet`.
+    """The folder of the parts, such as `embeddings.parquet.parts` beside `embeddings.parquet`.
 
     Args:
-        output: the file that is made of them. settings: which decide over what is in it. part_rows: images in a part.
+        settings: which decide over what is in them. part_rows: images in a part. names: as of `difference`. flag: that
+            named what is made of them, for errors.
     """
 
-    def __init__(self, output: Path, settings: dict[str, Any], part_rows: int):
-        self.output, self.settings, self.part_rows = output, settings, part_rows
-        self.folder, self.digest = output.with_name(f"{output.name}.parts"), digest(settings)
+    def __init__(self, folder: Path, settings: dict[str, Any], part_rows: int, names: Mapping[str, str], flag: str):
+        self.folder, self.settings, self.part_rows = folder, settings, part_rows
+        self.names, self.flag, self.digest = names, flag, digest(settings)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
@@ -72,13 +79,15 @@ class Parts:
         record = self.folder / RECORD
         if record.exists():
             former = json.loads(record.read_text())
-            if (changed := difference(former, self.settings)) is not None:
+            if (changed := difference(former, self.settings, self.names)) is not None:
                 raise UserError(
                     f"{self.folder} holds parts of a run with other settings: {changed}. Give the former settings to "
-                    "resume it, delete that folder to begin again, or choose another --output."
+                    f"resume it, delete that folder to begin again, or choose another {self.flag}."
                 )
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} is not empty and holds no {RECORD}: remove it, or choose another --output.")
+            raise UserError(
+                f"{self.folder} is not empty and holds no {RECORD}: remove it, or choose another {self.flag}."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob(".*"):
             torn.unlink()
@@ -99,7 +108,8 @@ class Parts:
             about = json.loads(file.schema_arrow.metadata[KEY])
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             return None  # damaged: it is written again
-        part = Part(about["number"], about["start"], about["stop"], [SkippedImage(**each) for each in about["skipped"]])
+        skipped = [SkippedImage(**each) for each in about["skipped"]]
+        part = Part(about["number"], about["start"], about["stop"], skipped, about["more"])
         is_complete = file.metadata.num_rows + len(part.skipped) == part.stop - part.start
         return part if is_complete and about["settings"] == self.digest else None
 
@@ -126,23 +136,31 @@ class Parts:
 
         self._write(self._path(part.number), write)
 
-    def join(self, num_parts: int, schema: pa.Schema) -> None:
-        """Make the output of all parts, in order, a row group each, and remove them."""
+    def num_bytes(self, number: int) -> int:
+        """Size of a part's file."""
+        return self._path(number).stat().st_size
+
+    def join(self, numbers: Iterable[int], schema: pa.Schema, output: Path) -> None:
+        """Make a file of these parts, a row group each, complete or not under its name."""
 
         def write(path: Path) -> None:
             with open_writer(path, schema) as writer:
-                for number in range(num_parts):
+                for number in numbers:
                     table = pq.ParquetFile(self._path(number)).read().replace_schema_metadata(schema.metadata)
                     if len(table):
                         write_table(writer, table)
 
-        joined = self.folder / ".joined"
+        joined = self.folder / f".joined-{output.name}"
         write(joined)
         flush(joined)
-        joined.replace(self.output)
-        flush(self.output.parent)
-        self.remove()
+        joined.replace(output)
+        flush(output.parent)
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Remove parts that stand in a file by now."""
+        for number in numbers:
+            self._path(number).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """What is left of the parts, once the output is there."""
+        """What is left of the parts, once all that is made of them is there."""
         shutil.rmtree(self.folder, ignore_errors=True)
