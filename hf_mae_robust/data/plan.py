@@ -1,5 +1,5 @@
-"""Images in parts and batches that depend neither on how many processes there are, nor on what was finished before: each
-part is worked on by one process, and a run that was killed resumes with those that are missing."""
+"""Images in parts and batches that depend neither on how many processes there are, nor on what was finished before.
+Each part is worked on by one process, and a run that was killed resumes with those that are missing."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence

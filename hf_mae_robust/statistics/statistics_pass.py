@@ -23,6 +23,7 @@ from .band_statistics import BandStatistics
 from .image_pass import ImagePass
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 from .statistics_file import read_statistics, write_statistics
+from .stored import stored_band_statistics, stored_patch_statistics
 
 
 def statistics_of_source(
@@ -99,14 +100,16 @@ def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop
 
 def cached_statistics_of_source(source: ImageSource, config: ViTMAERobustConfig, **options: Any) -> PatchStatistics:
     """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
-    machines of a run need not share one."""
+    machines of a run need not share one; or from beside the data (stored.py)."""
     if source.band_form is not None:
         return cast(PatchStatistics, cached_statistics_of_band_source(source, config, **options)[1])
     path = first_process(lambda: cached_statistics_path(source, config, options["crop_pct"]))
     cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
         return cached
-    statistics = statistics_of_source(source, config, **options)
+    statistics = first_process(lambda: stored_patch_statistics(source, config, options["crop_pct"]))
+    if statistics is None:
+        statistics = statistics_of_source(source, config, **options)
     if PartialState().is_main_process:
         statistics.save(path)
     return statistics
@@ -133,7 +136,14 @@ def cached_statistics_of_band_source(
     if bands is not None and (patches is not None or not with_patches):
         warn(bands)
         return bands, patches
-    bands, patches = statistics_of_band_source(source, config, crop_pct=crop_pct, with_patches=with_patches, **options)
+    stored = None if with_patches else first_process(lambda: stored_band_statistics(source, config.num_channels))
+    if stored is not None:
+        bands, patches = stored, None
+        warn(bands)
+    else:
+        bands, patches = statistics_of_band_source(
+            source, config, crop_pct=crop_pct, with_patches=with_patches, **options
+        )
     if PartialState().is_main_process:
         bands.save(path)
         if patches is not None:

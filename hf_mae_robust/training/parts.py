@@ -2,7 +2,6 @@
 record of the settings. A run that was killed resumes from them, and joins them at the end."""
 
 import json
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from ..data.bad_images import SkippedImage
 from ..data.source import digest
 from ..errors import UserError
-from ..files import flush
+from ..files import write_completely
 
 RECORD = "settings.json"
 # The key of a part's metadata under which stands what it holds.
@@ -48,8 +47,8 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 @dataclass(frozen=True)
 class Part:
-    """Images `start` to `stop` (excluded); `skipped` are those of them that cannot be decoded. `more`: what else is known
-    of a part, as JSON has it."""
+    """Images `start` to `stop` (excluded); `skipped` are those of them that cannot be decoded. `more`: what else is
+    known of a part, as JSON has it."""
 
     number: int
     start: int
@@ -92,7 +91,7 @@ class Parts:
         for torn in self.folder.glob(".*"):
             torn.unlink()
         if not record.exists():
-            self._write(record, lambda path: path.write_text(json.dumps(self.settings, indent=1) + "\n"))
+            write_completely(record, lambda path: path.write_text(json.dumps(self.settings, indent=1) + "\n"))
         found = []
         for path in sorted(self.folder.glob("part-*.parquet")):
             part = self._read(path)
@@ -118,14 +117,6 @@ class Parts:
         ends = part.stop <= stop if num_rows is None else part.stop == min(stop, num_rows)
         return path == self._path(part.number) and part.start == part.number * self.part_rows and ends
 
-    def _write(self, path: Path, write: Any) -> None:
-        """Complete, or not under this name."""
-        unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        write(unfinished)
-        flush(unfinished)
-        unfinished.replace(path)
-        flush(path.parent)
-
     def write(self, part: Part, table: pa.Table) -> None:
         about = {**asdict(part), "settings": self.digest}
         schema = table.schema.with_metadata({**table.schema.metadata, KEY: json.dumps(about).encode()})
@@ -134,7 +125,7 @@ class Parts:
             with open_writer(path, schema) as writer:
                 write_table(writer, table.replace_schema_metadata(schema.metadata))
 
-        self._write(self._path(part.number), write)
+        write_completely(self._path(part.number), write)
 
     def num_bytes(self, number: int) -> int:
         """Size of a part's file."""
@@ -150,11 +141,7 @@ class Parts:
                     if len(table):
                         write_table(writer, table)
 
-        joined = self.folder / f".joined-{output.name}"
-        write(joined)
-        flush(joined)
-        joined.replace(output)
-        flush(output.parent)
+        write_completely(output, write, self.folder)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Remove parts that stand in a file by now."""

@@ -39,8 +39,8 @@ def all_processes(function: Callable[[], Value]) -> list[Value]:
     """Call `function` in every process; all of them meet at the end, and get the values of all, in the order of the
     processes. `function` must not wait for the other processes.
 
-    Where it fails, that process raises its error, and the others LostProcessError, so that none waits. What travels does
-    so as a pickle.
+    Where it fails, that process raises its error, and the others LostProcessError, so that none waits. What travels
+    does so as a pickle.
     """
     failure: Exception | None = None
     value: Value | None = None
