@@ -1,7 +1,5 @@
 """The card (`README.md`) of a prepared data set: what was done to the images, and how to train on them."""
 
-from typing import Any
-
 import yaml
 
 from ..data.bad_images import FILE_NAME
@@ -20,8 +18,9 @@ def card_of(
     plan: ShardPlan,
 ) -> str:
     """name: of the original, without folders of this machine. annotations: what stands beside the images, in words."""
-    files: list[Any] = [{"split": split, "path": f"data/{split}-*.parquet"} for split in plan.splits]
-    header = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
+    # Without `configs`: the names of the files tell the splits, and of a folder whose card lists them `datasets` takes
+    # what it has in its cache of another folder of the same name.
+    header = yaml.safe_dump({"pretty_name": f"{name}, prepared for training"})
     rows = "".join(
         f"| {split} | {of_split.num_images:,} | {len(of_split.skipped):,} | {len(of_split.shards):,} |\n"
         for split, of_split in plan.splits.items()

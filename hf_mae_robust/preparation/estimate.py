@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,7 +70,9 @@ def estimate_of(
     shrunk: list[Any] = []
     seconds = {"original": 0.0, "preparing": 0.0, "prepared": 0.0}
     # The first images would be timed together with what libraries load when they are first used.
-    _time_reading(source, values[:2], image_size)
+    with suppress(ImageDecodingError):
+        warm = [{"bytes": prepare(value), "path": None} for value in values[:1]]
+        _time_reading(source, values[:1] + warm, image_size)
     for start in range(0, len(values), TURN):
         some = values[start : start + TURN]
         good, begun = [], time.perf_counter()

@@ -48,8 +48,8 @@ class Form:
 
 
 class Accumulator:
-    """Statistics of bands and patches of 8-bit images, in float64 arrays `(n,)` that can be stored and joined. The order
-    in which they are joined decides over the last bits."""
+    """Statistics of bands and patches of 8-bit images, in float64 arrays `(n,)` that can be stored and joined. The
+    order in which they are joined decides over the last bits."""
 
     def __init__(self, form: Form):
         self.form = form
