@@ -71,7 +71,7 @@ def rates_of(args: argparse.Namespace, original: str | Path, folder: Path, quest
 
     table = load_dataset(str(original), split="train")
     augment = v2.Compose(
-        [v2.RandomResizedCrop(SIZE, (0.2, 1.0), v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip()]
+        [v2.RandomResizedCrop(SIZE, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip()]
     )
     encoded = table.cast_column("image", type(table.features["image"])(decode=False))
 
@@ -109,7 +109,8 @@ def held_out_losses(args: argparse.Namespace, original: str, folder: Path, runs:
     differences = [a - b for a, b in zip(found["prepared"], found["originals"])]
     print(
         f"prepared - originals: {statistics.mean(differences):+.5f} on average ({min(differences):+.5f} to "
-        f"{max(differences):+.5f}); standard deviation over seeds, originals: {statistics.stdev(found['originals']):.5f}"
+        f"{max(differences):+.5f}); standard deviation over seeds, originals: "
+        f"{statistics.stdev(found['originals']):.5f}"
     )
 
 
