@@ -100,7 +100,7 @@ def held_out_losses(args: argparse.Namespace, original: str, folder: Path, runs:
             words = ["--config", "small_64px", "--dataset_name", str(data), "--output_dir", str(output)]
             words += ["--max_steps", str(args.steps), "--per_device_train_batch_size", "32", "--seed", str(seed)]
             words += ["--warmup_steps", "5", "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none"]
-            words += ["--dataloader_num_workers", "0", "--num_pictures", "0"]
+            words += ["--dataloader_num_workers", "0"]
             script = Path(__file__).parents[1] / "run_pretrain.py"
             subprocess.run([sys.executable, str(script), *words], check=True, stdout=subprocess.DEVNULL)
             results = json.loads((output / "all_results.json").read_text())
