@@ -14,6 +14,7 @@ from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, files,
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.statistics import statistics_pass
 from hf_mae_robust.training import parts as parts_module
+from tests.finetuning.detection.test_task import HEADS
 from tests.helpers import TINY, TINY_OVERRIDES, as_flags, finetuning_settings, photos, write_parquet_set
 from tests.processes import offline
 
@@ -168,7 +169,15 @@ def killed_after(number: int, monkeypatch, name: str = ".part-") -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "number"), [(".part-", 0), (".part-", 6), (".shards.json", 0), (".train-", 1), (".validation-", 0)]
+    ("at", "number"),
+    [
+        (".part-", 6),
+        (".train-", 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((".part-", 0), (".shards.json", 0), (".validation-", 0))
+        ),
+    ],
 )
 def test_killed_and_resumed_is_the_same_folder(at, number, original_dir, tmp_path, monkeypatch, capsys):
     more = ("--max_shard_size", "9KB")
@@ -252,7 +261,7 @@ def test_pretraining_needs_no_statistics_pass(original_dir, tmp_path, monkeypatc
     assert np.isfinite(results["eval_loss"]) and 0.3 < config["image_mean"][0] < 0.7
 
 
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("streaming", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_classifier_is_trained_on_it(streaming, original_dir, encoder_dir, tmp_path):
     settings = finetuning_settings(prepare(original_dir, tmp_path / "prepared"), encoder_dir, tmp_path / "run")
     finetune.main(as_flags(settings, "--max_steps", 2, "--dataset_streaming", streaming))
@@ -273,7 +282,7 @@ def map_folder(folder: Path) -> Path:
     return folder
 
 
-def test_maps_fit_their_images_and_train_a_segmenter(tmp_path):
+def test_maps_fit_their_images(tmp_path):
     source = map_folder(tmp_path / "set")
     folder = prepare(source, tmp_path / "prepared")
     assert (folder / "id2label.json").read_bytes() == (source / "id2label.json").read_bytes()
@@ -281,6 +290,11 @@ def test_maps_fit_their_images_and_train_a_segmenter(tmp_path):
     assert row["image"].size == row["annotation"].size == (30, 20) and row["annotation"].format == "PNG"
     former = np.asarray(PILImage.open(source / "masks" / "train" / "1.png"))
     np.testing.assert_array_equal(np.asarray(row["annotation"]), former[1::2, 1::2])
+
+
+@pytest.mark.slow
+def test_a_segmenter_is_trained_on_it(tmp_path):
+    folder = prepare(map_folder(tmp_path / "set"), tmp_path / "prepared")
     config = ViTMAERobustConfig(**{**TINY, "num_hidden_layers": 6})
     ViTMAERobustForPreTraining(config).save_pretrained(tmp_path / "encoder")
     settings = {
@@ -342,12 +356,12 @@ def test_objects_fit_their_images(tmp_path):
 
 @pytest.mark.slow
 def test_a_detector_is_trained_on_it(tmp_path):
-    from tests.finetuning.detection.test_task import HEADS
-
+    config = ViTMAERobustConfig(**{**TINY, "num_hidden_layers": 4, "patch_size": 8, "image_size": 32})
+    ViTMAERobustForPreTraining(config).save_pretrained(tmp_path / "encoder")
     settings = {
         "config": "mask_rcnn_small",
         "dataset_name": prepare(object_set(tmp_path / "set"), tmp_path / "prepared", "--short_side", 32),
-        "from_scratch": "true",
+        "model_name_or_path": tmp_path / "encoder",
         "output_dir": tmp_path / "run",
         "image_size": 64,
         "window_size": 4,
