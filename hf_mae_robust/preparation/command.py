@@ -45,7 +45,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="Images are shrunk so that their short side has N pixels; none is enlarged (%(default)s).",
     )
     written.add_argument("--jpeg_quality", type=int, default=90, help="Of shrunk images (%(default)s).")
-    written.add_argument("--lossless", action="store_true", help="PNG instead of JPEG, about five times as large.")
+    written.add_argument("--lossless", action="store_true", help="PNG instead of JPEG, which takes more space.")
     written.add_argument("--row_group_size", type=int, default=100, help="Images in a row group (%(default)s).")
     written.add_argument("--max_shard_size", default="256MB", help="Of a Parquet file (%(default)s).")
     add_form_arguments(parser, "statistics to store beside the images (must be the model's)")
