@@ -55,6 +55,13 @@ COMMANDS: tuple[Command | Group, ...] = (
         "run_statistics",
     ),
     Command(
+        "prepare",
+        "Shrink the images of a data set once, into Parquet files from which training reads many times faster.",
+        "preparation.command",
+        "add_prepare_arguments",
+        "run_prepare",
+    ),
+    Command(
         "convert",
         "Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads.",
         "conversion.convert",

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import ExistingFileError, UserError
 
@@ -19,7 +20,8 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
@@ -45,7 +47,7 @@ def seal(folder: Path) -> None:
     files = {}
     for path in _files_in(folder):
         flush(path)
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n")
     flush(manifest)
@@ -67,7 +69,7 @@ def broken_file_of(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
             return f"{name} has {path.stat().st_size:,} bytes instead of {expected['size']:,}"
-        if _sha256(path) != expected["sha256"]:
+        if sha256_of(path) != expected["sha256"]:
             return f"{name} has changed since it was written (SHA-256)"
     return None
 
@@ -109,6 +111,16 @@ def check_can_write(path: str | Path, name: str) -> None:
         raise UserError(f"{name} {path}: {existing} is not a folder.")
     if not os.access(existing, os.W_OK | os.X_OK if existing.is_dir() else os.W_OK):
         raise UserError(f"{name} {path}: {existing} cannot be written to. Choose another folder.")
+
+
+def write_completely(path: Path, write: Callable[[Path], Any], folder: Path | None = None) -> None:
+    """Let `write` write a file under another name, flush it to the disk, and give it its name: complete, or not there.
+    folder: where it lies meanwhile, on the same disk; None: beside `path`."""
+    unfinished = (folder or path.parent) / f".{path.name}-{secrets.token_hex(4)}"
+    write(unfinished)
+    flush(unfinished)
+    unfinished.replace(path)
+    flush(path.parent)
 
 
 @contextmanager

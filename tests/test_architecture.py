@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "finetuning": {"statistics", "training", "conversion", "data", "hub"},
     "analysis": {"training", "conversion", "data", "hub"},
     "embedding": {"training", "conversion", "data", "hub"},
+    "preparation": {"finetuning", "statistics", "training", "conversion", "data", "hub"},
     "demo": {"analysis", "training", "conversion", "data", "hub"},
     "studies": {"analysis", "training", "conversion", "data", "hub"},
 }

@@ -51,7 +51,7 @@ def test_a_kill_at_any_instant_of_publishing_leaves_a_whole_checkpoint(tmp_path,
         return rename(self, target)
 
     if killed_in == "seal":
-        monkeypatch.setattr("hf_mae_robust.files._sha256", kill)
+        monkeypatch.setattr("hf_mae_robust.files.sha256_of", kill)
     elif killed_in == "rmtree":
         monkeypatch.setattr("hf_mae_robust.files.shutil.rmtree", kill)
     else:

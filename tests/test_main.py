@@ -210,6 +210,7 @@ def test_odd_values_end_in_a_sentence(part, photos_dir, encoder_dir, tmp_path, m
     analysis = [encoder_dir, *data[:2], "--max_samples", 8, "--output_dir"]
     goods = {
         "statistics": lambda out: [*data, "--image_size", 16, "--patch_size", 4, "--output", out],
+        "prepare": lambda out: [photos_dir, "--num_workers", 0, "--short_side", 8, "--output_dir", out],
         "convert": lambda out: [encoder_dir, out],
         "export": lambda out: [encoder_dir, out, "--to", "beit"],
         "card": lambda out: ["vit_base_mae_800ep", "--output", out],

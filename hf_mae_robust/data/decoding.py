@@ -103,7 +103,7 @@ def _open(contents: Any, min_side: int = MIN_SIDE) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """The EXIF tag; 1 (as stored) where the EXIF block is broken, which says nothing about the pixels."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -111,7 +111,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> Image.Image:
     """Pillow clips numbers above 255 instead of scaling them, and reads floats as if they went to 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -153,12 +153,29 @@ def _decode(contents: Any, convert: Callable[[Image.Image], Image.Image], min_si
             image = _open(contents, min_side)
             image.load()
             pixels = convert(image)
-            transposition = TRANSPOSITIONS.get(_orientation(image))
+            transposition = TRANSPOSITIONS.get(orientation_of(image))
             return pil_to_tensor(pixels if transposition is None else pixels.transpose(transposition))
     except Exception as error:
         # Broken bytes make Pillow's plugins raise anything: OSError, SyntaxError, struct.error, IndexError, ...
         kind, reason = _kind_and_reason(error)
         raise ImageDecodingError(reason, kind) from error
+
+
+@contextmanager
+def opened(value: Any, row: int | None = None, min_side: int = MIN_SIDE) -> Iterator[tuple[Any, Image.Image]]:
+    """The encoded bytes of an image (or the array, or Pillow image, that stands for them), and the image as Pillow
+    opens it: no pixel is decoded yet. Whatever goes wrong in the block is an ImageDecodingError. Arguments and other
+    errors as of `decode_image`."""
+    try:
+        contents = contents_of(value)
+    except ImageDecodingError as error:
+        raise located(error, value, row) from error
+    try:
+        with _pillow():
+            yield contents, _open(contents, min_side)
+    except Exception as error:  # of many kinds, as in `_decode`
+        kind, reason = _kind_and_reason(error)
+        raise located(ImageDecodingError(reason, kind), value, row) from error
 
 
 def decode_image(value: Any, num_channels: int = 3, row: int | None = None, min_side: int = MIN_SIDE) -> torch.Tensor:
@@ -190,7 +207,7 @@ def decode_image(value: Any, num_channels: int = 3, row: int | None = None, min_
     if num_channels not in PIL_MODES:
         raise UserError(f"num_channels={num_channels}: image files are decoded to {sorted(PIL_MODES)} channels.")
     mode = PIL_MODES[num_channels]
-    return _decode_value(value, lambda image: _to_8_bit(image).convert(mode), row, min_side)
+    return _decode_value(value, lambda image: to_8_bit(image).convert(mode), row, min_side)
 
 
 def decode_regions(
@@ -263,7 +280,7 @@ def stored_and_read(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[str, np.n
             if image.width * image.height > max_pixels:
                 raise ImageDecodingError(f"{image.width} x {image.height} pixels", "bomb")
             image.load()
-            return image.mode, np.asarray(image), np.asarray(_to_8_bit(image))
+            return image.mode, np.asarray(image), np.asarray(to_8_bit(image))
     except Exception as error:  # of many kinds, as in `_decode`
         kind, reason = _kind_and_reason(error)
         raise ImageDecodingError(reason, kind) from error
@@ -275,7 +292,7 @@ def size_of(value: Any) -> tuple[int, int]:
         with _pillow():
             image = _open(contents_of(value))
             width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+            return (width, height) if orientation_of(image) >= 5 else (height, width)
     except Exception as error:  # of many kinds, as in `_decode`
         kind, reason = _kind_and_reason(error)
         raise ImageDecodingError(reason, kind) from error

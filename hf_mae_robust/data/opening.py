@@ -92,36 +92,20 @@ def open_splits(
         if split is None:
             sources.append(None)
             continue
-        if split not in tables:
-            flag = train_flag if split == train_split else "--eval_split_name"
-            raise DataError(
-                f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}. Choose one with {flag}."
-            )
-        data, description = tables[split], f"{name} ({split})"
-        if callable(data):
-            data = data()
-        if isinstance(data, TarFiles):
-            named = (location.image_column_name, location.label_column_name)
-            data = open_tars(data, named, access_of(location).cache, description, tells, share)
-        column = _choose_column(data, location.image_column_name, name)
-        labels = _choose_labels(data, description, location, find_labels, labels)
-        if labels is not None and labels.is_joint and isinstance(data, Dataset):
-            data = _annotated(data, labels.column, description, location.allow_unused_files)
-        source = source_of(data, column, location, description, buffer_size, labels, share)
-        # A stream from the Hub would be asked for twice.
-        is_reachable = source.row_groups is not None or _is_on_disk(source, name)
-        if is_reachable and (examine := getattr(labels, "examined", None)):
-            # What is streamed may be far away.
-            examined = (share if location.dataset_streaming else alone)(partial(examine, source))
-            if examined != labels:
-                labels = examined
-                source = source_of(data, column, location, description, buffer_size, labels, share)
-        if source.num_rows == 0:
-            raise DataError(f"Split '{split}' of {name} is empty.")
-        found: dict[str, Any] = {"revision": revision, "split": split, "root": root_of(location.dataset_name)}
-        holds = holds_numbers((getattr(data, "features", None) or {}).get(column))
-        found["full_size_decoding"] = location.full_size_decoding
-        sources.append(replace(source, **found, holds_numbers=holds))
+        flag = train_flag if split == train_split else "--eval_split_name"
+        source, data = _open_split(
+            tables,
+            split,
+            flag,
+            location,
+            find_labels=find_labels,
+            known=labels,
+            buffer_size=buffer_size,
+            share=share,
+            tells=tells,
+        )
+        labels = source.labels
+        sources.append(replace(source, revision=revision))
     train, evaluation = _with_stored_bands(sources, location, share)
     # Of others on the Hub, the first row group would have to be fetched for it.
     is_told = tells and PartialState().is_main_process
@@ -156,6 +140,97 @@ def _only_class(source: ImageSource) -> str | None:
 def _is_on_disk(source: ImageSource, name: str) -> bool:
     """Whether looking at some of its images asks nothing of the network."""
     return source.seekable_at_no_cost or isinstance(source.rows, TarRows) or Path(name).exists()
+
+
+def open_every_split(
+    location: DataLocation,
+    splits: Sequence[str] | None = None,
+    *,
+    find_labels: LabelFinder = find_labels,
+    find_splits: SplitFinder | None = None,
+    share: Share = alone,
+    buffer_size: int = 8192,
+    flag: str = "--splits",
+) -> list[ImageSource]:
+    """Open several splits of a data set, to go over them. The labels are those of the first split; a later one may be
+    without any.
+
+    Args:
+        splits: their names; None: all there are, in the order of the data set, but "train" first. flag: that chose
+            them, for errors. The others are those of `open_splits`, whose errors this raises.
+    """
+    tables, revision, check = _find_tables(location, find_splits, True, share)
+    names = sorted(tables, key=lambda name: name != "train") if splits is None else list(splits)
+    if check is not None:
+        check(names)
+    sources: list[ImageSource | None] = []
+    labels = None
+    for split in names:
+        options: dict[str, Any] = {
+            "find_labels": find_labels,
+            "buffer_size": buffer_size,
+            "share": share,
+            "tells": True,
+        }
+        bare = location
+        if labels is not None and not labels.is_joint and not _has_column(tables, split, labels.column):
+            note(f"{location.dataset_name} ({split}): without labels")
+            bare = replace(location, label_column_name=None)
+        source, _ = _open_split(tables, split, flag, bare, known=None if bare is not location else labels, **options)
+        labels = labels or source.labels
+        sources.append(replace(source, revision=revision))
+    return [source for source in _with_stored_bands(sources, location, share) if source is not None]
+
+
+def _has_column(tables: Any, split: str, column: str) -> bool:
+    """Whether a split has a column, or does not say which it has."""
+    data = tables.get(split)
+    features = getattr(data() if callable(data) else data, "features", None)
+    return features is None or column in features
+
+
+def _open_split(
+    tables: Mapping[str, Any],
+    split: str,
+    flag: str,
+    location: DataLocation,
+    *,
+    find_labels: LabelFinder,
+    known: Labels | None,
+    buffer_size: int,
+    share: Share,
+    tells: bool,
+) -> tuple[ImageSource, Any]:
+    """A split of what `_find_tables` found, and its data set. flag: that chose it, for errors. known: labels of
+    another split. tells: notes."""
+    name = location.dataset_name or EMBEDDED
+    if split not in tables:
+        raise DataError(
+            f"{name} has no split '{split}'. It has: {', '.join(tables) or 'none'}. Choose one with {flag}."
+        )
+    data, description = tables[split], f"{name} ({split})"
+    if callable(data):
+        data = data()
+    if isinstance(data, TarFiles):
+        named = (location.image_column_name, location.label_column_name)
+        data = open_tars(data, named, access_of(location).cache, description, tells, share)
+    column = _choose_column(data, location.image_column_name, name)
+    labels = _choose_labels(data, description, location, find_labels, known)
+    if labels is not None and labels.is_joint and isinstance(data, Dataset):
+        data = _annotated(data, labels.column, description, location.allow_unused_files)
+    source = source_of(data, column, location, description, buffer_size, labels, share)
+    # A stream from the Hub would be asked for twice.
+    is_reachable = source.row_groups is not None or _is_on_disk(source, name)
+    if is_reachable and (examine := getattr(labels, "examined", None)):
+        # What is streamed may be far away.
+        examined = (share if location.dataset_streaming else alone)(partial(examine, source))
+        if examined != labels:
+            source = source_of(data, column, location, description, buffer_size, examined, share)
+    if source.num_rows == 0:
+        raise DataError(f"Split '{split}' of {name} is empty.")
+    found: dict[str, Any] = {"split": split, "root": root_of(location.dataset_name)}
+    found["holds_numbers"] = holds_numbers((getattr(data, "features", None) or {}).get(column))
+    return replace(source, **found, full_size_decoding=location.full_size_decoding), data
 
 
 def _with_stored_bands(

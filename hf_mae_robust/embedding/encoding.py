@@ -10,16 +10,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..conversion.frozen import FrozenEncoder
 from ..data.bad_images import SkippedImage, SkippedImages
+from ..data.plan import Plan, StreamBatches
 from ..data.preprocessing import EvaluationTransform, Normalization
 from ..data.source import ChosenRows, ImageSource
-from ..errors import LostProcessError, UserError
-from .batches import Plan, StreamBatches, planned_loader
-from .parts import Part, Parts
+from ..errors import UserError
+from ..training.parts import Part, Parts
+from ..training.processes import all_processes
+from .batches import planned_loader
 from .table import table_of
 
 # Of the vectors of a part, which a process holds; and batches in it, so that several processes get some of a small set.
@@ -106,26 +107,17 @@ class PartWriter:
         processes and finished parts. Raises DataError, in all processes, where they are more than `max_bad_images`, and
         LostProcessError where another process failed.
         """
-        failure: Exception | None = None
-        try:
-            self._embed()
-        except Exception as error:
-            failure = error  # the others wait where all meet
-        outcomes = gather_object([(list(self.skipped), failure and f"{type(failure).__name__}: {failure}")])
-        if failure is not None:
-            raise failure
-        for rank, (_, message) in enumerate(outcomes):
-            if message is not None:
-                raise LostProcessError(f"Process {rank} failed ({message}). What is finished is kept for a resume.")
+        outcomes = all_processes(self._embed)
         skipped = SkippedImages(None, self.max_bad_images)
-        skipped.add(sorted((record for part, _ in outcomes for record in part), key=lambda record: record.row))
+        skipped.add(sorted((record for part in outcomes for record in part), key=lambda record: record.row))
         num_rows = self.source.num_rows
         if isinstance(self.batches, StreamBatches):
             num_rows = self.batches.num_rows  # it was read to its end
         skipped.check(self.source.description, num_rows)
         return num_rows or 0, list(skipped)
 
-    def _embed(self) -> None:
+    def _embed(self) -> list[SkippedImage]:
+        """Returns the images that cannot be decoded, of this process and of finished parts."""
         source, is_shown = self.source, PartialState().is_main_process
         total = None if source.num_rows is None else len(self.loader)
         held: list[dict[str, Any]] = []
@@ -139,9 +131,10 @@ class PartWriter:
                 held.append(self._embedded(batch, start))
                 is_new = self.skipped.add(held[-1]["skipped"])
                 if is_new and source.num_rows is not None and self.skipped.exceeds(source.description, source.num_rows):
-                    return  # the others learn of it where all meet
+                    return list(self.skipped)  # the others learn of it where all meet
         if held:
             self._write(held)
+        return list(self.skipped)
 
     def _embedded(self, batch: dict[str, Any], start: int) -> dict[str, Any]:
         valid = batch["row"] >= 0

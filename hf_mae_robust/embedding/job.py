@@ -14,18 +14,26 @@ from ..conversion.frozen import FrozenEncoder, load_encoder
 from ..conversion.pixels import Pixels, read_processor
 from ..data.bad_images import SkippedImage
 from ..data.opening import open_splits
+from ..data.optional_labels import find_labels_if_any
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, digest
 from ..errors import DataError, ExistingFileError, UserError
 from ..hub.models import local_model
+from ..training.parts import Parts, difference
 from ..training.processes import first_process
 from ..training.setup import say
 from ..training.shared_folder import check_shared
 from ..version import __version__
 from .encoding import PartWriter, digest_of_model, part_rows, vector_shape
-from .labels import find_labels_if_any
-from .parts import Parts, difference
 from .table import EmbeddingFile, schema_of
+
+# Settings whose values tell people nothing.
+NAMES = {
+    "weights": "the weights of the checkpoint",
+    "preprocessing": "the preprocessing (--crop_pct, or the checkpoint's image processor)",
+    "fingerprint": "the images or labels (--dataset_name, --split, --max_samples, --label_column_name)",
+    "scaled_decoding": "whether large JPEG files are decoded at a fraction of their size",
+}
 
 
 @dataclass
@@ -52,7 +60,7 @@ class Job:
             raise ExistingFileError(
                 f"--output {self.output} exists and was not written by this command. Choose another one, or remove it."
             )
-        if (changed := difference(about, self.settings)) is not None:
+        if (changed := difference(about, self.settings, NAMES)) is not None:
             raise ExistingFileError(
                 f"--output {self.output} exists and is of other settings: {changed}. Choose another "
                 "--output, or remove it."
@@ -109,7 +117,8 @@ def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     source, encoder = job.source, job.encoder
     shape = vector_shape(encoder, job.transform, source, job.pixels.num_channels)
     schema = partial(schema_of, shape, args.dtype, source.class_names)
-    parts = Parts(args.output, job.settings, part_rows(shape, args.batch_size))
+    folder = args.output.with_name(f"{args.output.name}.parts")
+    parts = Parts(folder, job.settings, part_rows(shape, args.batch_size), NAMES, "--output")
     check_shared(args.output.parent, "--output")
     finished = first_process(lambda: parts.open(source.num_rows))
     if finished:
@@ -135,7 +144,8 @@ def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
 
     def finish() -> None:
         _write_skipped(args.output, skipped)
-        parts.join(-(-num_rows // parts.part_rows), schema(about))
+        parts.join(range(-(-num_rows // parts.part_rows)), schema(about), args.output)
+        parts.remove()
 
     first_process(finish)
 

@@ -46,16 +46,6 @@ def table_of(
     return pa.Table.from_arrays([*columns, vector], schema=schema)
 
 
-def write_table(writer: pq.ParquetWriter, table: pa.Table) -> None:
-    """As one row group."""
-    writer.write_table(table, row_group_size=max(len(table), 1))
-
-
-def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Floats are neither repeated nor compressible: to try takes as long as a small encoder."""
-    return pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
-
-
 def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """`(N, d)` or `(N, L, d)`, of the type that is stored."""
     shape, kind = [], column.type

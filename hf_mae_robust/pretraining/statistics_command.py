@@ -18,7 +18,7 @@ from ..statistics.band_pass import statistics_of_band_source
 from ..statistics.patch_statistics import PatchStatistics
 from ..statistics.sampling import Sample, describe_sample
 from ..statistics.statistics_pass import statistics_of_source, value_range_of_source
-from ..training.arguments import add_data_arguments, add_worker_argument
+from ..training.arguments import add_data_arguments, add_form_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
 from ..training.peers import joining
 from ..training.processes import first_process
@@ -36,13 +36,10 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="Over N random images; the standard error is printed. Default: over all.",
     )
-    form = parser.add_argument_group("form of the images (must be the model's)")
-    form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
-    form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
+    form = add_form_arguments(parser, "form of the images (must be the model's)")
     form.add_argument(
         "--num_channels", type=int, help="Channels; default: 3 for 8-bit pictures, and what the files hold for others."
     )
-    form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
     _add_band_arguments(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")

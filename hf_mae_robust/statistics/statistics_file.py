@@ -14,7 +14,8 @@ from ..hub.run_record import portable
 
 
 def write_statistics(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and metadata (strings as they are, all else as JSON); folders that are missing are made."""
+    """Write tensors and metadata (strings as they are, all else as JSON); folders that are missing are made. The same
+    content makes the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -25,10 +26,20 @@ def write_statistics(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
                 key: value if isinstance(value, str) else json.dumps(value) for key, value in portable(metadata).items()
             },
         )
-        temporary.write_bytes(content)
+        temporary.write_bytes(_sorted(content))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sorted(content: bytes) -> bytes:
+    """A .safetensors file whose metadata stand in order: safetensors writes them in another one each time."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def read_statistics(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

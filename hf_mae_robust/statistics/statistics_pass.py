@@ -24,6 +24,7 @@ from .image_pass import ImagePass
 from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
 from .sampling import Sample, SampleErrors
 from .statistics_file import read_statistics, write_statistics
+from .stored import stored_band_statistics, stored_patch_statistics
 
 
 def statistics_of_source(
@@ -114,7 +115,7 @@ def cached_statistics_of_source(
     source: ImageSource, config: ViTMAERobustConfig, *, sample: Sample | None = None, **options: Any
 ) -> PatchStatistics:
     """As `statistics_of_source`, from the cache where they were computed before: that of the first process, because the
-    machines of a run need not share one."""
+    machines of a run need not share one; or from beside the data (stored.py)."""
     if source.band_form is not None:
         return cast(PatchStatistics, cached_statistics_of_band_source(source, config, sample=sample, **options)[1])
     images = source if sample is None else sample.of(source)
@@ -122,7 +123,12 @@ def cached_statistics_of_source(
     cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
         return cached
-    statistics = statistics_of_source(source, config, sample=sample, **options)
+    # Those beside the data are of all images.
+    statistics = None
+    if sample is None:
+        statistics = first_process(lambda: stored_patch_statistics(source, config, options["crop_pct"]))
+    if statistics is None:
+        statistics = statistics_of_source(source, config, sample=sample, **options)
     if PartialState().is_main_process:
         statistics.save(path)
     return statistics
@@ -156,9 +162,16 @@ def cached_statistics_of_band_source(
     if bands is not None and (patches is not None or not with_patches):
         warn(bands)
         return bands, patches
-    bands, patches = statistics_of_band_source(
-        source, config, crop_pct=crop_pct, with_patches=with_patches, sample=sample, **options
-    )
+    stored = None
+    if sample is None and not with_patches:
+        stored = first_process(lambda: stored_band_statistics(source, config.num_channels))
+    if stored is not None:
+        bands, patches = stored, None
+        warn(bands)
+    else:
+        bands, patches = statistics_of_band_source(
+            source, config, crop_pct=crop_pct, with_patches=with_patches, sample=sample, **options
+        )
     if PartialState().is_main_process:
         bands.save(path)
         if patches is not None:

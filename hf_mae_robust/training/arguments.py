@@ -276,11 +276,14 @@ class ImageTrainingArguments(TrainingArguments):
             raise UserError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_data_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> argparse._ArgumentGroup:
     """Which data set, for the commands of `python -m hf_mae_robust`; `DataLocation.of` reads them. More can be added to
-    the group."""
+    the group. positional: the data set is the command's first word, SRC, instead of --dataset_name."""
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
+    if positional:
+        data.add_argument("dataset_name", metavar="SRC", help="Hub id, or a folder, as --dataset_name of training.")
+    else:
+        data.add_argument("--dataset_name", required=True, help="Hub id, or a folder.")
     data.add_argument("--dataset_config_name", help="Configuration of the data set.")
     data.add_argument("--dataset_revision", help="Branch, tag or commit of the data set on the Hub.")
     data.add_argument("--dataset_streaming", action="store_true", help="Read without downloading and preparing first.")
@@ -294,6 +297,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument("--frame", type=int, help="Frame or page to take of files that hold several, counted from 0.")
     data.add_argument("--token", help="Hub token; default: that of `hf auth login` or HF_TOKEN.")
     return data
+
+
+def add_form_arguments(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """How a model sees its images, for the commands of `python -m hf_mae_robust`. title: of the group."""
+    form = parser.add_argument_group(title)
+    form.add_argument("--image_size", type=int, nargs="+", default=[224], help="One number, or height and width (224).")
+    form.add_argument("--patch_size", type=int, nargs="+", default=[16], help="One number, or height and width (16).")
+    form.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    return form
 
 
 def add_worker_argument(group: argparse._ArgumentGroup) -> None:

@@ -1,12 +1,12 @@
-"""One process does something, and all get its result."""
+"""One process does something, and all get its result; all do something, and all learn what became of it."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
-from ..errors import StopOutsideTraining
+from ..errors import LostProcessError, StopOutsideTraining
 from .signals import SIGNALS
 
 Value = TypeVar("Value")
@@ -33,6 +33,28 @@ def first_process(function: Callable[[], Value]) -> Value:
     if kind is not None:
         raise _error_of(kind, message)
     return value
+
+
+def all_processes(function: Callable[[], Value]) -> list[Value]:
+    """Call `function` in every process; all of them meet at the end, and get the values of all, in the order of the
+    processes. `function` must not wait for the other processes.
+
+    Where it fails, that process raises its error, and the others LostProcessError, so that none waits. What travels
+    does so as a pickle.
+    """
+    failure: Exception | None = None
+    value: Value | None = None
+    try:
+        value = function()
+    except Exception as error:
+        failure = error  # the others wait where all meet
+    outcomes = gather_object([(value, failure and f"{type(failure).__name__}: {failure}")])
+    if failure is not None:
+        raise failure
+    for rank, (_, message) in enumerate(outcomes):
+        if message is not None:
+            raise LostProcessError(f"Process {rank} failed ({message}). What is finished is kept for a resume.")
+    return [value for value, _ in outcomes]
 
 
 def _error_of(kind: type[BaseException], message: str) -> BaseException:

@@ -148,6 +148,9 @@ RANGES: dict[str, Range] = {
 COMMAND_RANGES: dict[str, Range] = {
     "patch_size": AT_LEAST_1,
     "num_channels": AT_LEAST_1,
+    "short_side": AT_LEAST_1,
+    "jpeg_quality": Range(1, 100),
+    "row_group_size": AT_LEAST_1,
     "max_samples": AT_LEAST_1,
     "batch_size": AT_LEAST_1,
     "num_workers": NOT_NEGATIVE,

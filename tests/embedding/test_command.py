@@ -16,10 +16,10 @@ from datasets import Array3D, ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
-from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__
+from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__, files
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.embedding import parts as parts_module
 from hf_mae_robust.embedding.encoding import part_rows
+from hf_mae_robust.training import parts as parts_module
 from tests.helpers import TINY, photos
 from tests.processes import offline
 
@@ -239,7 +239,7 @@ class Killed(BaseException):
 
 def killed_after(number: int, monkeypatch) -> None:
     """The process ends while it writes part `number`, which stays in part under its temporary name."""
-    flush, seen = parts_module.flush, []
+    flush, seen = files.flush, []
 
     def flush_and_die(path):
         if path.name.startswith(".part-"):
@@ -249,7 +249,7 @@ def killed_after(number: int, monkeypatch) -> None:
                 raise Killed
         flush(path)
 
-    monkeypatch.setattr(parts_module, "flush", flush_and_die)
+    monkeypatch.setattr(files, "flush", flush_and_die)
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2])
@@ -389,7 +389,7 @@ def test_two_processes_and_a_kill_give_the_same_bytes(encoder_dir, photos_dir, t
     killed = [tmp_path / "c.parquet" if word == tmp_path / "a.parquet" else word for word in run]
     parts = f"__import__('glob').glob({str(tmp_path / 'c.parquet.parts' / 'part-*')!r})"
     fault = {
-        "FAULT_AT": "hf_mae_robust.embedding.parts.flush",
+        "FAULT_AT": "hf_mae_robust.files.flush",
         "FAULT": f"len({parts}) == 2 and os.kill(os.getpid(), 9)",
     }
     assert offline().run(killed, tmp_path / "three", **fault).codes == [-9]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_mae_robust.embedding.table import EmbeddingFile, open_writer, schema_of, table_of, write_table
+from hf_mae_robust.embedding.table import EmbeddingFile, schema_of, table_of
+from hf_mae_robust.training.parts import open_writer, write_table
 
 
 @pytest.fixture

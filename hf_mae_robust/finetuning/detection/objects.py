@@ -87,7 +87,7 @@ class ObjectLabels:
         was read."""
         table = getattr(source.rows, "annotations", None)
         if table is None or table.info.builder_name != COCO:
-            check_rows(source, _as_list)
+            check_rows(source, list_of_objects)
         return self
 
     def filler(self) -> Objects:
@@ -103,7 +103,7 @@ class ObjectLabels:
         """
         size = (image.shape[1], image.shape[2])
         try:
-            found = _as_list(value)
+            found = list_of_objects(value)
         except ValueError as error:
             raise DataError(f"{self.description}: row {row:,}, column '{self.column}': {error}.") from error
         objects = [_checked(of_object, size, row, i, self) for i, of_object in enumerate(found)]
@@ -116,12 +116,12 @@ class ObjectLabels:
         )
 
 
-def _as_list(value: Any) -> list[dict[str, Any]]:
+def list_of_objects(value: Any) -> list[dict[str, Any]]:
     """A struct of lists, as `datasets` and Parquet may give it, or a list of structs. Raises ValueError where the lists
     differ in length."""
     if isinstance(value, dict):
         lists = {
-            key: _as_list(column) if isinstance(column, dict) else column
+            key: list_of_objects(column) if isinstance(column, dict) else column
             for key, column in value.items()
             if column is not None
         }
@@ -222,7 +222,7 @@ def find_objects(
     if features is None:
         raise DataError(f"{description} does not say which columns it has; its objects cannot be used.")
     columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-    fields = {name: _fields(feature) for name, feature in features.items()}
+    fields = {name: fields_of(feature) for name, feature in features.items()}
     if wanted == "auto":
         found = [name for name, inner in fields.items() if "bbox" in inner]
         if "objects" not in found and len(found) != 1:
@@ -252,7 +252,7 @@ def find_objects(
     return ObjectLabels(wanted, tuple(names), description)
 
 
-def _fields(feature: Any) -> dict[str, Any]:
+def fields_of(feature: Any) -> dict[str, Any]:
     """The fields of a struct of lists or a list of structs; none of anything else."""
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         feature = feature.feature

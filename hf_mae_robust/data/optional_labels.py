@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from datasets import Features
 
-from ..data.labels import Labels, find_labels
-from ..data.notes import note
 from ..errors import DataError
+from .labels import Labels, find_labels
+from .notes import note
 
 # As `datasets` marks labels that are withheld.
 MISSING = -1
@@ -25,6 +25,11 @@ class OptionalLabels(Labels):
         stand_in = 0 if self.numbers is None else next(iter(self.numbers))
         classes = super().check([value if there else stand_in for value, there in zip(values, is_there)], first_row)
         return np.where(is_there, classes, MISSING)
+
+    def of_split(self, features: Features | None, description: str) -> "OptionalLabels":
+        """As that of `Labels`; there, too, labels may be missing."""
+        found = super().of_split(features, description)
+        return OptionalLabels(found.column, found.class_names, found.numbers, found.description)
 
 
 def find_labels_if_any(

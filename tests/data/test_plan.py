@@ -1,8 +1,8 @@
-"""Which images are embedded together: the same ones, however many processes there are and whatever is finished."""
+"""Which images are worked on together: the same ones, however many processes there are and whatever is finished."""
 
 import pytest
 
-from hf_mae_robust.embedding.batches import Plan, RowBatches, StreamBatches, file_name
+from hf_mae_robust.data.plan import Plan, RowBatches, StreamBatches, file_name
 
 
 def batches(num_rows: int, world_size: int, finished=(), streams: bool = False) -> list[list[list[int]]]:

@@ -3,7 +3,7 @@
 import pytest
 from datasets import ClassLabel, Features, Image, Value
 
-from hf_mae_robust.embedding.labels import OptionalLabels, find_labels_if_any
+from hf_mae_robust.data.optional_labels import OptionalLabels, find_labels_if_any
 from hf_mae_robust.errors import DataError
 
 WITHOUT = Features({"image": Image()})
