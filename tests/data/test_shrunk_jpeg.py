@@ -82,7 +82,11 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("variant", [{}, {"subsampling": 0}, {"subsampling": 1}, {"exif": oriented(6)}, "L"], ids=str)
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"exif": oriented(6)}, "L"],
+    ids=["4:2:0", "4:4:4", "4:2:2", "turned", "gray"],
+)
 def test_pictures_are_nearly_those_of_the_full_size(name, variant, reductions):
     content = encode(LARGE.convert("L")) if variant == "L" else encode(LARGE, **variant)
     for channels in (1, 3) if variant == "L" else (3,):
