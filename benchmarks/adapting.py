@@ -11,8 +11,8 @@ The plan, written before the first result. Sizes were chosen by images a second 
 jobs kept busy, so that all of it takes an hour of one core; no accuracy had been looked at.
 
 - Source: recipe small_64px on tiny-imagenet-20 (9,000 images), 15 epochs instead of 60, seed 0. One source for all.
-- Targets: (a) 5,000 training images of CIFAR-10, enlarged from 32 to 64 px by the crops, 250 steps of 128; (b) 367 images
-  of CamVid, crops of a 0.02nd to a 0.25th of them, 250 steps of 64. Seeds 0, 1, 2 (not 7, which is for tuning).
+- Targets: (a) 5,000 training images of CIFAR-10, enlarged from 32 to 64 px by the crops, 250 steps of 128; (b) 367
+  images of CamVid, crops of a 0.02nd to a 0.25th of them, 250 steps of 64. Seeds 0, 1, 2 (not 7, which is for tuning).
 - Models: the source as it is; adapted (--encoder_from the source, recipe adapt_small_64px but for its length); from
   scratch on the target's images (recipe small_64px, the same steps, batches and crops); untrained. The last weights
   count; no checkpoint is chosen by a result.
@@ -20,14 +20,14 @@ jobs kept busy, so that all of it takes an hour of one core; no accuracy had bee
   neighbours, k 20; features are the mean of the patch tokens, of the same 5,000 images; accuracy on 5,000 test images.
   (b) mean IoU of a linear layer on the patch tokens (recipe frozen_segmentation_small, 184 steps of 8, 4 epochs, the
   model's seed), on 101 images.
-- Beside it, where time allows: recipe upernet_small, where the encoder trains too (--sets camvid-finetuned, 138 steps, 3
-  epochs), from all four models.
+- Beside it, where time allows: recipe upernet_small, where the encoder trains too (--sets camvid-finetuned, 138 steps,
+  3 epochs), from all four models.
 - Primary comparisons: the adapted model minus the source, and minus the one from scratch, of the same seed: probe on
   CIFAR-10, mean IoU on CamVid; mean over three seeds and its deviation. The rest is secondary. An accuracy of 0.4 on
   5,000 images has a standard error of 0.007 by itself.
-- Length, learning rate and layer decay of the recipe are a guess. Where seed 0 shows that adapting makes the source worse
-  or changes nothing (less than 0.005), one of them is changed by trials with seed 7 (--seeds 7), and the recipe with it;
-  then all three seeds run with the new recipe, and both are reported.
+- Length, learning rate and layer decay of the recipe are a guess. Where seed 0 shows that adapting makes the source
+  worse or changes nothing (less than 0.005), one of them is changed by trials with seed 7 (--seeds 7), and the recipe
+  with it; then all three seeds run with the new recipe, and both are reported.
 """
 
 import argparse
