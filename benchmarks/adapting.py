@@ -8,23 +8,25 @@ The folder holds tiny-imagenet-20, cifar10 and camvid. The same command does wha
 finished are kept. It writes adapting.json and prints Markdown; --report_only does this alone.
 
 The plan, written before the first result. Sizes were chosen by images a second of 100 steps on a machine that other
-jobs kept busy, so that all of it takes an hour of one core; no accuracy had been looked at.
+jobs kept busy, so that all of it takes an hour of one core. Then the machine was busier than before, and everything was
+cut by a third or more when the first run, of the source, had reached its second epoch. No accuracy had been looked at,
+but for one mean IoU of a trial of 40 steps, for its speed, from an encoder of 100 steps.
 
-- Source: recipe small_64px on tiny-imagenet-20 (9,000 images), 15 epochs instead of 60, seed 0. One source for all.
-- Targets: (a) 5,000 training images of CIFAR-10, enlarged from 32 to 64 px by the crops, 250 steps of 128; (b) 367
-  images of CamVid, crops of a 0.02nd to a 0.25th of them, 250 steps of 64. Seeds 0, 1, 2 (not 7, which is for tuning).
+- Source: recipe small_64px on tiny-imagenet-20 (9,000 images), 10 epochs instead of 60, seed 0. One source for all.
+- Targets: (a) 4,000 training images of CIFAR-10, enlarged from 32 to 64 px by the crops, 150 steps of 128; (b) 367
+  images of CamVid, crops of a 0.02nd to a 0.25th of them, 150 steps of 64. Seeds 0, 1, 2 (not 7, which is for tuning).
 - Models: the source as it is; adapted (--encoder_from the source, recipe adapt_small_64px but for its length); from
   scratch on the target's images (recipe small_64px, the same steps, batches and crops); untrained. The last weights
   count; no checkpoint is chosen by a result.
 - What it is worth, frozen: (a) a linear probe, scikit-learn's logistic regression on standardised features, and nearest
-  neighbours, k 20; features are the mean of the patch tokens, of the same 5,000 images; accuracy on 5,000 test images.
-  (b) mean IoU of a linear layer on the patch tokens (recipe frozen_segmentation_small, 184 steps of 8, 4 epochs, the
-  model's seed), on 101 images.
+  neighbours, k 20; features are the mean of the patch tokens, of the same 4,000 images; accuracy on 4,000 test images.
+  (b) mean IoU of a linear layer on the patch tokens (recipe frozen_segmentation_small, 92 steps of 8, 2 epochs, the
+  model's seed), on 101 images. The untrained model is measured with seed 0 alone there.
 - Beside it, where time allows: recipe upernet_small, where the encoder trains too (--sets camvid-finetuned, 138 steps,
   3 epochs), from all four models.
 - Primary comparisons: the adapted model minus the source, and minus the one from scratch, of the same seed: probe on
   CIFAR-10, mean IoU on CamVid; mean over three seeds and its deviation. The rest is secondary. An accuracy of 0.4 on
-  5,000 images has a standard error of 0.007 by itself.
+  4,000 images has a standard error of 0.008 by itself.
 - Length, learning rate and layer decay of the recipe are a guess. Where seed 0 shows that adapting makes the source
   worse or changes nothing (less than 0.005), one of them is changed by trials with seed 7 (--seeds 7), and the recipe
   with it; then all three seeds run with the new recipe, and both are reported.
@@ -45,14 +47,14 @@ TUNING_SEED = 7
 SOURCE, ADAPTED, SCRATCH, UNTRAINED = "no adaptation", "adapted", "from scratch", "untrained"
 MODELS = (SOURCE, ADAPTED, SCRATCH, UNTRAINED)
 CIFAR, CAMVID, FINETUNED = "cifar10", "camvid", "camvid-finetuned"
-NUM_IMAGES = 5000  # of each split of CIFAR-10
+NUM_IMAGES = 4000  # of each split of CIFAR-10
 # Steps of adapting and from scratch, and what both have in common.
 TRAINING = {
-    CIFAR: {"max_steps": 250, "per_device_train_batch_size": 128},
-    CAMVID: {"max_steps": 250, "per_device_train_batch_size": 64, "crop_scale": [0.02, 0.25]},
+    CIFAR: {"max_steps": 150, "per_device_train_batch_size": 128},
+    CAMVID: {"max_steps": 150, "per_device_train_batch_size": 64, "crop_scale": [0.02, 0.25]},
 }
 HEADS = {
-    CAMVID: {"config": "frozen_segmentation_small", "max_steps": 184},
+    CAMVID: {"config": "frozen_segmentation_small", "max_steps": 92},
     FINETUNED: {"config": "upernet_small", "max_steps": 138},
 }
 MEASURES = {
@@ -65,7 +67,7 @@ MEASURES = {
 
 def source_run(data: Path, output: Path) -> Run:
     settings = {"config": "small_64px", "dataset_name": str(data / "tiny-imagenet-20"), "seed": 0, **PLAIN}
-    return Run("pretrain", output / "source", {**settings, "num_train_epochs": 15})
+    return Run("pretrain", output / "source", {**settings, "num_train_epochs": 10})
 
 
 def make_cifar10(source: Path, folder: Path) -> None:
@@ -103,7 +105,7 @@ def segmentation_runs(data: Path, output: Path, name: str, seed: int) -> dict[st
     source = source_run(data, output)
     before = {SOURCE: source, UNTRAINED: source, **pretraining_runs(data, output, CAMVID, seed)}
     runs = {}
-    for model in MODELS:
+    for model in MODELS if seed == SEEDS[0] else MODELS[:-1]:
         words = {**settings, "from_scratch": True} if model == UNTRAINED else settings
         runs[model] = Run(
             "finetune", output / f"{name}-maps" / f"{model.replace(' ', '-')}-{seed}", words, before[model]
@@ -145,7 +147,7 @@ def results(data: Path, output: Path) -> list[dict[str, Any]]:
         for name in (CIFAR, CAMVID, FINETUNED):
             trained = {} if name == FINETUNED else pretraining_runs(data, output, name, seed)
             heads = {} if name == CIFAR else segmentation_runs(data, output, name, seed)
-            for model in MODELS:
+            for model in MODELS if name == CIFAR else heads:
                 row: dict[str, Any] = {"set": name, "model": model, "seed": seed}
                 if model in trained and (found := trained[model].result()) is not None:
                     metrics = found["metrics"]

@@ -30,20 +30,20 @@ def finish(run, **metrics):
 
 def test_the_flags_of_all_runs_exist(adapting, tmp_path):
     source = adapting.source_run(tmp_path, tmp_path)
-    assert make_parser().parse(source.words()).training.num_train_epochs == 15
+    assert make_parser().parse(source.words()).training.num_train_epochs == 10
     for name in adapting.TRAINING:
         adapted, scratch = (
             make_parser().parse(run.words()) for run in adapting.pretraining_runs(tmp_path, tmp_path, name, 2).values()
         )
         assert adapted.model.encoder_from == str(source.output) and scratch.model.encoder_from is None
-        assert adapted.training.max_steps == scratch.training.max_steps == 250
+        assert adapted.training.max_steps == scratch.training.max_steps == 150
         assert adapted.training.layer_decay < 1 and scratch.training.layer_decay == 1
     for name in adapting.HEADS:
-        runs = adapting.segmentation_runs(tmp_path, tmp_path, name, 2)
+        runs = adapting.segmentation_runs(tmp_path, tmp_path, name, 0)
         assert list(runs) == list(adapting.MODELS)
         for model, run in runs.items():
             parsed = make_finetune_parser().parse(run.words())
-            assert parsed.training.seed == 2 and parsed.model.from_scratch is (model == adapting.UNTRAINED)
+            assert parsed.training.seed == 0 and parsed.model.from_scratch is (model == adapting.UNTRAINED)
             assert parsed.model.freeze_encoder is (name == adapting.CAMVID)
 
 
