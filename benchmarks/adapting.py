@@ -32,6 +32,10 @@ encoder of 100 steps.
 - Length, learning rate and layer decay of the recipe are a guess. Where seed 0 shows that adapting makes the source
   worse or changes nothing (less than 0.005), one of them is changed by trials with seed 7 (--seeds 7), and the recipe
   with it; then all three seeds run with the new recipe, and both are reported.
+
+After seed 0 on CIFAR-10 (probe 0.4680 adapted, 0.4678 source; nearest neighbours 0.357 and 0.363): the recipe's base
+learning rate of 6e-4 changed nothing, so 2.4e-3, that of small_64px, was tried with seed 7. What had been measured with
+6e-4 is "adapted at 6e-4".
 """
 
 import argparse
@@ -47,7 +51,9 @@ from hf_mae_robust.studies.runner import Run, StudyRunner
 
 TUNING_SEED = 7
 SOURCE, ADAPTED, SCRATCH, UNTRAINED = "no adaptation", "adapted", "from scratch", "untrained"
-MODELS = (SOURCE, ADAPTED, SCRATCH, UNTRAINED)
+# The recipe before it was changed.
+FIRST = "adapted at 6e-4"
+MODELS = (SOURCE, ADAPTED, FIRST, SCRATCH, UNTRAINED)
 CIFAR, CAMVID, FINETUNED = "cifar10", "camvid", "camvid-finetuned"
 NUM_IMAGES = 4000  # of each split of CIFAR-10
 # Steps of adapting and from scratch, and what both have in common.
@@ -82,9 +88,14 @@ def make_cifar10(source: Path, folder: Path) -> None:
         rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
-def measured(seed: int) -> tuple[str, ...]:
-    """What an untrained model is worth is known well enough from one."""
-    return MODELS if seed == SEEDS[0] else (SOURCE, ADAPTED, SCRATCH)
+def measured(name: str, seed: int) -> tuple[str, ...]:
+    """Models of a set and seed. What an untrained model is worth is known well enough from one."""
+    if seed == TUNING_SEED:
+        return (ADAPTED,)
+    found = [SOURCE, ADAPTED, SCRATCH]
+    if seed == SEEDS[0]:
+        found += [FIRST] * (name == CIFAR) + [UNTRAINED]
+    return tuple(found)
 
 
 def images_of(data: Path, output: Path, name: str) -> str:
@@ -99,9 +110,12 @@ def pretraining_runs(data: Path, output: Path, name: str, seed: int) -> dict[str
         SCRATCH: {"config": "small_64px", **common},
     }
     settings[ADAPTED] |= {"diagnostics_steps": 0}  # they are not needed here, and take time
+    settings[FIRST] = {**settings[ADAPTED], "base_learning_rate": 6e-4}
     folder = output / name
     return {
-        model: Run("pretrain", folder / f"{model.replace(' ', '-')}-{seed}", words) for model, words in settings.items()
+        model: Run("pretrain", folder / f"{model.replace(' ', '-')}-{seed}", settings[model])
+        for model in measured(name, seed)
+        if model in settings
     }
 
 
@@ -112,7 +126,7 @@ def segmentation_runs(data: Path, output: Path, name: str, seed: int) -> dict[st
     source = source_run(data, output)
     before = {SOURCE: source, UNTRAINED: source, **pretraining_runs(data, output, CAMVID, seed)}
     runs = {}
-    for model in measured(seed):
+    for model in measured(name, seed):
         words = {**settings, "from_scratch": True} if model == UNTRAINED else settings
         runs[model] = Run(
             "finetune", output / f"{name}-maps" / f"{model.replace(' ', '-')}-{seed}", words, before[model]
@@ -136,7 +150,7 @@ def classify(data: Path, output: Path, seed: int) -> None:
     StudyRunner(list(runs.values()), parallel=1).go()
     location = DataLocation(dataset_name=str(folder), label_column_name="label")
     starts = {SOURCE: source, UNTRAINED: source, **runs}
-    for model, run in ((model, starts[model]) for model in measured(seed)):
+    for model, run in ((model, starts[model]) for model in measured(CIFAR, seed)):
         untrained = seed if model == UNTRAINED else None
         kept(frozen_file(output, model, seed), frozen_accuracies, run, location, untrained)
 
@@ -155,7 +169,7 @@ def results(data: Path, output: Path) -> list[dict[str, Any]]:
         for name in (CIFAR, CAMVID, FINETUNED):
             trained = {} if name == FINETUNED else pretraining_runs(data, output, name, seed)
             heads = {} if name == CIFAR else segmentation_runs(data, output, name, seed)
-            for model in measured(seed):
+            for model in measured(name, seed):
                 row: dict[str, Any] = {"set": name, "model": model, "seed": seed}
                 if model in trained and (found := trained[model].result()) is not None:
                     metrics = found["metrics"]
