@@ -35,7 +35,7 @@ def test_the_flags_of_all_runs_exist(adapting, tmp_path):
         runs = adapting.pretraining_runs(tmp_path, tmp_path, name, 2)
         adapted, scratch = (make_parser().parse(runs[model].words()) for model in ("adapted", "from scratch"))
         assert adapted.model.encoder_from == str(source.output) and scratch.model.encoder_from is None
-        assert adapted.training.max_steps == scratch.training.max_steps == 100
+        assert adapted.training.max_steps == scratch.training.max_steps == 300
         assert adapted.training.layer_decay < 1 and scratch.training.layer_decay == 1
     for name in adapting.HEADS:
         runs = adapting.segmentation_runs(tmp_path, tmp_path, name, 0)
