@@ -43,7 +43,7 @@ def test_the_flags_of_all_runs_exist(adapting, tmp_path):
         for model, run in runs.items():
             parsed = make_finetune_parser().parse(run.words())
             assert parsed.training.seed == 0 and parsed.model.from_scratch is (model == adapting.UNTRAINED)
-            assert parsed.model.freeze_encoder is (name == adapting.CAMVID)
+            assert parsed.model.freeze_encoder is (name != adapting.FINETUNED)
 
 
 def test_the_report_is_of_what_has_finished(adapting, tmp_path, capsys):
