@@ -40,8 +40,8 @@ took the place of 100: first with 2.4e-3 and seed 7 (0.4850 and 0.370), which be
 seeds. --steps 100, with --base_learning_rate, gives what was measured before.
 
 After seed 0 on CamVid (mean IoU 0.167 adapted, 0.165 source, 0.139 from scratch, 0.161 untrained): 60 steps train the
-linear layer too little to tell encoders apart, so --sets camvid-longer trains it for 184. It is secondary, and was run to
-its end with seed 0 alone.
+linear layer too little to tell encoders apart, so --sets camvid-longer trains it for 184. It is secondary, and was
+run to its end with seed 0 alone.
 """
 
 import argparse
