@@ -1,19 +1,25 @@
 """Pre-training that starts from an encoder: what is frozen stays, blocks have their rates, and resumes are exact."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import ViTConfig, ViTModel
+from torch.testing import assert_close
+from transformers import BeitForImageClassification, ViTConfig, ViTModel
 
 from hf_mae_robust import ViTMAERobustForPreTraining
+from hf_mae_robust.conversion.beit import mae_beit_config
+from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.conversion.stock import read_stock
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
-from tests.conversion.test_convert import PIXELS, VIT, randomised
+from tests.conversion.test_any_encoder import BEIT, SOURCES, last_tokens, learned
+from tests.conversion.test_convert import PIXELS, VIT, randomised, timm_folder
 from tests.helpers import TINY, as_flags, losses, write_parquet_set
+from tests.model_helpers import build
 
 DECODER = ",".join(f"{name}={value}" for name, value in TINY.items() if name.startswith("decoder_"))
 
@@ -75,6 +81,56 @@ def test_features_stay_at_a_rate_of_nothing(arguments_of, vit_dir):
     with torch.no_grad():
         expected = stock(PIXELS).last_hidden_state
         torch.testing.assert_close(loaded.vit(PIXELS).last_hidden_state, expected, rtol=0, atol=1e-5)
+
+
+def saved(form: str, folder: Path) -> tuple[list[object], torch.Tensor]:
+    """A source of an encoder in `folder`: its flags, and the tokens that it gives for PIXELS."""
+    heads = "num_attention_heads=4,decoder_num_attention_heads=4"
+    if form in SOURCES:
+        there = SOURCES[form]().eval()
+        there.save_pretrained(folder)
+        encoder = there.vit if (is_pretraining := hasattr(there, "decoder")) else there.base_model
+        return ["--encoder_from", folder, *(["--config_overrides", ""] * is_pretraining)], last_tokens(encoder)
+    if form == "timm":
+        with torch.no_grad():
+            tokens = timm_folder(folder / "there", num_classes=3).forward_features(PIXELS)
+        return ["--encoder_from", folder / "there"], tokens
+    if form == "a classifier of the mean":
+        there = learned(BeitForImageClassification(mae_beit_config(**BEIT, use_mean_pooling=True)))
+        there.save_pretrained(folder)
+        norm = there.beit.pooler.layernorm  # stands before the mean in the new model
+        with torch.no_grad():
+            return ["--encoder_from", folder], norm(last_tokens(there.beit))
+    there = build(image_size=16, patch_size=4, num_hidden_layers=2)
+    tensors = to_original(there)
+    if form == "an official file":
+        torch.save({"model": tensors}, folder / "file.pth")
+        return ["--encoder_from", folder / "file.pth", "--config_overrides", heads], last_tokens(there.vit)
+    encoder = {name: tensor for name, tensor in tensors.items() if "decoder" not in name and name != "mask_token"}
+    torch.save({"teacher": {"backbone": encoder}}, folder / "file.pth")
+    words = ["--encoder_from", folder / "file.pth", "--checkpoint_key", "teacher.backbone"]
+    return [*words, "--config_overrides", f"{DECODER},num_attention_heads=4"], last_tokens(there.vit)
+
+
+# A quick one of each way of reading them.
+QUICK_FORMS = ("BEiT's layout, a classifier without its head", "an official file", "timm")
+FORMS = (*SOURCES, *QUICK_FORMS[1:], "one model of a file", "a classifier of the mean")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[] if form in QUICK_FORMS else pytest.mark.slow) for form in FORMS]
+)
+def test_features_of_every_source_before_the_first_step_and_after_steps_at_a_rate_of_nothing(
+    form, arguments_of, tmp_path
+):
+    """0 is not a learning rate. 1e-38 times a step is below the last bit of every weight."""
+    words, expected = saved(form, tmp_path)
+    words += ["--learning_rate", "1e-38", "--max_steps", "2", "--weight_decay", "0.3"]
+    trainer, _ = prepare(arguments_of(*map(str, words), start=()))
+    assert_close(last_tokens(trainer.model.vit), expected, rtol=0, atol=1e-5)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert_close(last_tokens(trainer.model.vit), expected, rtol=0, atol=1e-5)
 
 
 def test_learned_positions_train_and_are_not_decayed(arguments_of, vit_dir):
