@@ -123,7 +123,7 @@ def test_ids_stay_those_of_coco(folder):
         (lambda c: c["annotations"][0].update(segmentation=[["a", 2] * 4]), "annotation 1 .*not a finite number"),
         (
             lambda c: c["annotations"][0].update(segmentation=[]),
-            r"annotation 1 has the segmentation \[\], which is not a mask",
+            r"annotation 1 .* which is not a mask",
         ),
         (
             lambda c: c["annotations"][1]["segmentation"].update(counts=[1, 2]),
