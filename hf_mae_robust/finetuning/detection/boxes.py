@@ -43,7 +43,7 @@ def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str
 
     check(boxes, np.array([_bounds(annotation) for annotation in annotations]), sizes, name, str(file))
     has_area = ~_without_area(boxes, sizes)
-    for annotation in (annotations[i] for i in np.flatnonzero(has_area)):
+    for annotation in (annotations[int(i)] for i in np.flatnonzero(has_area)):
         mask = annotation.get("segmentation")
         draws_nothing = not mask or (isinstance(mask, list) and all(len(polygon) < 6 for polygon in mask))
         if draws_nothing and not annotation.get("iscrowd"):
