@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 from .errors import ExistingFileError, UserError
 
 MANIFEST = "manifest.json"
+# What Git leaves in the place of a large file that was not fetched.
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -31,6 +33,20 @@ def _digest(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def lfs_pointer(place: str | Path, pattern: str = "*") -> str | None:
+    """The sentence on a file that Git LFS has not fetched: `place` itself, or the first one in that folder that fits
+    `pattern`; None where all are there."""
+    place = Path(place)
+    files = sorted(place.rglob(pattern)) if place.is_dir() else [place]
+    for file in files:
+        if not file.is_file() or file.stat().st_size > 1024:
+            continue
+        with file.open("rb") as opened:
+            if opened.read(len(GIT_LFS)) == GIT_LFS:
+                return f"{file} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    return None
 
 
 def flush(path: Path) -> None:

@@ -77,3 +77,7 @@ def finetuning_settings(dataset: Path, encoder: Path, output_dir: Path) -> dict:
 def losses(trainer) -> list[float]:
     """Logged in training."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+# What Git leaves in the place of a large file that was not fetched.
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 12345\n"

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import MissingFileError, UserError
+from ..files import lfs_pointer
 from .loading import listed
 
 logger = logging.getLogger(__name__)
 
+# Types that a file names beside the weights, such as the default of a `defaultdict`.
+_DEFAULTS = ("list", "dict", "int", "float", "str", "bool", "tuple", "frozenset", "range", "slice")
 # Where this tensor is, is a ViT in the names of the official code; what stands before the name is the wrapping.
 _LANDMARK = "patch_embed.proj.weight"
 # Beside these, DINO and MoCo v3 keep projection heads, which are not part of the encoder.
@@ -25,8 +28,8 @@ _ENCODERS_ONLY = ("backbone", "base_encoder", "momentum_encoder")
 
 
 class _Ignored:
-    """Stands for a number of numpy or a path beside the weights, which nobody needs. No code of numpy or pathlib runs
-    on what a file says: a forged dtype would make numpy read memory that is not its own."""
+    """Stands for a number of numpy, a path or a date beside the weights, which nobody needs. No code of their
+    modules runs on what a file says: a forged dtype would make numpy read memory that is not its own."""
 
     def __new__(cls, *args: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -38,9 +41,21 @@ class _Ignored:
         """Takes whatever the file gives."""
 
 
+def _table(*default: Any) -> dict[Any, Any]:
+    """In the place of a `defaultdict`, whose default is never called. PyTorch's reader fills no subclass of dict."""
+    return {}
+
+
+def _list(*rest: Any) -> list[Any]:
+    """In the place of a `deque`."""
+    return []
+
+
 # By name, for torch.load(weights_only=True), which refuses all others but what tensors need.
 _BESIDE_WEIGHTS: list[Any] = [
     argparse.Namespace,
+    (_table, "collections.defaultdict"),
+    (_list, "collections.deque"),
     *(
         (_Ignored, name)
         for name in (
@@ -48,6 +63,10 @@ _BESIDE_WEIGHTS: list[Any] = [
             "numpy.dtype",
             "numpy.ndarray",
             "_codecs.encode",
+            *(f"builtins.{name}" for name in _DEFAULTS),
+            *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+            *("zoneinfo.ZoneInfo", "zoneinfo.ZoneInfo._unpickle", "uuid.UUID", "uuid.SafeUUID"),
+            *("decimal.Decimal", "fractions.Fraction", "types.SimpleNamespace"),
             *(
                 f"{module}.{flavour}Path"
                 for module in ("pathlib", "pathlib._local")
@@ -74,7 +93,8 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
     state dict ("state_dict", "teacher", ...) and any prefix before all of the names ("module.", "_orig_mod.",
     "backbone.", "module.base_encoder.", ...).
 
-    No code in the file is run. Apart from tensors only an `argparse.Namespace`, numbers of numpy and paths are allowed.
+    No code in the file is run. Apart from tensors only an `argparse.Namespace`, the containers of `collections`,
+    numbers of numpy, paths, dates and the like are allowed.
 
     Args:
         checkpoint_key: which model to take where the file holds several: the way to it ("teacher.backbone"), its
@@ -139,6 +159,8 @@ def _load(path: Path) -> Any:
                 f"{path} was refused, and none of its code was run: loading it would call {wanted[1]}, which has no "
                 "place in a file of tensors."
             ) from None
+        if (sentence := lfs_pointer(path)) is not None:
+            raise UserError(f"{sentence}.") from error
         kind = "safetensors" if isinstance(error, SafetensorError) else "PyTorch"
         raise UserError(f"{path} is truncated, damaged or not a {kind} file ({type(error).__name__}).") from error
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..errors import UserError, refused_by_library
+from ..files import lfs_pointer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -36,6 +37,8 @@ def load_with_report(model_class: type[Model], name: str | None, **options: Any)
             loaded: Any = model_class.from_pretrained(name, **options, output_loading_info=True)
             return loaded
         except (OSError, SafetensorError, pickle.PickleError) as error:
+            if name is not None and (sentence := lfs_pointer(name)) is not None:
+                raise UserError(f"{sentence}.") from error
             raise UserError(
                 f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
                 "Copy or download the model again."

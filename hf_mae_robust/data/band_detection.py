@@ -92,7 +92,12 @@ def _readable(images: Any, rows: list[int]) -> Iterator[Any]:
 
 def _look_at(value: Any, min_side: int, location: DataLocation) -> StoredBands:
     """Raises BandError and ImageDecodingError."""
-    contents = contents_of(value)
+    try:
+        contents = contents_of(value)
+    except ImageDecodingError as error:
+        if error.kind == "not_an_image":  # a pointer of Git LFS: so are the others
+            raise BandError(str(error), error.kind) from error
+        raise
     named = {"bytes": contents, "path": value.get("path")} if isinstance(value, dict) else contents
     is_array = isinstance(contents, np.ndarray | list)
     header = None if contents is None or is_array else read_band_header(named)

@@ -24,10 +24,11 @@ _READ_AS = {
 }
 
 
-def describe_brightness(source: ImageSource, num_rows: int = NUM_LOOKED_AT) -> str | None:
+def describe_brightness(source: ImageSource, num_rows: int = NUM_LOOKED_AT, can_read_all: bool = True) -> str | None:
     """A sentence on pictures that come out nearly black or white, or cut off at both ends, with the range of the
     stored numbers; None where all is well, or nothing can be looked at. Looks at rows all over a table, and at the
-    first ones of what is read row by row; at none of a stream that cannot seek."""
+    first ones of what is read row by row; at none of a stream that cannot seek. can_read_all: whether flags make a
+    model of all that is stored."""
     if not source.num_rows:
         return None
     reach = source.num_rows if source.seekable_at_no_cost else (source.row_groups or (0,))[0]
@@ -68,6 +69,11 @@ def describe_brightness(source: ImageSource, num_rows: int = NUM_LOOKED_AT) -> s
     )
     if deep:
         rule = _READ_AS.get(deep[0], "whole numbers of 16 bits are read as 0 to 65,535")
+        if not can_read_all:
+            return (
+                f"{sentence}, and {rule}. This task takes 8-bit pictures only: convert the files to 8 bits, so that "
+                f"the range that matters becomes 0 to 255."
+            )
         return (
             f"{sentence}, and {rule}. All of it is read without --image_statistics default, and from a checkpoint of "
             "8-bit images with --inflate_channels mean; or scale the files to 0 to 255 (8 bits)."

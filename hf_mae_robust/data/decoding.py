@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import ImageDecodingError, UserError
+from ..files import GIT_LFS
 from .arrays import MIN_SIDE, as_picture
 from .jpeg import JpegHeader, Part, decode_rows, read_header
 from .shrunk_jpeg import decode_shrunk, reduction_for
@@ -62,6 +63,10 @@ def _pillow() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def is_web_address(text: Any) -> bool:
+    return isinstance(text, str) and text.lower().startswith(("http://", "https://", "ftp://"))
+
+
 def contents_of(value: Any) -> Any:
     """Bytes, PIL image or array, read from its path where there are no bytes."""
     if isinstance(value, dict):
@@ -70,11 +75,21 @@ def contents_of(value: Any) -> Any:
             return value.get("bytes")
         try:
             with fsspec.open(path, "rb") as file:
-                return file.read()
+                content = file.read()
+            if content[: len(GIT_LFS)] == GIT_LFS:
+                raise ImageDecodingError(
+                    "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`", "not_an_image"
+                )
+            return content
+        except ImageDecodingError:
+            raise
         except Exception as error:
             if "://" in path and not isinstance(error, FileNotFoundError):
                 raise  # the network's fault, not the image's: the next attempt may read it
-            raise ImageDecodingError(f"{type(error).__name__}", "missing_file") from error
+            reason = type(error).__name__
+            if is_web_address(path):
+                reason += ": a URL, which is not fetched from here; download the files, and give their paths"
+            raise ImageDecodingError(reason, "missing_file") from error
     return value
 
 

@@ -166,10 +166,17 @@ class ImageFolder:
             return
         paths, why = max(reasons, key=lambda reason: len(reason[0]))
         plugin = PLUGINS.get(Path(paths[0]).suffix.lower()) if paths is tree.unreadable else None
+        advice = "Put the images of each split into train/ and val/, or choose with --train_split_name"
+        if paths is tree.unreadable:
+            ending = Path(paths[0]).suffix.lower()
+            can_install = plugin is not None and "install" in plugin
+            advice = f"Install what reads {ending} files, or convert them" if can_install else "Convert them"
+            advice += " to PNG or JPEG"
+        elif paths is tree.broken_links:
+            advice = "Make the links again, or remove them"
         raise DataError(
             f"{self.name}: {num_left:,} of {total:,} image files would be left out, first {paths[0]}: {len(paths):,} "
-            f"{why}{f' ({plugin})' if plugin else ''}. Put the images of each split into train/ and val/, or choose "
-            f"with --train_split_name; {OVERRIDE} trains without them."
+            f"{why}{f' ({plugin})' if plugin else ''}. {advice}; {OVERRIDE} trains without them."
         )
 
 

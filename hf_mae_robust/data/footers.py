@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..hub.faults import public
+from .notes import note
 from .parquet_files import DIRECT, ParquetAccess, parquet_errors, read_footer
 
 logger = logging.getLogger(__name__)
@@ -151,3 +152,51 @@ def check_class_names(schemas: Iterable[tuple[str, pa.Schema]], column: str) -> 
                 f"{public(first)} and {public(url)} name different classes in column '{place}': {difference}. Give "
                 "all files the same ClassLabel (Dataset.cast_column), or store the names as strings."
             )
+
+
+def check_unnamed_classes(footers: Iterable[Footer], column: str, access: ParquetAccess = DIRECT) -> None:
+    """Say so where a file has numbers in `column` and another names its classes there; `datasets` takes the first
+    file's word for all. Raises DataError where a number goes beyond the names. column: as of `check_class_names`."""
+    footers = list(footers)
+    all_features = [Features.from_arrow_schema(footer.schema) for footer in footers]
+    wanted = "label" if column == "auto" and any("label" in features for features in all_features) else column
+    named: dict[str, tuple[str, list[str]]] = {}
+    for footer, features in zip(footers, all_features):
+        for name, feature in features.items():
+            if isinstance(feature, ClassLabel) and wanted in ("auto", name):
+                named.setdefault(name, (footer.url, feature.names))
+    told = set()
+    for footer, features in zip(footers, all_features):
+        for name, (url, names) in named.items():
+            kind = features.get(name)
+            if isinstance(kind, ClassLabel) or not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+                continue
+            largest = _largest(footer.url, name, access)
+            if largest is not None and largest >= len(names):
+                raise DataError(
+                    f"{public(footer.url)} has the number {largest} in column '{name}', and {public(url)} names "
+                    f"{len(names)} classes there, 0 to {len(names) - 1}. Give all files the same ClassLabel "
+                    "(Dataset.cast_column)."
+                )
+            if name not in told:
+                told.add(name)
+                is_named = isinstance(all_features[0].get(name), ClassLabel)
+                effect = f"0 is taken for '{names[0]}'" if is_named else "the numbers are taken for the names"
+                shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                note(
+                    f"Warning: {public(footer.url)} has plain numbers in column '{name}', and {public(url)} names its "
+                    f"classes ({shown}): {effect}. If that is not so, give all files the same ClassLabel "
+                    "(Dataset.cast_column)"
+                )
+
+
+def _largest(url: str, column: str, access: ParquetAccess) -> int | None:
+    """The largest number in a column, by the statistics in a file's footer; None where a row group has none."""
+    footer = read_footer(url, access)
+    with parquet_errors(url):
+        paths = [footer.schema.column(i).path for i in range(len(footer.schema))]
+        leaf = paths.index(column)
+        found = [footer.row_group(i).column(leaf).statistics for i in range(footer.num_row_groups)]
+    if any(each is None or not each.has_min_max for each in found):
+        return None
+    return max((int(each.max) for each in found), default=None)

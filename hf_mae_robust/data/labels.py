@@ -15,6 +15,7 @@ import torch
 from datasets import ClassLabel, Features, Value
 
 from ..errors import DataError, UserError
+from .notes import note
 
 MAX_NAMED_IN_ERRORS = 5
 # Columns of a WebDataset: the name of a sample, what a file with this ending holds, and a field of its JSON.
@@ -91,6 +92,11 @@ class Labels:
             if first is not None:
                 difference = f"class {first} is '{self.class_names[first]}' and '{other[first]}'"
             raise DataError(f"{self.description} and {description} name different classes: {difference}.")
+        if self.numbers is None and feature is not None and not isinstance(feature, ClassLabel):
+            note(
+                f"Warning: {description} has plain numbers in column '{self.column}', and {self.description} names its "
+                f"classes: 0 is taken for '{self.class_names[0]}'"
+            )
         return Labels(self.column, self.class_names, self.numbers, description)
 
 

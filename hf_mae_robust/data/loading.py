@@ -12,14 +12,16 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from datasets.naming import camelcase_to_snakecase
 from datasets.table import CastError
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
-from ..errors import DataError, UserError
+from ..errors import DataError, MissingFileError, UserError
+from ..files import lfs_pointer
 from ..hub.faults import describe
-from ..hub.network import retry
-from ..hub.paths import check_path, may_be_path
+from ..hub.network import NO_ADDRESS, hub_has_no_address, retry
+from ..hub.paths import check_path, may_be_path, missing
 from .parquet import check_splits, parquet_splits
 from .single_files import LISTS, builder_of, read_list
 from .source import DataLocation, Share, Value, alone
@@ -61,6 +63,11 @@ def load_splits(location: DataLocation, share: Share = alone) -> tuple[dict[str,
         if Path(name).is_file() and Path(name).suffix.lower() in LISTS:
             # Streamed or not: the paths are in memory, and a file is read when its image is wanted.
             return {"train": read_list(Path(name), location.image_column_name, location.allow_unused_files)}, None
+        if not Path(name).exists() and "://" not in name and hub_has_no_address() and not _is_in_cache(location):
+            raise MissingFileError(
+                f"--dataset_name {missing(name)} The Hub cannot be asked for a data set of this name: {NO_ADDRESS}, "
+                "and its cache has none."
+            )
         if Path(name).exists():
             builder = _builder(location)
             share(lambda: check_splits(builder, location))
@@ -114,6 +121,8 @@ def _sentences(name: str) -> Iterator[None]:
                 f"--dataset_name {name}: no such file or folder. The Hub cannot be asked (offline mode), and its cache "
                 "has no such data set."
             ) from error
+        if Path(name).exists() and (sentence := lfs_pointer(name)) is not None:
+            raise DataError(f"--dataset_name {name}: {sentence}.") from error
         archive = next(Path(name).glob("**/*.zip"), None) if Path(name).is_dir() else None
         if archive is not None:
             raise DataError(
@@ -124,6 +133,14 @@ def _sentences(name: str) -> Iterator[None]:
             f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
             "with images, Parquet files or a data set written by save_to_disk."
         ) from error
+
+
+def _is_in_cache(location: DataLocation) -> bool:
+    """Whether `datasets` may have a copy of a data set of the Hub; a stream has none."""
+    name = cast(str, location.dataset_name)
+    *owner, own = name.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(own)])
+    return not location.dataset_streaming and folder.exists()
 
 
 def _persist(location: DataLocation, attempt: Callable[[], Value], **options: Any) -> Value:

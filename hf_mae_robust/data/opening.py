@@ -29,8 +29,10 @@ from ..errors import DataError
 from .array_columns import holds_arrays
 from .band_detection import find_stored_bands
 from .brightness import describe_brightness
+from .decoding import is_web_address
 from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
 from .labels import LabelFinder, Labels, find_labels
+from .layouts import split_of
 from .loading import load_embedded_digits, load_splits
 from .notes import note
 from .parquet import ParquetSplit, access_of, parquet_source
@@ -82,6 +84,12 @@ def open_splits(
     """
     name = location.dataset_name or EMBEDDED
     tables, revision, check = _find_tables(location, find_splits, tells, share)
+    only = next(iter(tables), None) if len(tables) == 1 else None
+    if train_split == "train" and only not in (None, train_split, eval_split) and split_of(only) in (None, "train"):
+        # CVAT calls it "default", others "all", "data", "full".
+        train_split = only
+        if tells:
+            note(f"{name}: its only split, '{only}', is taken for the training split ({train_flag})")
     if eval_split == "auto":
         eval_split = next((split for split in EVAL_SPLITS if split in tables and split != train_split), None)
     if check is not None:
@@ -127,6 +135,19 @@ def open_splits(
     if train_val_split and evaluation is None and train is not None:
         return _hold_out(train, data, train_val_split, seed)
     return train, evaluation
+
+
+def _refuse_addresses(table: Dataset, column: str, description: str) -> None:
+    """Raises DataError where images are URLs."""
+    stored = encoded(table.select_columns([column])).select(range(min(1, len(table))))
+    for row in stored:
+        value = row[column]
+        path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+        if isinstance(path, str) and is_web_address(path):
+            raise DataError(
+                f"{description}: column '{column}' holds URLs, first {path}, and images are not fetched while a model "
+                "trains. Download them (img2dataset does it for many), and give the folder, or a list of their paths."
+            )
 
 
 def _only_class(source: ImageSource) -> str | None:
@@ -215,6 +236,8 @@ def _open_split(
         named = (location.image_column_name, location.label_column_name)
         data = open_tars(data, named, access_of(location).cache, description, tells, share)
     column = _choose_column(data, location.image_column_name, name)
+    if isinstance(data, Dataset):
+        _refuse_addresses(data, column, description)
     labels = _choose_labels(data, description, location, find_labels, known)
     if labels is not None and labels.is_joint and isinstance(data, Dataset):
         data = _annotated(data, labels.column, description, location.allow_unused_files)
@@ -295,10 +318,23 @@ def _choose_column(data: Any, wanted: str | None, name: str) -> str:
         return "image"
     found = images or others
     if len(found) != 1:
+        addresses = next((column for column, feature in features.items() if _holds_addresses(data, column)), None)
+        if addresses is not None:
+            raise DataError(
+                f"{name}: column '{addresses}' holds URLs, and images are not fetched while a model trains. Download "
+                "them (img2dataset does it for many), and give the folder, or a list of their paths."
+            )
         kinds = "image columns" if images else "columns of arrays or bytes"
         number = f"{len(found)} {kinds}" if found else "no column of type Image"
         raise DataError(f"{name} has {number}: choose one with --image_column_name. It has: {columns}.")
     return found[0]
+
+
+def _holds_addresses(data: Any, column: str) -> bool:
+    """Whether a table's column of strings begins with a URL; of what is streamed nothing is read for it."""
+    if not isinstance(data, Dataset) or not len(data) or getattr(data.features[column], "dtype", "") != "string":
+        return False
+    return is_web_address(data.data.column(column)[0].as_py())
 
 
 def holds_numbers(feature: Any) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 from ..errors import DataError
 from ..hub.faults import public
 from .array_columns import arrays_of_chunk
-from .footers import Footer, check_class_names, check_columns, read_footers
+from .footers import Footer, check_class_names, check_columns, check_unnamed_classes, read_footers
 from .labels import Labels
 from .order import NUM_SLOTS
 from .parquet_files import DIRECT, ParquetAccess, open_parquet, parquet_errors, read_footer
@@ -231,10 +231,12 @@ def parquet_splits(builder: DatasetBuilder, location: DataLocation) -> dict[str,
 
 
 def check_splits(builder: DatasetBuilder, location: DataLocation) -> None:
-    """Raise DataError where the Parquet files of a data set, of one split or several, name different classes."""
+    """Raise DataError where the Parquet files of a data set, of one split or several, name different classes, or
+    where some hold numbers beyond the names of others."""
     splits = [[str(url) for url in urls] for urls in (builder.config.data_files or {}).values()]
     if builder.name != "parquet" or location.label_column_name is None:
         return
     # A split at a time, as they are read later on: a summary is that of one folder.
     footers = [footer for split in splits for footer in read_footers(split, access_of(location))]
     check_class_names([(footer.url, footer.schema) for footer in footers], location.label_column_name)
+    check_unnamed_classes(footers, location.label_column_name, access_of(location))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DataError
+from ..files import lfs_pointer
 from ..hub.faults import describe, public
 from ..hub.network import RETRY_SECONDS
 from .footer_cache import keep_footer, load_footer
@@ -23,6 +24,9 @@ def parquet_errors(what: str) -> Iterator[None]:
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:
+        path = local_path(what)
+        if path is not None and (sentence := lfs_pointer(path)) is not None:
+            raise DataError(f"{sentence}.") from error
         raise DataError(
             f"{public(what)} cannot be read as Parquet ({describe(error)}). If the file is damaged, fetch or write it "
             "again."

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import MissingFileError, UserError
-from .network import retrying
+from .network import NO_ADDRESS, hub_has_no_address, retrying
 from .paths import check_path, is_path, may_be_path, missing
 from .refusals import MODEL, refusal
 
@@ -43,6 +43,8 @@ def local_model(name: str, revision: str | None, token: str | None) -> tuple[str
         if revision is not None:
             raise UserError(f"--model_revision {revision}: {name} is not a model on the Hub.")
         return name, None
+    if hub_has_no_address():
+        return _from_cache(name, revision)
     try:
         # Where the Hub cannot be reached, a misspelt folder must not take minutes.
         download = _download_once if may_be_path(name) else _download
@@ -64,6 +66,19 @@ def local_model(name: str, revision: str | None, token: str | None) -> tuple[str
         absent = f"{missing(name)} On the Hub: " if may_be_path(name) else ""
         raise UserError(f"{absent}{name}{at} cannot be loaded: {refusal(error, name, MODEL)}.") from error
     return folder, Path(folder).name
+
+
+def _from_cache(name: str, revision: str | None) -> tuple[str, str | None]:
+    """As `local_model`, of what was downloaded before. Raises MissingFileError, at once, where there is none."""
+    try:
+        folder = snapshot_download(name, revision=revision, local_files_only=True)
+        return folder, Path(folder).name
+    except HFValidationError:
+        return name, None
+    except LocalEntryNotFoundError as error:
+        raise MissingFileError(
+            f"{missing(name)} The Hub cannot be asked for a model of this name: {NO_ADDRESS}, and its cache has none."
+        ) from error
 
 
 def _download_once(name: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> str:

@@ -6,10 +6,14 @@ one such attempt.
 """
 
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import tenacity
+from huggingface_hub import constants
 
 from ..errors import DataError
 from .faults import describe, is_transient, public, root_of
@@ -19,7 +23,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_SECONDS = 300.0
+NO_ADDRESS = "this machine does not find its address (no network?)"
 LONGEST_WAIT = 30.0
+
+
+def hub_has_no_address() -> bool:
+    """Whether this machine cannot find out where the Hub is, as one without a network; behind a proxy nobody asks."""
+    if getproxies() or constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def retrying(

@@ -5,10 +5,19 @@ from pathlib import Path
 
 from ..errors import MissingFileError
 
+# Of weights, tables, lists and archives that people name where a model or a data set is wanted.
+_ENDINGS = frozenset(
+    (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".arrow", ".csv", ".json", ".jsonl", ".lst", ".parquet", ".tsv")
+    + (".txt", ".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst", ".jpg", ".jpeg", ".png", ".tiff")
+)
+
 
 def is_path(name: str) -> bool:
-    """Whether a name cannot be an id of the Hub, which is NAME or OWNER/NAME."""
-    return "://" not in name and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1)
+    """Whether a name is not an id of the Hub, which is NAME or OWNER/NAME: also where it ends as files do."""
+    if "://" in name:
+        return False
+    ends_as_files_do = Path(name).suffix.lower() in _ENDINGS
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or ends_as_files_do
 
 
 def has_braces(name: str) -> bool:

@@ -36,13 +36,16 @@ def with_flags(pixels: Pixels, data: DataArguments, start: str | None) -> Pixels
     )
 
 
-def as_wanted(model: PreTrainedModel, pixels: Pixels, source: ImageSource | None) -> ImageSource | None:
-    """The same images, read as the model wants them; arrays below the size of a patch are not pictures."""
+def as_wanted(
+    model: PreTrainedModel, pixels: Pixels, source: ImageSource | None, takes_bands: bool = True
+) -> ImageSource | None:
+    """The same images, read as the model wants them; arrays below the size of a patch are not pictures. takes_bands:
+    whether the task has models of more than 8-bit pictures."""
     if source is None:
         return None
     source = source.read_as(pixels.band_form, pixels.num_channels)
     reads_less = pixels.band_form is None and source.needs_bands
-    if reads_less and (warning := first_process(partial(describe_brightness, source))):
+    if reads_less and (warning := first_process(partial(describe_brightness, source, can_read_all=takes_bands))):
         say(warning)
     config = getattr(model.config, "backbone_config", None) or model.config
     patch = getattr(config, "patch_size", None)

@@ -149,7 +149,8 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
         model, pixels = task.build_model(arguments, class_names)
     pixels = with_flags(pixels, data, opened.start)
     stop_if_asked()
-    source, eval_source = (as_wanted(model, pixels, part) for part in (source, opened.eval_source))
+    parts = (source, opened.eval_source)
+    source, eval_source = (as_wanted(model, pixels, part, task.takes_bands) for part in parts)
     common: dict[str, Any] = {
         "args": training,
         "eval_source": eval_source,

@@ -54,11 +54,13 @@ class Task(ABC, Generic[Arguments, Model, AnyTrainer]):
         name: as a model card names the task.
         loss: what the loss is, for the axis of loss.png.
         metrics: names of the results that --metric_for_best_model can look at.
+        takes_bands: whether its models may be of images that hold more than 8-bit pictures.
     """
 
     name: str
     loss: str
     metrics: tuple[str, ...] = ("loss",)
+    takes_bands: bool = True
 
     def check_settings(self, arguments: Arguments) -> None:
         """Refuse settings that contradict one another, before anything is read."""

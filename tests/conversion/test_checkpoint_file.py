@@ -1,7 +1,12 @@
 """Files of other training codes: the weights are found, and nothing else of the file matters or runs."""
 
 import argparse
+import collections
+import datetime
 import logging
+import os
+import types
+import uuid
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,6 +16,7 @@ import torch
 from hf_mae_robust.conversion.checkpoint_file import read_original
 from hf_mae_robust.conversion.convert import add_convert_arguments, run_convert
 from hf_mae_robust.conversion.original import from_original
+from tests.helpers import LFS_POINTER
 
 # By the names of the official code; what the numbers are does not matter here.
 SHAPES = {
@@ -137,6 +143,8 @@ def test_a_file_of_another_model_names_what_it_holds(tmp_path):
         Path("outputs/model"),
         PurePosixPath("/data"),
         argparse.Namespace(output_dir=Path("out"), best=np.float64(0.5)),
+        [datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc), datetime.date(2024, 1, 2), datetime.timedelta(1)],
+        [collections.deque([1, 2]), frozenset([1]), uuid.UUID(int=1), types.SimpleNamespace(a=1), range(3)],
     ],
     ids=repr,
 )
@@ -171,3 +179,27 @@ def test_the_command_takes_the_key(tmp_path, capsys):
     flags = ["--num_attention_heads", "2", "--checkpoint_key", "teacher"]
     run_convert(parser.parse_args([str(tmp_path / "file.pth"), str(tmp_path / "model"), *flags]))
     assert "ViTMAERobustModel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("default", [list, dict, float, None])
+def test_containers_of_collections_hold_the_weights(tmp_path, form, default):
+    path = tmp_path / "file.pth"
+    content = collections.defaultdict(default, {"model": collections.defaultdict(default, encoder())})
+    for wrapped in (content, collections.OrderedDict(model=collections.OrderedDict(encoder()))):
+        torch.save(wrapped, path, _use_new_zipfile_serialization=form == "zip")
+        assert_is_encoder(read_original(path))
+
+
+def test_a_default_that_is_code_is_refused(tmp_path):
+    path = tmp_path / "file.pth"
+    torch.save({"model": encoder(), "log": collections.defaultdict(os.getcwd)}, path)
+    with pytest.raises(ValueError, match="was refused, and none of its code was run: loading it would call .*getcwd"):
+        read_original(path)
+
+
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    (tmp_path / name).write_text(LFS_POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer, not the file itself: .*git lfs pull"):
+        read_original(tmp_path / name)

@@ -8,12 +8,13 @@ from datasets import Array3D, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from hf_mae_robust.data.decoding import decode_image
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.errors import DataError
+from hf_mae_robust.errors import DataError, ImageDecodingError
 from hf_mae_robust.model import band_tiff_vit_mae_robust
 from hf_mae_robust.model.bands_vit_mae_robust import BandError, BandForm
-from tests.helpers import photos
+from tests.helpers import LFS_POINTER, photos
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 5000, (16, 16)).astype(np.uint16)
@@ -129,3 +130,12 @@ def test_a_deep_picture_among_those_of_rgb_leaves_models_of_8_bits_as_they_were(
     assert opened(tmp_path, bands=[0], dataset_streaming=streaming).read_as(
         BandForm(bands=(0,)), 1
     ).band_form.bands == (0,)
+
+
+def test_images_that_are_pointers_of_git_lfs_are_named(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_text(LFS_POINTER)
+    with pytest.raises(DataError, match="Git LFS pointer.*git lfs pull"):
+        open_splits(DataLocation(str(tmp_path)))
+    with pytest.raises(ImageDecodingError, match="0.jpg.*Git LFS pointer"):
+        decode_image({"bytes": None, "path": str(tmp_path / "0.jpg")})

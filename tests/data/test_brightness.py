@@ -80,3 +80,11 @@ def test_a_run_says_it_at_its_start(tmp_path, capsys, streaming):
     as_wanted(SimpleNamespace(config=ViTMAERobustConfig()), Pixels(), source)  # of a model of 8-bit images
     assert "4 pictures looked at come out nearly black (up to 15 of 255)" in capsys.readouterr().out
     assert not getattr(source.rows, "rows", None)  # no row group is kept for it
+
+
+def test_a_task_of_8_bits_advises_to_convert_the_files(tmp_path):
+    array = (UNIT * 4095).astype(np.uint16)
+    source = open_splits(DataLocation(str(folder_of(tmp_path, [array] * 3))), tells=False)[0]
+    assert "--image_statistics" in describe_brightness(source)
+    sentence = describe_brightness(source, can_read_all=False)
+    assert "convert the files to 8 bits" in sentence and "--image_statistics" not in sentence

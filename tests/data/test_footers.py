@@ -110,3 +110,29 @@ def test_a_summary_that_is_wrong_or_lacks_a_file_is_not_believed(many, monkeypat
 def test_few_files_are_read_themselves(many, monkeypatch):
     _, urls = many
     assert names_read(monkeypatch, urls[:8])[1].count("_metadata") == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("other", ["validation.parquet", "train-00001-of-00002.parquet"])
+def test_numbers_beside_named_classes_are_said_and_refused_beyond_the_names(tmp_path, capsys, streaming, other):
+    first = "train.parquet" if other.startswith("val") else "train-00000-of-00002.parquet"
+    write(tmp_path / first, ["ant", "bee"])
+    features = Features({"image": Image(), "label": Value("int64")})
+    for largest in (1, 5):
+        Dataset.from_dict({"image": photos(2), "label": [0, largest]}, features=features).to_parquet(tmp_path / other)
+        if largest == 1:
+            assert opened(tmp_path, streaming)[0].class_names == ("ant", "bee")
+            said = capsys.readouterr().out
+            assert f"{other} has plain numbers in column 'label'" in said and "0 is taken for 'ant'" in said
+    with pytest.raises(DataError, match=rf"{other} has the number 5 in column 'label'.*names 2 classes there, 0 to 1"):
+        opened(tmp_path, streaming)
+    assert opened(tmp_path, streaming, None)[0].num_rows
+
+
+def test_numbers_before_named_classes_are_said(tmp_path, capsys):
+    write(tmp_path / "train-00001-of-00002.parquet", ["ant", "bee"])
+    features = Features({"image": Image(), "label": Value("int32")})
+    path = tmp_path / "train-00000-of-00002.parquet"
+    Dataset.from_dict({"image": photos(2), "label": [0, 1]}, features=features).to_parquet(path)
+    assert opened(tmp_path, False)[0].class_names == ("0", "1")
+    assert "the numbers are taken for the names" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Which splits, columns and rows are opened, and what is said where they are not there."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
@@ -86,3 +88,29 @@ def test_no_image_column_empty_split_and_too_few_images(tmp_path):
 def test_files_on_disk_have_no_revision(parquet_set, streaming):
     train, _ = open_splits(DataLocation(str(parquet_set), dataset_streaming=streaming))
     assert train.revision is None and train.head(3).revision is None
+
+
+@pytest.mark.parametrize("only", ["default", "all", "full"])
+def test_the_only_split_is_trained_on_and_that_is_said(tmp_path, capsys, only):
+    DatasetDict({only: image_table(3)}).save_to_disk(tmp_path / "set")
+    train, evaluation = open_splits(DataLocation(str(tmp_path / "set")))
+    assert train.num_rows == 3 and train.split == only and evaluation is None
+    assert f"its only split, '{only}', is taken for the training split" in capsys.readouterr().out
+    with pytest.raises(DataError, match=f"no split 'train'. It has: {only}"):
+        open_splits(DataLocation(str(tmp_path / "set")), eval_split=only)
+
+
+def test_images_that_are_urls_are_refused_before_anything_is_fetched(tmp_path):
+    urls = [f"https://example.com/{i}.jpg" for i in range(3)]
+    table = Dataset.from_dict({"image": urls})
+    table.save_to_disk(tmp_path / "strings")
+    for column in (None, "image"):
+        with pytest.raises(DataError, match="column 'image' holds URLs.*are not fetched.*Download them"):
+            open_splits(DataLocation(str(tmp_path / "strings"), image_column_name=column))
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    stored = pa.array([{"bytes": None, "path": url} for url in urls], kind)
+    schema = Features({"image": ImageFeature()}).arrow_schema
+    (tmp_path / "images").mkdir()
+    pq.write_table(pa.table({"image": stored}, schema=schema), tmp_path / "images" / "train.parquet")
+    with pytest.raises(DataError, match="holds URLs, first https://example.com/0.jpg.*are not fetched"):
+        open_splits(DataLocation(str(tmp_path / "images")))

@@ -6,9 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.parquet_files import ParquetAccess, open_parquet, parquet_errors
+from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
 from tests.flaky_files import everything, half
+from tests.helpers import LFS_POINTER
 
 
 @pytest.fixture
@@ -50,3 +53,11 @@ def test_what_is_no_parquet_is_named(flaky, tmp_path, content, where):
         file.write(content)
     with pytest.raises(DataError, match=r"x\.parquet cannot be read as Parquet \((Arrow|OSError)"):
         open_parquet(url)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_text(LFS_POINTER)
+    for streaming in (False, True):
+        for name in (tmp_path, tmp_path / "train.parquet"):
+            with pytest.raises(DataError, match="train.parquet is a Git LFS pointer.*git lfs pull"):
+                open_splits(DataLocation(str(name), dataset_streaming=streaming))

@@ -1,10 +1,15 @@
 """Which names are of the Hub, and what is said where a model cannot be had. With a Hub: test_uploads.py."""
 
+import socket
+
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import UserError
-from hf_mae_robust.hub import models
+from hf_mae_robust.hub import models, network
 from hf_mae_robust.hub.models import local_model
 from tests.hub.errors import chained, refused
 
@@ -82,3 +87,33 @@ def test_what_the_cache_lacks_offline_is_left_to_whoever_loads_it(hub):
     for error in (LocalEntryNotFoundError("not in the cache"), OfflineModeIsEnabled("offline")):
         hub.answers = [error]
         assert local_model("a/b", None, None) == ("a/b", None)
+
+
+def test_without_a_network_what_is_not_there_is_said_at_once(hub, tmp_path, monkeypatch):
+    """The Hub's address is not found; what was downloaded before is used."""
+
+    def fail(*args):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("mae.pth", "checkpoints/mae.safetensors"):  # a file, whatever the Hub says
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such file or folder"):
+            local_model(name, None, None)
+    monkeypatch.setattr(network.socket, "getaddrinfo", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(network, "getproxies", dict)
+    cached = tmp_path / ("d" * 40)
+    found = {"ada/encoder": str(cached)}
+
+    def snapshot_download(name, *, revision, local_files_only):
+        if name not in found:
+            raise LocalEntryNotFoundError("not in the cache")
+        return found[name]
+
+    monkeypatch.setattr(models, "snapshot_download", snapshot_download)
+    assert local_model("ada/encoder", None, None) == (str(cached), "d" * 40)
+    with pytest.raises(FileNotFoundError, match="ada/encodre: no such file or folder.*no network"):
+        local_model("ada/encodre", None, None)
+    with pytest.raises(FileNotFoundError, match="photos/cats: no such file or folder.*no network"):
+        open_splits(DataLocation("photos/cats"))
+    monkeypatch.setattr(network, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert not network.hub_has_no_address()

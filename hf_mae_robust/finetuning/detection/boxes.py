@@ -1,6 +1,6 @@
 """Boxes against masks and the sizes of images, before anything is trained: of COCO's JSON and of tables."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str
     if not annotations:
         return
     boxes = np.array([[float(number) for number in annotation["bbox"]] for annotation in annotations])
-    if boxes.shape[1:] != (4,):
-        raise ValueError(f"boxes of {boxes.shape[-1]} numbers, not 4")
     by_id = {image["id"]: (image.get("width"), image.get("height")) for image in images}
     told = [by_id[annotation["image_id"]] for annotation in annotations]
     sizes = np.array([(width or np.inf, height or np.inf) for width, height in told], dtype=np.float64)
@@ -44,6 +42,82 @@ def check_boxes(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str
         return f"the annotation {annotations[number].get('id')} has the box {annotations[number]['bbox']}"
 
     check(boxes, np.array([_bounds(annotation) for annotation in annotations]), sizes, name, str(file))
+    has_area = ~_without_area(boxes, sizes)
+    for annotation in (annotations[int(i)] for i in np.flatnonzero(has_area)):
+        mask = annotation.get("segmentation")
+        draws_nothing = not mask or (isinstance(mask, list) and all(len(polygon) < 6 for polygon in mask))
+        if draws_nothing and not annotation.get("iscrowd"):
+            raise DataError(
+                f"{file}: the annotation {annotation.get('id')} has the segmentation {_short(mask)}, which is not a "
+                "mask, and Mask R-CNN learns from masks: polygons of three points at least, or RLE."
+            )
+
+
+def check_annotations(
+    annotations: Sequence[dict[str, Any]], file_names: Mapping[Any, str], classes: Container[Any], file: Path
+) -> None:
+    """Whether each of COCO's annotations has an image, a class, a box and a mask that can be read. file_names: by id of
+    an image. classes: ids of the categories. Raises DataError, naming the first annotation that has not."""
+    for annotation in annotations:
+        image = annotation.get("image_id")
+        place = f" (image {file_names[image]})" if _is_among(image, file_names) else ""
+        where = f"{file}: the annotation {annotation.get('id')}{place}"
+        for key, known in (("image_id", file_names), ("category_id", classes)):
+            if not _is_among(annotation.get(key), known):
+                raise DataError(f"{where} has the {key} {annotation.get(key)!r}, which the file does not list.")
+        if not isinstance(annotation.get("id", 0), int):
+            raise DataError(f"{where} has an id that is not a whole number.")
+        box = annotation.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
+            raise DataError(
+                f"{where} has the bbox {_short(box)}; a box is four numbers, [x, y, width, height] in pixels."
+            )
+        for key in ("area", "iscrowd"):
+            if annotation.get(key) is not None and not isinstance(annotation[key], int | float):
+                raise DataError(f"{where} has the {key} {annotation[key]!r}, which is not a number.")
+        mask = annotation.get("segmentation")
+        if (fault := _fault_of_mask(mask)) is not None:
+            raise DataError(
+                f"{where} has the segmentation {_short(mask)}: {fault}. A mask is polygons, [[x0, y0, x1, y1, ...], "
+                "...] in pixels, or RLE, {size, counts}."
+            )
+
+
+def _is_among(key: Any, known: Container[Any]) -> bool:
+    return isinstance(key, int | str) and key in known
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and bool(np.isfinite(number))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _fault_of_mask(mask: Any) -> str | None:
+    """What is wrong with COCO's `segmentation`; None for a good one, and for none at all."""
+    if mask is None or mask == []:
+        return None
+    if isinstance(mask, dict):
+        size, counts = mask.get("size"), mask.get("counts")
+        if not (isinstance(size, list) and len(size) == 2 and all(map(_is_finite, size))):
+            return "its size is not [height, width]"
+        if isinstance(counts, list) and all(map(_is_finite, counts)):
+            pixels, wanted = sum(counts), size[0] * size[1]
+            return None if pixels == wanted else f"its counts are of {pixels:,} pixels, its size of {wanted:,}"
+        return None if isinstance(counts, str) else "its counts are neither a list of numbers nor text"
+    if not isinstance(mask, list):
+        return f"it is a {type(mask).__name__}"
+    for polygon in mask:
+        if not isinstance(polygon, list):
+            return "its first level is not a list of polygons"
+        if len(polygon) % 2:
+            return f"a polygon of {len(polygon)} numbers, which make no pairs"
+        if not all(map(_is_finite, polygon)):
+            return "a polygon holds something that is not a finite number"
+    return None
 
 
 def check_sizes(images: Sequence[dict[str, Any]], files: Sequence[Path], annotation_file: Path) -> None:
@@ -169,7 +243,7 @@ def check(
         first = int(np.flatnonzero(outside)[0])
         size = "{:g} x {:g}".format(*sizes[first])
         raise refuse(first, f"outside of its image of {size} pixels, as {outside.sum():,} of {len(boxes):,} boxes are")
-    empty = (boxes[:, 2:] == 0).any(axis=1) | (corners[:, 2:] <= 0).any(axis=1) | (corners[:, :2] >= sizes).any(axis=1)
+    empty = _without_area(boxes, sizes)
     for count, what in (
         (int(empty.sum()), "have no area within their image and are left out"),
         (int(wrong.sum()), "differ from their masks"),
@@ -177,6 +251,13 @@ def check(
     ):
         if count:
             note(f"{description}: {count:,} of {len(boxes):,} boxes {what}")
+
+
+def _without_area(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whether boxes, [x, y, width, height], have no area within their images."""
+    ends = boxes[:, :2] + boxes[:, 2:]
+    outside = (ends <= 0).any(axis=1) | (boxes[:, :2] >= sizes).any(axis=1)
+    return (boxes[:, 2:] == 0).any(axis=1) | outside
 
 
 def _bounds(annotation: dict[str, Any]) -> tuple[float, float, float, float]:

@@ -14,7 +14,7 @@ from faster_coco_eval import mask_api_new_cpp
 
 from ...data.notes import note
 from ...errors import DataError
-from .boxes import COCO, check_boxes, check_sizes
+from .boxes import COCO, check_annotations, check_boxes, check_sizes
 
 PREFIX = "instances_"
 
@@ -90,13 +90,9 @@ def _table(content: dict[str, Any], annotation_file: Path, image_folder: Path) -
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
     if len(by_image) < len(images):
         raise DataError(f"{annotation_file}: two images have the same id.")
+    file_names = {image["id"]: str(image.get("file_name", image["id"])) for image in images}
+    check_annotations(annotations, file_names, numbers, annotation_file)
     for annotation in annotations:
-        for key, known in (("image_id", by_image), ("category_id", numbers)):
-            if annotation.get(key) not in known:
-                raise DataError(
-                    f"{annotation_file}: the annotation {annotation.get('id')} has the {key} {annotation.get(key)!r}, "
-                    "which the file does not list."
-                )
         by_image[annotation["image_id"]].append(annotation)
     check_boxes(images, annotations, annotation_file)
     for image in images:

@@ -134,7 +134,8 @@ def list_of_objects(value: Any) -> list[dict[str, Any]]:
 
 def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int, labels: ObjectLabels) -> Any:
     """(box, class, is crowd, area, mask); None where the box has no area in the image."""
-    where = f"{labels.description}: object {number} of row {row:,}"
+    known = f" (id {found['id']})" if found.get("id") is not None else ""
+    where = f"{labels.description}: object {number} of row {row:,}{known}"
     category: Any = found.get("category")
     box: Any = found.get("bbox")
     if not isinstance(category, Integral) or not 0 <= int(category) < len(labels.class_names):

@@ -38,6 +38,7 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
         f"{part}_ap{which}" for part in ("box", "mask") for which in ("", "50", "75", "_small", "_medium", "_large")
     )
     small_recipe = "mask_rcnn_small"
+    takes_bands = False
 
     def source_options(self, arguments: FinetuneArguments) -> dict[str, Any]:
         names = None

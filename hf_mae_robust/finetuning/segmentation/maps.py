@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Features
 
-from ...data.decoding import decode_map, size_of
+from ...data.decoding import decode_map, size_of, stored_and_read
 from ...data.labels import MAX_VALUE, read_id2label
 from ...data.notes import note
 from ...data.source import ImageSource
@@ -85,10 +85,12 @@ class SemanticMaps:
         """What the maps of some rows show. Two classes without names, and maps of 0 and 255 alone: these are the two.
         Prints which classes have no pixel in them, and a large share of ignored pixels.
 
-        Raises DataError where every pixel is ignored, or none of the maps can be read.
+        Raises DataError where every pixel is ignored, a map has a value that is not a class, or none can be read.
         """
         counts: Counter[int] = Counter()
         num_maps, errors = 0, []
+        known = {*self.values, *self.ignored_values}
+        unknown: dict[int, tuple[torch.Tensor, Any, int]] = {}
         for row, value in _maps_to_look_at(source):
             try:
                 numbers = decode_map(value, row)
@@ -96,6 +98,8 @@ class SemanticMaps:
                 errors.append(error)  # counted and named when it is trained on
                 continue
             values, sizes = np.unique(numbers.numpy(), return_counts=True)
+            if (number := next((number for number in values.tolist() if number not in known), None)) is not None:
+                unknown.setdefault(number, (numbers, value, row))
             counts.update(dict(zip(values.tolist(), sizes.tolist())))
             num_maps += 1
         if errors and not num_maps:
@@ -111,6 +115,8 @@ class SemanticMaps:
                 '(--id2label with {"0": "name", "255": "name"} names them)'
             )
             return replace(self, values=(0, UNNAMED), ignored_values=()).examined(source)
+        for numbers, value, row in unknown.values():
+            self._classes_of(numbers, value, row)  # before anything is trained
         total = sum(counts.values())
         ignored = sum(counts[value] for value in self.ignored_values)
         looked_at = f"{self.description}: in {_described(num_maps, source)}"
@@ -141,14 +147,24 @@ class SemanticMaps:
             if numbers.shape == image.shape[:0:-1]:
                 detail += " (one of them may lack the other's EXIF orientation)"
             raise ImageDecodingError(f"Row {row}: {detail}.", "mismatch", detail)
+        return self._classes_of(numbers, value, row)
+
+    def _classes_of(self, numbers: torch.Tensor, encoded: Any, row: int) -> torch.Tensor:
+        """The numbers of a map -> classes. Raises DataError for a value that is not a class."""
         classes = self._classes[numbers.clamp(0, MAX_VALUE).long()]
         unknown = (classes == _NO_CLASS) | (numbers < 0) | (numbers > MAX_VALUE)
         if unknown.any():
             value = int(numbers[unknown][0])
+            what = f"{self.description}: the map of row {row:,} has the value {value}, which is none of the "
+            what += f"{len(self.values)} classes ({self._range()}). "
+            if value == 1 and UNNAMED in self.values and stored_and_read(encoded)[0] == "1":
+                raise DataError(
+                    f"{what}It has one bit a pixel (Pillow's mode 1), which is read as 0 and 1: name 1 in the place of "
+                    '255, --id2label with {"0": "name", "1": "name"}, or --id2label 2.'
+                )
             raise DataError(
-                f"{self.description}: the map of row {row:,} has the value {value}, which is none of the "
-                f"{len(self.values)} classes ({self._range()}). --id2label names the values in the maps; leave a value "
-                f"out with --ignore_index {value}; --do_reduce_labels is for maps in which 0 is not a class."
+                f"{what}--id2label names the values in the maps; leave a value out with --ignore_index {value}; "
+                "--do_reduce_labels is for maps in which 0 is not a class."
             )
         return classes
 

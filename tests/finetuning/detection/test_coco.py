@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import PIL.Image
@@ -101,7 +102,7 @@ def test_ids_stay_those_of_coco(folder):
     ("change", "message"),
     [
         (lambda c: c["annotations"][0].update(image_id=5), "annotation 1 has the image_id 5"),
-        (lambda c: c["annotations"][1].update(category_id=4), "annotation 2 has the category_id 4"),
+        (lambda c: c["annotations"][1].update(category_id=4), r"annotation 2 \(image a.png\) has the category_id 4"),
         (lambda c: c["images"].append(c["images"][0]), "two images have the same id"),
         (lambda c: c["categories"].append({"id": 3, "name": "again"}), "two categories have the same id"),
         (lambda c: c["images"][1].update(file_name="c.png"), "lists 1 images that are not in .* first c.png"),
@@ -109,8 +110,28 @@ def test_ids_stay_those_of_coco(folder):
         (lambda c: c.update(images=[], annotations=[]), "lists no image"),
         (lambda c: c.pop("categories"), "is not a COCO annotation"),
         (lambda c: c.update(annotations=None), "is not a COCO annotation"),
-        (lambda c: c["annotations"][0].pop("bbox"), "is not a COCO annotation.*KeyError: 'bbox'"),
-        (lambda c: c["annotations"][0].update(bbox="abc"), "is not a COCO annotation"),
+        (lambda c: c["annotations"][0].pop("bbox"), r"the annotation 1 \(image a.png\) has the bbox None"),
+        (lambda c: c["annotations"][0].update(bbox="abc"), r"annotation 1 \(image a.png\) has the bbox 'abc'"),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            r"annotation 1 .* bbox \[1, 2, 3\]; a box is four",
+        ),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, None, 4]), r"annotation 1 .* bbox \[1, 2, None, 4\]"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, math.nan, 4]), r"annotation 1 .* bbox \[1, 2, nan, 4\]"),
+        (lambda c: c["annotations"][0].update(segmentation=[[2, 2, 10, 2, 10, 8, 2]]), "annotation 1 .*of 7 numbers"),
+        (lambda c: c["annotations"][0].update(segmentation=[2, 2, 10, 2, 10, 8]), "annotation 1 .*not a list of polyg"),
+        (lambda c: c["annotations"][0].update(segmentation=[["a", 2] * 4]), "annotation 1 .*not a finite number"),
+        (
+            lambda c: c["annotations"][0].update(segmentation=[]),
+            r"annotation 1 .* which is not a mask",
+        ),
+        (
+            lambda c: c["annotations"][1]["segmentation"].update(counts=[1, 2]),
+            "annotation 2 .*of 3 pixels, its size",
+        ),
+        (lambda c: c["annotations"][1].pop("category_id"), "annotation 2 .* has the category_id None"),
+        (lambda c: c["annotations"][1].update(category_id=[3]), r"annotation 2 .* has the category_id \[3\]"),
+        (lambda c: c["annotations"][1].update(area="big"), "annotation 2 .* has the area 'big'"),
         (lambda c: c["images"][0].pop("file_name"), "is not a COCO annotation.*KeyError: 'file_name'"),
     ],
 )

@@ -40,6 +40,7 @@ def write(root, annotation, images, new=None):
         ("Annotations/Instances_Train2017.json", "Train2017", "train"),
         ("_annotations.coco.json", ".", "train"),
         ("labels.json", "data", "train"),
+        ("annotations/instances_default.json", "images/default", "default"),
     ],
 )
 def test_layouts_that_are_read(tmp_path, annotation, images, split):

@@ -321,3 +321,15 @@ def test_maps_at_the_end_of_a_table_are_looked_at_too(capsys):
 def test_maps_of_colours_are_refused_before_the_training():
     with pytest.raises(DataError, match="none of the 2 maps looked at.*its mode is RGB.*one channel"):
         maps(2).examined(source_of_maps(*[np.zeros((2, 2, 3), np.uint8)] * 2))
+
+
+def test_maps_of_one_bit_whose_names_say_255_are_refused_before_the_training():
+    one_bit = png(PILImage.fromarray(BINARY).convert("1"))
+    source = source_of_maps(BINARY)
+    found = SemanticMaps("label", ("background", "polyp"), (0, 255), (), "set (train)")
+    assert found.examined(source) is found
+    source.rows.label = lambda row: one_bit
+    with pytest.raises(DataError, match=r"value 1, .* \(Pillow's mode 1\), .* read as 0 and 1.*name 1 in"):
+        found.examined(source)
+    with pytest.raises(DataError, match="row 0 has the value 1, .* leave a value out with --ignore_index 1"):
+        found.examined(source_of_maps(np.array([[0, 1]], dtype=np.uint8)))
