@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from ..data.stages import StagePlan
 from ..errors import UserError
 
 if TYPE_CHECKING:  # flags are parsed with this, and --help has to answer at once
@@ -121,6 +120,8 @@ class ResolutionSchedule:
 
     def check_steps(self, num_steps: int) -> None:
         """Raises UserError where a stage would have no step."""
+        from ..data.stages import StagePlan  # --help has to answer at once
+
         ends = StagePlan.of(self.shares, num_steps, 1, 1).ends
         for (size, _), begin, end in zip(self.stages, (0, *ends), ends):
             if begin >= end:

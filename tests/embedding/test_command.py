@@ -355,7 +355,7 @@ def test_a_kill_while_the_record_of_the_settings_is_written_loses_nothing(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts_module, "flush", die)
+        patch.setattr(files, "flush", die)
         with pytest.raises(Killed):
             embed(encoder_dir, photos_dir, tmp_path / "e.parquet")
     assert [path.name[:15] for path in (tmp_path / "e.parquet.parts").iterdir()] == [".settings.json-"]

@@ -153,6 +153,7 @@ def test_a_run_goes_on_whatever_its_card_says(pretrained, photos_dir, tmp_path, 
     assert settings["about"]["license"] == "cc-by-4.0"
     words = as_flags({"dataset_name": photos_dir, "config_overrides": TINY_OVERRIDES}, "--output_dir", folder)
     words += ["--target_normalization", "global_patch", "--target_statistics", "auto", "--mid_mask_ratio", "0.25"]
+    words += ["--decoder_keep_ratio", "0.5"]
     words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--num_train_epochs", "2"]
     pretrain([*words, "--dataloader_num_workers", "0", "--report_to", "none", "--model_license", "mit"])
     assert "Resuming from" in capsys.readouterr().out
