@@ -60,4 +60,5 @@ class Predictions(NamedTuple):
                 raise DataError(f"{path}: its first line is {','.join(header)!r} instead of {','.join(COLUMNS)!r}.")
             lines = list(reader)
         numbers = np.array([line[:4] for line in lines], dtype=np.float64).reshape(-1, 4)
-        return cls(*(numbers[:, i].astype(np.int64) for i in range(3)), numbers[:, 3])
+        rows, labels, predicted = numbers[:, :3].astype(np.int64).T
+        return cls(rows, labels, predicted, numbers[:, 3])
