@@ -19,6 +19,7 @@ from hf_mae_robust.errors import EXIT_STOPPED, CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.finetuning.classification.augmentation import seeded
+from hf_mae_robust.training.predictions import Predictions
 from tests.faults import send
 from tests.helpers import as_flags, finetuning_settings, losses, photos
 from tests.runs import run
@@ -78,6 +79,11 @@ def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, 
     assert results["eval_top5_accuracy"] == 1 and results["eval_samples_per_second"] > 0
     confusion = json.loads((folder / "confusion_matrix.json").read_text())
     assert sum(map(sum, confusion["confusion_matrix"])) == 11 and confusion["images"] == [6, 5]
+    predictions = Predictions.read(folder / "predictions.csv")
+    assert predictions.rows.tolist() == list(range(11)) and predictions.labels.tolist() == validation["label"]
+    assert ["ab"[predicted] for predicted in predictions.predicted] == found
+    scores = [classify(row["image"])[0]["score"] for row in validation]
+    assert predictions.probabilities == pytest.approx(scores, abs=1e-4)
 
     # With the image processor of the checkpoint, whatever the flag says.
     once_more = ["--eval_only", "--model_name_or_path", folder, "--output_dir", tmp_path / "again", "--crop_pct", 0.5]
@@ -327,6 +333,9 @@ def test_one_process_with_the_double_batch_equals_two(words, tmp_path, probe):
         assert results[1]["eval_accuracy"] == results[0]["eval_accuracy"]
     confusion = json.loads((two.folder / "confusion_matrix.json").read_text())
     assert sum(map(sum, confusion["confusion_matrix"])) == 11
+    predictions = Predictions.read(two.folder / "predictions.csv")
+    assert predictions.rows.tolist() == list(range(11)) and predictions.labels.tolist() == [i % 2 for i in range(11)]
+    assert predictions.hits.mean() == pytest.approx(results[1]["eval_accuracy"])
     # One process on the saved model finds what two have found.
     again = words("--eval_only", "--model_name_or_path", two.folder, "--output_dir", tmp_path / "again")
     finetune(*make_parser().parse(again))

@@ -47,7 +47,7 @@ def test_convert_is_a_command(tmp_path, capsys):
 # They name what may be on the Hub.
 ASKS_THE_HUB = {"dataset_name", "pretrain_dataset_name", "other"}
 EMBED = ["embed", "MODEL", "--dataset_name", "SET", "--num_workers", "0"]
-STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--patch_size", "4"]
+STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--patch_size", "4", "--num_workers", "0"]
 
 
 @pytest.mark.parametrize(

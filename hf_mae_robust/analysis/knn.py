@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..conversion.frozen import FrozenEncoder, load_encoder
 from ..conversion.pixels import Pixels, read_processor
-from ..data.features import extract_features
+from ..data.features import features_by_row
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import SEED, DataLocation, ImageSource
@@ -20,7 +21,49 @@ from ..errors import UserError
 from ..hub.models import local_model
 from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.intervals import accuracy_interval, compare_paired, interval_fields
+from ..training.predictions import PREDICTIONS, Predictions
 from .samples import add_bands_argument, as_model_wants
+
+
+def knn_votes(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    features: torch.Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_size: int = 256,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted k-nearest-neighbour voting on frozen features (Wu et al. 2018, section 3.4; the settings of DINO's
+    evaluation): each of the k training images of the highest cosine similarity s votes for its class with
+    exp(s / temperature).
+
+    Args:
+        train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`: on one device. At most N neighbours vote.
+
+    Returns:
+        `(M, 5)` int64: the classes with the most votes, the first one first; `(M, 5)` float32: their shares of all
+        votes. Of fewer than 5 classes: all. Classes without a vote, whose share is 0, are not predicted.
+    """
+    train = nn.functional.normalize(train_features.float())
+    num_classes = int(train_labels.max()) + 1
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for part in features.float().split(batch_size):
+        similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
+        votes = torch.zeros(len(part), num_classes, device=part.device)
+        # Relative to the nearest one's: exp(1 / 0.01) is more than a float32 can hold.
+        votes.scatter_add_(1, train_labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
+        most, classes = votes.topk(min(5, num_classes))
+        found.append((classes, most / votes.sum(dim=1, keepdim=True)))
+    classes, shares = (torch.cat(parts) for parts in zip(*found))
+    return classes, shares
+
+
+def hits_of_votes(classes: torch.Tensor, shares: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`(M, 2)` bool: whether the class of `labels` `(M,)` is the one with the most of `knn_votes`, and among the five
+    with the most."""
+    ranked = (classes == labels[:, None]) & (shares > 0)
+    return torch.stack([ranked[:, 0], ranked.any(dim=1)], dim=1)
 
 
 def knn_hits(
@@ -33,29 +76,9 @@ def knn_hits(
     temperature: float = 0.07,
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """Which images weighted k-nearest-neighbour voting on frozen features classifies rightly (Wu et al. 2018, section
-    3.4; the settings of DINO's evaluation): each of the k training images of the highest cosine similarity s votes for
-    its class with exp(s / temperature). Classes without a vote are not predicted.
-
-    Args:
-        train_features `(N, d)`, train_labels `(N,)`, features `(M, d)`, labels `(M,)`: on one device. At most N
-            neighbours vote.
-
-    Returns:
-        `(M, 2)` bool: whether the class is the one with the most votes, and among the five with the most.
-    """
-    train = nn.functional.normalize(train_features.float())
-    num_classes = int(torch.maximum(train_labels.max(), labels.max())) + 1
-    hits: list[torch.Tensor] = []
-    for part, truth in zip(features.float().split(batch_size), labels.split(batch_size)):
-        similarity, index = (nn.functional.normalize(part) @ train.T).topk(min(k, len(train)))
-        votes = torch.zeros(len(part), num_classes, device=part.device)
-        # Relative to the nearest one's: exp(1 / 0.01) is more than a float32 can hold.
-        votes.scatter_add_(1, train_labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
-        most, classes = votes.topk(min(5, num_classes))
-        ranked = (classes == truth[:, None]) & (most > 0)
-        hits.append(torch.stack([ranked[:, 0], ranked.any(dim=1)], dim=1))
-    return torch.cat(hits)
+    """`hits_of_votes` of `knn_votes`, which say what is what."""
+    options: dict[str, Any] = {"k": k, "temperature": temperature, "batch_size": batch_size}
+    return hits_of_votes(*knn_votes(train_features, train_labels, features, **options), labels)
 
 
 def knn_accuracy(
@@ -123,16 +146,25 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--batch_size", type=int, default=64, help="Images at a time (%(default)s).")
     add_worker_argument(running)
     running.add_argument("--output", type=Path, help="JSON file to write the result to.")
+    running.add_argument(
+        "--predictions",
+        type=Path,
+        help="CSV file to write row, class, predicted class and its share of the votes of each image to.",
+    )
 
 
 class _Vote(NamedTuple):
-    """What came of a checkpoint. Attributes: hits `(M, 2)` as `knn_hits`; labels `(M,)`."""
+    """What came of a checkpoint. Attributes: hits `(M, 2)` as `hits_of_votes`; predictions of the M images."""
 
     checkpoint: str
     pooling: str
     neighbours: int
     hits: np.ndarray
-    labels: np.ndarray
+    predictions: Predictions
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.predictions.labels
 
     def fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"pooling": self.pooling, "neighbours": self.neighbours, "images": len(self.labels)}
@@ -178,14 +210,17 @@ def _vote(
     for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):
         images = as_model_wants(source.sample(limit, args.seed), pixels, args_of_this)
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "device": state.device}
-        parts += extract_features(encoder, images, transform, pixels.num_channels, **options)
+        parts += features_by_row(encoder, images, transform, pixels.num_channels, **options)
     encoder.cpu()
-    hits = knn_hits(*(part.to(state.device) for part in parts), k=args.k, temperature=args.temperature)
-    return _Vote(name, encoder.pooling, len(parts[0]), hits.cpu().numpy(), parts[3].numpy())
+    known, known_labels, _, classified, labels, rows = (part.to(state.device) for part in parts)
+    classes, shares = knn_votes(known, known_labels, classified, k=args.k, temperature=args.temperature)
+    hits = hits_of_votes(classes, shares, labels).cpu().numpy()
+    found = (part.cpu().numpy() for part in (rows, labels, classes[:, 0], shares[:, 0]))
+    return _Vote(name, encoder.pooling, len(known), hits, Predictions.sorted_by_row(*found))
 
 
-def _report(votes: list[_Vote], args: argparse.Namespace) -> None:
-    """Print the results, and write them to --output."""
+def _report(votes: list[_Vote], class_names: Sequence[str], args: argparse.Namespace) -> None:
+    """Print the results, and write them to --output and --predictions."""
     result = {"checkpoint": args.checkpoint, "dataset": args.dataset_name, "k": args.k}
     result |= {"temperature": args.temperature, **votes[0].fields()}
     lines = [vote.sentence(args) for vote in votes]
@@ -200,6 +235,9 @@ def _report(votes: list[_Vote], args: argparse.Namespace) -> None:
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result) + "\n")
+    if args.predictions is not None:
+        args.predictions.parent.mkdir(parents=True, exist_ok=True)
+        votes[0].predictions.write(args.predictions, class_names)
     print("\n".join(lines))
 
 
@@ -207,6 +245,10 @@ def run_knn(args: argparse.Namespace) -> None:
     """Classify images by the nearest neighbours of their features, and print the accuracy."""
     if args.output is not None and args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder; name a file, such as {args.output / 'knn.json'}.")
+    if args.predictions is not None and args.predictions.is_dir():
+        raise UserError(
+            f"--predictions {args.predictions} is a folder; name a file, such as {args.predictions / PREDICTIONS}."
+        )
     if args.k < 1 or args.temperature <= 0:
         raise UserError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -227,6 +269,6 @@ def run_knn(args: argparse.Namespace) -> None:
             "differently, so the two cannot be compared image by image."
         )
     if state.is_main_process:
-        _report(found, args)
+        _report(found, sources[1].class_names or (), args)
     state.wait_for_everyone()
     state.destroy_process_group()

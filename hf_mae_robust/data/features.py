@@ -14,7 +14,7 @@ from .preprocessing import EvaluationTransform, Normalization
 from .source import ImageSource
 
 
-def extract_features(
+def features_by_row(
     encode: Callable[[torch.Tensor], torch.Tensor],
     source: ImageSource,
     transform: EvaluationTransform,
@@ -25,15 +25,16 @@ def extract_features(
     max_bad_images: float = 0.01,
     shows_progress: bool = True,
     device: torch.device | str = "cpu",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and classes of all images of a source, in order, in every process, with the evaluation's preprocessing.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features, classes and rows of all images of a source, in order, in every process, with the evaluation's
+    preprocessing.
 
     Args:
         encode: `(B, C, H, W)`, normalised, on `device` -> `(B, d)`.
 
     Returns:
-        `(N, d)` float32 and `(N,)` int64, on the CPU. Images that cannot be decoded are left out; more of them than a
-        share of `max_bad_images` raise DataError.
+        `(N, d)` float32 and two of `(N,)` int64, on the CPU. Images that cannot be decoded are left out; more of them
+        than a share of `max_bad_images` raise DataError.
     """
     state, normalization = PartialState(), Normalization(transform.processor, torch.device(device))
     loader = sequential_loader(
@@ -65,4 +66,16 @@ def extract_features(
     skipped.check(source.description, source.num_rows, sum(len(part[0]) for part in parts) + len(skipped))
     all_rows, all_features, all_labels = (torch.cat([part[i] for part in parts]) for i in range(3))
     order = all_rows.argsort()
-    return all_features[order], all_labels[order]
+    return all_features[order], all_labels[order], all_rows[order]
+
+
+def extract_features(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    source: ImageSource,
+    transform: EvaluationTransform,
+    num_channels: int,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`features_by_row` without the rows."""
+    features, labels, _ = features_by_row(encode, source, transform, num_channels, **options)
+    return features, labels

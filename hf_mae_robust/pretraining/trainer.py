@@ -139,7 +139,8 @@ class MAETrainer(LayerDecay, ImageTrainer):
         model.eval()
         constant = model.target_of_mean()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)  # loss, loss of the mean, images
-        for inputs, valid in self.evaluation_batches(dataloader):
+        for inputs, rows in self.evaluation_batches(dataloader):
+            valid = rows >= 0
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
             target = model.compute_target(inputs["pixel_values"])

@@ -1,4 +1,4 @@
-"""The paper's tables and its Figure 2 as studies, and two of our own: which variants are compared, and with which
+"""The paper's tables and its Figure 2 as studies, and some of our own: which variants are compared, and with which
 flags."""
 
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,8 @@ GLOBAL_PATCH = {"target_normalization": "global_patch", "target_statistics": "au
 class Variant:
     """name: of its folders. label: in reports. changes: flags of run_pretrain that differ from BASELINE; None: no
     pre-training. recipe: for `--scale paper`; the changes are added to that of the baseline. by_scale: further flags of
-    run_pretrain. epochs: by scale, how many times those of the others, where a step takes another time."""
+    run_pretrain. epochs: by scale, how many times those of the others. tuned: whose learning rate of LEARNING_RATES it
+    has at `--scale medium`. learning_rate: its own, in the place of every other."""
 
     name: str
     label: str
@@ -30,6 +31,8 @@ class Variant:
     recipe: str = "vit_base_mae_800ep"
     by_scale: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     epochs: dict[str, float] = field(default_factory=dict, hash=False)
+    tuned: str = "mae"
+    learning_rate: float | None = None
 
     def flags(self) -> dict[str, Any]:
         return {**BASELINE, **(self.changes or {})}
@@ -43,10 +46,10 @@ def _keep(ratio: float) -> dict[str, Any]:
     return {"decoder_keep_ratio": ratio}
 
 
-NUM_BLOCKS = {"smoke": 4, "small": 4, "paper": 12}
+NUM_BLOCKS = {"smoke": 4, "small": 4, "medium": 4, "paper": 12}
 # Images a second with `decoder_keep_ratio` 0.5 over those with all masked patches: of the small model with its data,
 # measured; of ViT-B by its operations (benchmarks/README.md, "A part of the masked patches").
-SPEED_AT_HALF = {"small": 1.13, "paper": 1.27}
+SPEED_AT_HALF = {"small": 1.13, "medium": 1.13, "paper": 1.27}
 
 SCRATCH = Variant("scratch", "from scratch", None)
 MAE = Variant("mae", "MAE")
@@ -61,13 +64,39 @@ RISING = Variant(
     by_scale={
         "smoke": {"resolution_schedule": "12:0.5,20:0.8,24:1.0"},
         "small": {"resolution_schedule": "16:0.5,24:0.8,32:1.0"},
+        "medium": {"resolution_schedule": "16:0.5,24:0.8,32:1.0"},
         "paper": {"resolution_schedule": "128:0.5,192:0.8,224:1.0"},
     },
-    epochs={"small": 1.49, "paper": 1.718},
+    epochs={"small": 1.49, "medium": 1.49, "paper": 1.718},
 )
 ROBUST = Variant(
-    "robust", "drop edge + global patch statistics", {**DROP_EDGE, **GLOBAL_PATCH}, recipe="vit_base_800ep"
+    "robust",
+    "drop edge + global patch statistics",
+    {**DROP_EDGE, **GLOBAL_PATCH},
+    recipe="vit_base_800ep",
+    tuned="robust",
 )
+DOUBLE = {"smoke": 2.0, "small": 2.0, "medium": 2.0}  # paper: the recipe's own
+MAE_TWICE = Variant("mae_2x", "MAE, twice the epochs", recipe="vit_base_mae_1600ep", epochs=DOUBLE)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """measure: of MEASURES. variant, against: names of variants; what is asked is the former minus the latter."""
+
+    measure: str
+    variant: str
+    against: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, decided before the first run. primary: the one question of the study: is the variant at most
+    `margin` behind? secondary: tested with a correction for their number."""
+
+    primary: Comparison
+    margin: float
+    secondary: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +104,10 @@ class Study:
     """title: of the report. variants: MAE among them, which the others are compared with. task: of the fine-tuning,
     None: only the pre-training is looked at. metrics: of the evaluation, with what they are called. paper: variant ->
     the paper's figures, in the order of the metrics, and where they stand. same_target: of all variants, so that their
-    losses may be compared."""
+    losses may be compared. frozen: how each pre-trained model is evaluated without training it, of FROZEN. seeds: of
+    each variant (by name), of which `--seeds` takes the first ones; none: all have as many as `--seeds` says. plan:
+    which comparisons are reported. held_out: share of the training images that is evaluated in the place of the test
+    images."""
 
     name: str
     title: str
@@ -85,6 +117,10 @@ class Study:
     paper: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     paper_source: str = ""
     same_target: bool = False
+    frozen: tuple[str, ...] = ()
+    seeds: dict[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    plan: Plan | None = None
+    held_out: float | None = None
 
     @property
     def baseline(self) -> Variant:
@@ -95,6 +131,60 @@ class Study:
         return self.task in ("detection", "segmentation")
 
 
+# ---- the study of half the epochs: benchmarks/reproduce/medium/PLAN.md ----
+# Seeds of each variant. Where the estimate is too long, they are cut here, as the plan says, before the first run.
+SEEDS_HALF_EPOCHS = {
+    "mae": 5,
+    "drop_edge": 5,
+    "global_patch": 5,
+    "robust": 5,
+    "mae_2x": 5,
+    "mid_12": 3,
+    "all_12": 3,
+    "raw": 3,
+}
+# Base learning rates of `--scale medium`, of MAE and of drop edge with global patch statistics: what `reproduce
+# learning_rates --scale medium` has chosen. Not tuned yet: that of the small study stands for both.
+LEARNING_RATES = {"mae": 8e-3, "robust": 8e-3}
+# What is tried for each of the two, on a seed that no study has, with half the epochs, and judged on a tenth of the
+# training images, which are held out.
+TRIED_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
+TUNING_SEED, TUNING_EPOCHS, TUNING_HELD_OUT = 7, 0.5, 0.1
+# measure of a comparison -> kind of run, metric, what it is called
+MEASURES = {
+    "linear": ("linear", "eval_accuracy", "linear probe"),
+    "attentive": ("attentive", "eval_accuracy", "attentive probe"),
+    "knn": ("knn", "accuracy", "nearest neighbours"),
+    "finetune": ("finetune", "eval_accuracy", "fine-tuned"),
+    "probe_mean": ("pretrain", "linear_probe_mean", "small linear probe, mean over the epochs"),
+    "uniformity": ("analyze", "last block/uniformity", "uniformity of tokens, last block"),
+}
+ACCURACIES = ("linear", "attentive", "knn", "finetune")
+FROZEN_KINDS = ("knn", "linear", "attentive")
+
+
+def _plan_of_half_epochs(variants: tuple[Variant, ...]) -> Plan:
+    others = [variant.name for variant in variants if variant.name not in (MAE.name, MAE_TWICE.name)]
+    pairs = [(ROBUST.name, MAE_TWICE.name), *((name, MAE.name) for name in others), (MAE_TWICE.name, MAE.name)]
+    primary = Comparison("linear", ROBUST.name, MAE_TWICE.name)
+    on_images = (Comparison(measure, *pair) for pair in pairs for measure in ACCURACIES)
+    # What the small study was the first to see.
+    earlier = [Comparison("probe_mean", "mid_12", MAE.name)]
+    earlier += [Comparison("uniformity", name, MAE.name) for name in (EDGE.name, PATCH.name, ROBUST.name)]
+    return Plan(primary, 0.005, (*(each for each in on_images if each != primary), *earlier))
+
+
+def _tried_rates() -> tuple[Variant, ...]:
+    return tuple(
+        replace(
+            recipe, name=f"{recipe.name}_{rate:g}", label=f"{recipe.label}, {rate:g}", learning_rate=rate,
+            epochs=TUNING_EPOCHS,
+        )
+        for recipe in (MAE, ROBUST)
+        for rate in TRIED_RATES
+    )  # fmt: skip
+
+
 def studies(num_blocks: int) -> dict[str, Study]:
     """All studies. num_blocks: of the encoder; mid-level tokens join at two thirds of its depth (the paper: before
     block 8 of 12), or at a third."""
@@ -102,7 +192,24 @@ def studies(num_blocks: int) -> dict[str, Study]:
     middle = Variant(
         "mid_25", f"MAE + 25% mid-level tokens from block {late}", _mid(0.25, late), recipe="vit_base_midlevel_800ep"
     )
-    everything = Variant("all", "all three", {**DROP_EDGE, **GLOBAL_PATCH, **_mid(0.25, late)})
+    everything = Variant("all", "all three", {**DROP_EDGE, **GLOBAL_PATCH, **_mid(0.25, late)}, tuned="robust")
+    few = Variant("mid_12", f"12.5% from block {late}", _mid(0.125, late))
+    half_epochs = (
+        MAE,
+        EDGE,
+        PATCH,
+        ROBUST,
+        replace(few, label=f"MAE + 12.5% mid-level tokens from block {late}"),
+        Variant(
+            "all_12",
+            "all three, 12.5% mid-level tokens",
+            {**DROP_EDGE, **GLOBAL_PATCH, **_mid(0.125, late)},
+            tuned="robust",
+        ),
+        MAE_TWICE,
+        RAW,
+    )
+    tried = _tried_rates()
     # The targets with the step per patch are Table 1's variants, and share their runs.
     scalings = (("none", RAW, "none"), ("rgb", MAE, "global RGB"), ("patch", PATCH, "global patch"))
     targets = [
@@ -153,7 +260,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
             (
                 SCRATCH,
                 MAE,
-                Variant("mid_12", f"12.5% from block {late}", _mid(0.125, late)),
+                few,
                 middle,
                 Variant("mid_50", f"50% from block {late}", _mid(0.5, late)),
                 Variant("mid_25_early", f"25% from block {early}", _mid(0.25, early)),
@@ -182,6 +289,24 @@ def studies(num_blocks: int) -> dict[str, Study]:
             metrics=(),
             same_target=True,
         ),
+        Study(
+            "half_epochs",
+            "Half the epochs: does the robust recipe reach what MAE reaches in twice as many?",
+            half_epochs,
+            frozen=FROZEN_KINDS,
+            seeds={name: tuple(range(count)) for name, count in SEEDS_HALF_EPOCHS.items()},
+            plan=_plan_of_half_epochs(half_epochs),
+        ),
+        Study(
+            "learning_rates",
+            "Learning rates for MAE and for the robust recipe, by a linear probe on held-out training images",
+            tried,
+            task=None,
+            metrics=(),
+            frozen=("linear",),
+            seeds={variant.name: (TUNING_SEED,) for variant in tried},
+            held_out=TUNING_HELD_OUT,
+        ),
     ]
     return {study.name: study for study in made}
 
@@ -189,7 +314,7 @@ def studies(num_blocks: int) -> dict[str, Study]:
 STUDIES = tuple(studies(NUM_BLOCKS["paper"]))
 
 # ---- scales ----
-SEEDS = {"smoke": 1, "small": 3}
+SEEDS = {"smoke": 1, "small": 3, "medium": 5}
 
 SMALL_32 = (
     "image_size=32,patch_size=4,hidden_size=96,num_hidden_layers=4,num_attention_heads=3,intermediate_size=384,"
@@ -212,9 +337,21 @@ PRETRAIN = {
 }
 # Dense tasks: larger pictures, of a set of their own (--pretrain_dataset_name).
 PRETRAIN_DENSE = {"config": "small_64px", "num_train_epochs": 8, "dataloader_num_workers": 0}
+# All images, longer; learning rates: LEARNING_RATES.
+PRETRAIN["medium"] = {
+    **{
+        name: value
+        for name, value in PRETRAIN["small"].items()
+        if name not in ("max_train_samples", "base_learning_rate")
+    },
+    "num_train_epochs": 20,
+}
 # Of small pre-training with labels: only nearest neighbours and a linear probe while it trains; the rest at its end, by
 # `analyze`.
 PROBES = {"diagnostics": "none", "diagnostics_steps": 0.2}
+# At `--scale medium`: the share of the steps of MAE's pre-training after which each variant is probed again, so that
+# all are probed at the same epochs.
+PROBED_EVERY = 0.1
 ANALYSIS = {"max_samples": 512, "crop_pct": 1.0}
 # What is told of the features of a pre-trained model, and of its tokens: measure -> what it is called.
 FEATURE_MEASURES = {
@@ -257,6 +394,26 @@ FINETUNE = {
         "segmentation": {"config": "upernet_small", **DENSE},
     },
 }
+FINETUNE["medium"] = {
+    "classification": {
+        **{name: value for name, value in FINETUNE["small"]["classification"].items() if name != "max_eval_samples"},
+        "num_train_epochs": 10,
+        "max_train_samples": 5_000,
+        "eval_strategy": "no",
+    }
+}
+# Flags of the evaluations of frozen features, on all labelled images but for `--scale small`.
+_PROBE = {"save_strategy": "no", "dataloader_num_workers": 0}
+FROZEN: dict[str, dict[str, Any]] = {
+    "knn": {"pooling": "mean", "crop_pct": 1.0, "num_workers": 0},
+    "linear": {"config": "linear_probe_small", **_PROBE},
+    "attentive": {"config": "attentive_probe_small", **_PROBE},
+}
+FROZEN_SAMPLES: dict[str, dict[str, Any]] = {
+    "small": {"max_train_samples": 10_000, "max_eval_samples": 5_000},
+    "medium": {},
+}
+FROZEN_PAPER = {"linear": "linear_probe_vit_base", "attentive": "attentive_probe_vit_base"}
 FINETUNE_PAPER = {
     "classification": "finetune_vit_base",
     "detection": "mask_rcnn_vit_base",

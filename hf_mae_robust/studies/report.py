@@ -80,7 +80,7 @@ def headline(study: Study, pretrained: Results) -> dict[str, Any]:
     return found
 
 
-def _with_more(results: Results, derive: Callable[[dict[str, Any]], dict[str, float]]) -> Results:
+def with_more(results: Results, derive: Callable[[dict[str, Any]], dict[str, float]]) -> Results:
     """Results, with metrics that follow from each."""
     return {
         variant: {seed: {**result, "metrics": result["metrics"] | derive(result)} for seed, result in by_seed.items()}
@@ -88,7 +88,7 @@ def _with_more(results: Results, derive: Callable[[dict[str, Any]], dict[str, fl
     }
 
 
-def _last_block(analysis: dict[str, Any]) -> dict[str, float]:
+def last_block(analysis: dict[str, Any]) -> dict[str, float]:
     """The measures of the encoder's last block under that name."""
     metrics = analysis["metrics"]
     last = max(int(name.split("/")[0].split()[1]) for name in metrics if name.startswith("encoder "))
@@ -98,7 +98,7 @@ def _last_block(analysis: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _mean_of_curve(pretraining: dict[str, Any]) -> dict[str, float]:
+def mean_of_curve(pretraining: dict[str, Any]) -> dict[str, float]:
     """The mean of the probe's curve behind its first point: how early features are good."""
     values = [value for epoch, value in pretraining["curves"].get(PROBE, ()) if epoch > 0]
     return {"linear_probe_mean": statistics.fmean(values)} if values else {}
@@ -113,8 +113,8 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     folder.mkdir(parents=True, exist_ok=True)
     pretrained = results["pretrain"]
     finetuned = compare(study, results["finetune"], [name for name, _ in study.metrics])
-    probed = compare(study, _with_more(pretrained, _mean_of_curve), FEATURE_MEASURES)
-    analyzed = compare(study, _with_more(results["analyze"], _last_block), TOKEN_MEASURES)
+    probed = compare(study, with_more(pretrained, mean_of_curve), FEATURE_MEASURES)
+    analyzed = token_measures(study, results["analyze"])
     trained = compare(study, pretrained, TRAINING_MEASURES) if study.same_target else {}
     reached = headline(study, pretrained)
     content = {"study": study.name, "command": command, "about": about}
@@ -152,7 +152,7 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
             "",
             *_table(study, label, analyzed.get(measure, {})),
             "",
-            *_overview(study, analyzed),
+            *overview(study, analyzed),
         ]
     if finetuned or probed or trained:
         lines += [
@@ -163,11 +163,16 @@ def write_report(study: Study, results: dict[str, Results], folder: Path, comman
     if study.task is None and not study.same_target:
         lines += ["", "## Losses", "", *_losses(study, pretrained)]
     for name, label in (("loss", "training loss"), (PROBE, "accuracy of the linear probe")):
-        if _curves(study, pretrained, name, label, folder / f"{study.name}_{name}.png"):
+        if write_curves(study, pretrained, name, label, folder / f"{study.name}_{name}.png"):
             lines += ["", f"![{label}]({study.name}_{name}.png)"]
     path = folder / f"{study.name}.md"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def token_measures(study: Study, analyzed: Results) -> dict[str, Any]:
+    """`compare` of what analyses say of tokens."""
+    return compare(study, with_more(analyzed, last_block), TOKEN_MEASURES)
 
 
 def _table(study: Study, label: str, found: dict[str, Any], paper: dict[str, str] | None = None) -> list[str]:
@@ -201,7 +206,7 @@ def _untrained(pretrained: Results, measure: str) -> list[str]:
     return ["", f"Before the first step: {statistics.fmean(values):.4f}."] if values else []
 
 
-def _overview(study: Study, analyzed: dict[str, Any]) -> list[str]:
+def overview(study: Study, analyzed: dict[str, Any]) -> list[str]:
     """Means of many measures, one row a variant."""
     labels = [label for measure, label in TOKEN_MEASURES.items() if measure in analyzed]
     lines = [f"| mean over seeds | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
@@ -263,7 +268,7 @@ def _losses(study: Study, pretrained: Results) -> list[str]:
     return lines
 
 
-def _curves(study: Study, results: Results, name: str, label: str, path: Path) -> bool:
+def write_curves(study: Study, results: Results, name: str, label: str, path: Path) -> bool:
     """One line a variant, the mean over seeds, and a band from the lowest to the highest."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for number, variant in enumerate(study.variants):

@@ -1,4 +1,4 @@
-"""python -m hf_mae_robust reproduce: the paper's tables and its Figure 2, and a study of our own, as commands."""
+"""python -m hf_mae_robust reproduce: the paper's tables and its Figure 2, and studies of our own, as commands."""
 
 import argparse
 import os
@@ -16,11 +16,17 @@ from .definitions import (
     ANALYSIS,
     FINETUNE,
     FINETUNE_PAPER,
+    FROZEN,
+    FROZEN_KINDS,
+    FROZEN_PAPER,
+    FROZEN_SAMPLES,
+    LEARNING_RATES,
     MAE,
     NUM_BLOCKS,
     NUM_BLOCKS_DENSE,
     PRETRAIN,
     PRETRAIN_DENSE,
+    PROBED_EVERY,
     PROBES,
     SEEDS,
     STUDIES,
@@ -28,6 +34,8 @@ from .definitions import (
     Variant,
     studies,
 )
+from .plan_report import write_plan_report
+from .rates_report import write_rates_report
 from .report import Results, write_report
 from .runner import Run, StudyRunner
 
@@ -42,24 +50,28 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument(
         "--scale",
-        choices=["smoke", "small", "paper"],
+        choices=["smoke", "small", "medium", "paper"],
         default="small",
-        help="smoke: minutes, on digits; small: hours on a CPU, on --dataset_name; paper: prints the commands for "
-        "ImageNet (%(default)s).",
+        help="smoke: minutes, on digits; small: hours on a CPU, on --dataset_name; medium: longer, on all its images; "
+        "paper: prints the commands for ImageNet (%(default)s).",
     )
     parser.add_argument("--run", dest="starts_runs", action="store_true", help="With --scale paper: also start them.")
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", help="Labelled images (small), or ImageNet, COCO or ADE20K (paper).")
+    data.add_argument("--dataset_name", help="Labelled images (small, medium), or ImageNet, COCO or ADE20K (paper).")
     data.add_argument("--pretrain_dataset_name", help="Other images to pre-train on; default: --dataset_name.")
     data.add_argument("--label_column_name", help="Column of the labels, where it is not the only one.")
     runs = parser.add_argument_group("runs")
     runs.add_argument(
-        "--seeds", type=int, help=f"Runs of each variant; default: {SEEDS['smoke']} (smoke), {SEEDS['small']}."
+        "--seeds",
+        type=int,
+        help=f"Runs of each variant; default: {SEEDS['smoke']} (smoke), {SEEDS['small']} (small), or {SEEDS['medium']} "
+        "(medium). half_epochs has fewer of some variants, and learning_rates one.",
     )
     runs.add_argument("--num_train_epochs", type=float, help="Epochs of pre-training; default: the scale's.")
     runs.add_argument("--base_learning_rate", type=float, help="That of pre-training; default: the scale's.")
     runs.add_argument("--pretrain_flags", default="", help="More flags for run_pretrain.py, in one string.")
     runs.add_argument("--finetune_flags", default="", help="More flags for run_finetune.py, in one string.")
+    runs.add_argument("--probe_flags", default="", help="More flags for the probes of half_epochs, in one string.")
     runs.add_argument("--analyze_flags", default="", help="More flags for `analyze features`, in one string.")
     runs.add_argument("--parallel", type=int, help="Runs at a time; default: cores, or GPUs, at most 8.")
     runs.add_argument("--num_gpus", type=int, default=8, help="With --scale paper (%(default)s).")
@@ -94,8 +106,8 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
     folder = root / (study.task if study.is_dense else "classification")
     pretrained = root / "dense" if study.is_dense and args.pretrain_dataset_name else folder
     pretraining, finetuning = _pretraining(study, args), _finetuning(study, args)
-    analysis = None
-    if "label_column_name" in pretraining:
+    analysis, frozen = None, {kind: _frozen(kind, study, args) for kind in study.frozen}
+    if "label_column_name" in pretraining and study.held_out is None:
         analysis = {"dataset_name": pretraining["dataset_name"], **ANALYSIS}
         analysis |= _as_settings(args.analyze_flags)
 
@@ -103,12 +115,17 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
         settings = {**pretraining, **variant.flags(), **variant.by_scale.get(args.scale, {}), "seed": seed}
         if "num_train_epochs" in settings and args.scale in variant.epochs:
             settings["num_train_epochs"] = _epochs(float(settings["num_train_epochs"]), variant, args.scale)
+        if args.scale == "medium":
+            settings.setdefault("base_learning_rate", LEARNING_RATES[variant.tuned])
+            settings.setdefault("diagnostics_steps", round(PROBED_EVERY / variant.epochs.get("medium", 1.0), 6))
+        if variant.learning_rate is not None:
+            settings["base_learning_rate"] = variant.learning_rate
         place = pretrained / f"{variant.name}-{seed}" / "pretrain"
         return Run("pretrain", place, settings, None, {"variant": variant.name, "seed": seed})
 
     runs = []
-    for seed in range(args.seeds):
-        for variant in study.variants:
+    for seed, variants in _by_seed(study, args.seeds).items():
+        for variant in variants:
             name, described = f"{variant.name}-{seed}", {"variant": variant.name, "seed": seed}
             if variant.changes is None:
                 # The sizes of MAE's model, and nothing else of it.
@@ -118,10 +135,23 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
                 runs.append(first)
                 if analysis is not None:
                     runs.append(Run("analyze", folder / name / "analyze", analysis, first, described))
+                for kind, settings in frozen.items():
+                    module = "knn" if kind == "knn" else "finetune"
+                    seeded = settings if kind == "knn" else {**settings, "seed": seed}
+                    runs.append(Run(module, folder / name / kind, seeded, first, described))
             if finetuning is not None:
                 settings = {**finetuning, **start, "seed": seed}
                 runs.append(Run("finetune", folder / name / "finetune", settings, first, described))
     return runs
+
+
+def _by_seed(study: Study, count: int) -> dict[int, list[Variant]]:
+    """Seed -> the variants that have it, of the first `count` seeds of each."""
+    found: dict[int, list[Variant]] = {}
+    for variant in study.variants:
+        for seed in study.seeds.get(variant.name, range(count))[:count]:
+            found.setdefault(seed, []).append(variant)
+    return dict(sorted(found.items()))
 
 
 def _epochs(of_others: float, variant: Variant, scale: str) -> float:
@@ -145,9 +175,28 @@ def _pretraining(study: Study, args: argparse.Namespace) -> dict[str, Any]:
     for name in ("num_train_epochs", "base_learning_rate"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
-    if args.scale == "small" and not study.is_dense:
+    if args.scale in ("small", "medium") and not study.is_dense:
         settings |= {"label_column_name": args.label_column_name or "auto", **PROBES}
+    if args.scale == "medium":
+        settings.pop("diagnostics_steps", None)  # so that all variants are probed at the same epochs
+    settings |= _parts(study)
     return settings | _as_settings(args.pretrain_flags)
+
+
+def _parts(study: Study) -> dict[str, Any]:
+    """Flags for what is trained on and what is evaluated, where no test image may be seen."""
+    return {} if study.held_out is None else {"eval_split_name": "none", "train_val_split": study.held_out}
+
+
+def _frozen(kind: str, study: Study, args: argparse.Namespace) -> dict[str, Any]:
+    """Flags of an evaluation of frozen features, but for the seed."""
+    settings = {**_common(args), **FROZEN[kind], **FROZEN_SAMPLES[args.scale], **_parts(study)}
+    if args.label_column_name:
+        settings["label_column_name"] = args.label_column_name
+    if kind == "knn":
+        settings.pop("report_to")  # a flag of training
+        return settings
+    return settings | _as_settings(args.probe_flags)
 
 
 def _finetuning(study: Study, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -182,8 +231,16 @@ def paper_commands(study: Study, args: argparse.Namespace) -> list[list[str]]:
         words = [*launch, "run_finetune.py", "--config", FINETUNE_PAPER[study.task], *start, "--dataset_name"]
         words += [args.dataset_name or PAPER_DATA[study.task], "--bf16"]
         commands.append([*words, "--output_dir", str(output / f"{variant.name}_{study.task}")])
+        for kind in study.frozen:
+            words = [*launch, "run_finetune.py", "--config", FROZEN_PAPER[kind]] if kind in FROZEN_PAPER else []
+            words = words or ["python", "-m", "hf_mae_robust", "analyze", "knn", start[1]]
+            words += [*(start if kind in FROZEN_PAPER else ()), "--dataset_name"]
+            words += [args.dataset_name or PAPER_DATA["classification"]]
+            end = str(output / f"{variant.name}_{kind}")
+            more = ["--bf16", "--output_dir", end] if kind in FROZEN_PAPER else ["--output", f"{end}.json"]
+            commands.append([*words, *more])
     # What is to start from scratch takes its sizes from the baseline, which has to be there.
-    return sorted(commands, key=lambda words: "run_finetune.py" in words)
+    return sorted(commands, key=lambda words: "run_pretrain.py" not in words)
 
 
 def _changes(variant: Variant, study: Study) -> list[str]:
@@ -202,10 +259,10 @@ def _changes(variant: Variant, study: Study) -> list[str]:
     return words
 
 
-def _results(runs: list[Run], module: str) -> Results:
+def _results(runs: list[Run], kind: str) -> Results:
     found: Results = {}
     for run in runs:
-        if run.module == module and (result := run.result()) is not None:
+        if run.kind == kind and (result := run.result()) is not None:
             found.setdefault(result["variant"], {})[result["seed"]] = result
     return found
 
@@ -232,6 +289,8 @@ def start(words: list[str]) -> None:
 def run_reproduce(args: argparse.Namespace) -> None:
     """Run the studies of the paper's tables and figures, and report them."""
     if args.scale == "paper":
+        if "learning_rates" in args.studies:
+            raise UserError("--scale paper is not for learning_rates: the recipes have the paper's. --scale medium.")
         for name in args.studies:
             commands = paper_commands(studies(NUM_BLOCKS["paper"])[name], args)
             for words in commands:
@@ -247,8 +306,12 @@ def run_reproduce(args: argparse.Namespace) -> None:
         is_dense = studies(12)[name].is_dense
         if args.scale == "smoke" and (is_dense or args.dataset_name):
             raise UserError(f"--scale smoke is on scikit-learn's digits; {name} with a data set: --scale small.")
-        if args.scale == "small" and not args.dataset_name:
-            raise UserError("--scale small needs --dataset_name, such as CIFAR-10's.")
+        if args.scale == "smoke" and studies(12)[name].frozen:
+            raise UserError(f"--scale smoke is not for {name}, which needs labelled images: --scale small or medium.")
+        if args.scale == "medium" and is_dense:
+            raise UserError(f"--scale medium is not for {name}: --scale small.")
+        if args.scale in ("small", "medium") and not args.dataset_name:
+            raise UserError(f"--scale {args.scale} needs --dataset_name, such as CIFAR-10's.")
         chosen.append(studies(NUM_BLOCKS_DENSE if is_dense else NUM_BLOCKS[args.scale])[name])
     all_runs = {study.name: runs_of(study, args) for study in chosen}
     unique: dict[Path, Run] = {}
@@ -274,7 +337,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
     for study in chosen:
         runs = all_runs[study.name]
         finished = sum(run.result() is not None for run in runs)
-        results = {module: _results(runs, module) for module in ("pretrain", "analyze", "finetune")}
+        results = {kind: _results(runs, kind) for kind in ("pretrain", "analyze", *FROZEN_KINDS, "finetune")}
         about = {
             "scale": args.scale
             if args.scale != "smoke"
@@ -283,7 +346,8 @@ def run_reproduce(args: argparse.Namespace) -> None:
             "runs": f"{finished} of {len(runs)} finished",
             **_circumstances(runs),
         }
-        path = write_report(study, results, args.output_dir / args.scale / "reports", command, about)
+        write = write_plan_report if study.plan else write_rates_report if study.held_out else write_report
+        path = write(study, results, args.output_dir / args.scale / "reports", command, about)
         print(f"{study.name}: {finished} of {len(runs)} runs; {path}")
     if failure is not None:
         raise UserError(str(failure)) from failure
@@ -298,7 +362,7 @@ def _given(args: argparse.Namespace) -> list[str]:
     for name in ("dataset_name", "pretrain_dataset_name"):
         if getattr(args, name):
             words += [f"--{name}", f"path/to/{Path(getattr(args, name)).name}"]
-    for name in ("pretrain_flags", "finetune_flags", "analyze_flags"):
+    for name in ("pretrain_flags", "finetune_flags", "probe_flags", "analyze_flags"):
         if getattr(args, name):
             words.append(f"--{name}={getattr(args, name)}")
     return words

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -23,8 +24,12 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..errors import StudyError, UserError, refused_by_library
+from ..training.predictions import PREDICTIONS, Predictions
+from .hits import packed
 
 RESULT, LOG = "result.json", "run.log"
+# Of a run that is not finished: a line for each time that it was started, with its CPU time and its time in seconds.
+ATTEMPTS = "attempts.jsonl"
 # Of the log: what a result keeps over the epochs.
 CURVES = ("loss", "eval_loss", "diagnostics/linear_probe_accuracy", "diagnostics/knn_accuracy")
 # Points of a curve that a result keeps.
@@ -33,10 +38,16 @@ MAX_POINTS = 200
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 
+# Of the modules that are not commands of `python -m hf_mae_robust`.
+PROGRAMS = {"pretrain": "run_pretrain.py", "finetune": "run_finetune.py"}
+KNN = "knn.json"
+
+
 @dataclass(eq=False)
 class Run:
-    """A pre-training, an analysis of what it gave, or a fine-tuning. module: "pretrain", "analyze" or "finetune".
-    folder: of its own. settings: its flags, but for folders. after: the run whose model it starts from."""
+    """A pre-training, an evaluation or analysis of what it gave, or a fine-tuning. module: "pretrain", "finetune",
+    "analyze" (features) or "knn". folder: of its own; its name says what the run is for (`kind`). settings: its flags,
+    but for folders. after: the run whose model it starts from."""
 
     module: str
     folder: Path
@@ -48,11 +59,22 @@ class Run:
     def output(self) -> Path:
         return self.folder / "output"
 
+    @property
+    def kind(self) -> str:
+        return self.folder.name
+
+    @property
+    def program(self) -> str:
+        return PROGRAMS.get(self.module, "-m hf_mae_robust")
+
     def words(self) -> list[str]:
         """Of the command line, behind run_pretrain.py, run_finetune.py or `-m hf_mae_robust`."""
         words, folders = [], {"output_dir": str(self.output)}
         if self.module == "analyze":
             words += ["analyze", "features", str(cast(Run, self.after).output)]
+        elif self.module == "knn":
+            words += ["analyze", "knn", str(cast(Run, self.after).output)]
+            folders = {"output": str(self.output / KNN), "predictions": str(self.output / PREDICTIONS)}
         elif self.after is not None:
             folders["model_name_or_path"] = str(self.after.output)
         for name, value in {**self.settings, **folders}.items():
@@ -111,8 +133,9 @@ def _collect(run: Run) -> dict[str, Any]:
     """Metrics and curves of a run's output folder."""
     found: dict[str, Any] = {**run.described, "module": run.module, "settings": run.recorded()}
     found |= {"versions": _versions(), "machine": _machine()}
-    if run.module == "analyze":
-        values = json.loads((run.output / "analysis.json").read_text())["values"]
+    if run.module in ("analyze", "knn"):
+        written = json.loads((run.output / (KNN if run.module == "knn" else "analysis.json")).read_text())
+        values = written if run.module == "knn" else written["values"]
         found["metrics"] = {name: value for name, value in values.items() if isinstance(value, float)}
     else:
         history = json.loads((run.output / "trainer_state.json").read_text())["log_history"]
@@ -123,13 +146,39 @@ def _collect(run: Run) -> dict[str, Any]:
         found["curves"] = {name: _thin(points) for name, points in curves.items() if points}
         found["metrics"] = json.loads((run.output / "all_results.json").read_text())
         found["metrics"] |= {name: points[-1][1] for name, points in curves.items() if points and "accuracy" in name}
-    program = "-m hf_mae_robust" if run.module == "analyze" else f"run_{run.module}.py"
-    return found | {"command": f"python {program} {shlex.join(run.words())}"}
+    if (predictions := run.output / PREDICTIONS).exists():
+        found["hits"] = packed(Predictions.read(predictions))
+    return found | {"cost": _cost(run), "command": f"python {run.program} {shlex.join(run.words())}"}
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    """CPU time and time of a run, interrupted attempts included; of those that were killed, nothing is known."""
+    lines = [json.loads(line) for line in (run.folder / ATTEMPTS).read_text().splitlines()]
+    return {"attempts": len(lines)} | {name: sum(line[name] for line in lines) for name in ("cpu_seconds", "seconds")}
+
+
+@contextmanager
+def _timed(path: Path) -> Iterator[None]:
+    """Append what the block has cost this process, and the processes that it has waited for."""
+    start = time.perf_counter(), sum(os.times()[:4])
+    try:
+        yield
+    finally:
+        spent = {"cpu_seconds": sum(os.times()[:4]) - start[1], "seconds": time.perf_counter() - start[0]}
+        with path.open("a") as file:
+            file.write(json.dumps({name: round(value, 2) for name, value in spent.items()}) + "\n")
 
 
 # Each run is a fork of one process that has imported everything; imports can take longer than a small run.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PRELOADED = ("pretraining.task", "finetuning.classification.task", "analysis.analyze", "training.run", "__main__")
+_PRELOADED = (
+    "pretraining.task",
+    "finetuning.classification.task",
+    "analysis.analyze",
+    "analysis.knn",
+    "training.run",
+    "__main__",
+)
 _PROCESSES.set_forkserver_preload([f"hf_mae_robust.{name}" for name in _PRELOADED])
 
 
@@ -143,7 +192,8 @@ def _become(module: str, words: list[str], log: Path, gpu: int | None, threads: 
     threadpool_limits(threads)
     torch.set_num_threads(threads)
     sys.argv = [f"run_{module}.py", *words]
-    import_module(f"hf_mae_robust.{'__main__' if module == 'analyze' else module}").main()
+    with _timed(log.with_name(ATTEMPTS)):
+        import_module(f"hf_mae_robust.{module if module in PROGRAMS else '__main__'}").main()
 
 
 @contextmanager
@@ -231,6 +281,8 @@ class StudyRunner:
 
     def _run_at(self, run: Run, place: int) -> str | None:
         run.folder.mkdir(parents=True, exist_ok=True)
+        if (run.folder / RESULT).exists():  # its model is gone, and it begins again
+            (run.folder / ATTEMPTS).unlink(missing_ok=True)
         devices, share = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // self.parallel)
         threads = min(share, torch.get_num_threads())  # OMP_NUM_THREADS may allow fewer
         gpu = place % devices if devices else None

@@ -144,9 +144,9 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
         )
 
     def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """(inputs on the device, `(B,)` bool: which images count). Fillers and images that cannot be decoded do not,
-        so sums over all processes are exact. A signal during training is answered here: an evaluation can take long,
-        and it is not repeated when the run resumes."""
+        """(inputs on the device, `(B,)` int64: the rows of the images). Fillers and images that cannot be decoded have
+        negative ones, and do not count, so sums over all processes are exact. A signal during training is answered
+        here: an evaluation can take long, and it is not repeated when the run resumes."""
         for batch in dataloader:
             if not self.is_in_train:
                 stop_if_asked()
@@ -154,7 +154,6 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
                 self._save_checkpoint(self.model_wrapped)
                 self.stop.end(self.args, self.state)
             inputs = self._prepare_inputs(batch)
-            valid = (inputs.pop("row") >= 0).to(self.args.device)
-            yield inputs, valid
+            yield inputs, inputs.pop("row").to(self.args.device)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         self.bad_images.check()

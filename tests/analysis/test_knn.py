@@ -16,13 +16,14 @@ from hf_mae_robust.__main__ import main
 from hf_mae_robust.analysis import knn
 from hf_mae_robust.analysis.knn import knn_accuracy
 from hf_mae_robust.conversion.frozen import load_encoder
-from hf_mae_robust.data.features import extract_features
+from hf_mae_robust.data.features import extract_features, features_by_row
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.preprocessing import EvaluationTransform, evaluation_processor
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
 from hf_mae_robust.finetune import make_parser, prepare
 from hf_mae_robust.model import ViTMAERobustModel
+from hf_mae_robust.training.predictions import Predictions
 from tests.helpers import as_flags, finetuning_settings, photos, write_parquet_set
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -182,6 +183,20 @@ def test_the_command_prints_and_writes_what_sklearn_finds(encoder_dir, photos_di
     assert f"the most frequent class alone: {12 / 23:.4f}" in printed
 
 
+def test_the_vote_on_each_image_is_written(encoder_dir, photos_dir, tmp_path):
+    path = tmp_path / "new" / "votes.csv"
+    analyze(encoder_dir, photos_dir, "--k", 3, "--temperature", 0.3, "--predictions", path)
+    encoder, _ = load_encoder(str(encoder_dir))
+    train, images = (one_by_one(encoder, photos(count, seed=seed)) for count, seed in ((40, 0), (23, 1)))
+    weighted = KNeighborsClassifier(3, metric="cosine", algorithm="brute", weights=lambda far: np.exp(-far / 0.3))
+    votes = weighted.fit(train.double(), np.arange(40) % 2).predict_proba(images.double().numpy())
+    found = Predictions.read(path)
+    assert found.rows.tolist() == list(range(23)) and found.labels.tolist() == [row % 2 for row in range(23)]
+    assert found.predicted.tolist() == votes.argmax(axis=1).tolist() and 0 < found.predicted.mean() < 1
+    assert found.probabilities == pytest.approx(votes.max(axis=1), abs=1e-4)
+    assert path.read_text().splitlines()[2].endswith((",b,a", ",b,b"))
+
+
 def test_another_checkpoint_is_compared_image_by_image(encoder_dir, photos_dir, tmp_path, capsys):
     """With one of other weights, and with itself. Expected: both by sklearn, and the binomial test by counting."""
     other, path = tmp_path / "other", tmp_path / "knn.json"
@@ -237,9 +252,9 @@ def test_the_images_held_out_are_those_that_fine_tuning_holds_out(encoder_dir, t
 
     def spy(encoder, source, *more, **options):
         sources.append(source)
-        return extract_features(encoder, source, *more, **options)
+        return features_by_row(encoder, source, *more, **options)
 
-    monkeypatch.setattr(knn, "extract_features", spy)
+    monkeypatch.setattr(knn, "features_by_row", spy)
     analyze(encoder_dir, tmp_path / "set", *flags, "--output", tmp_path / "knn.json")
     result = json.loads((tmp_path / "knn.json").read_text())
     assert (result["neighbours"], result["images"]) == (20, 10)

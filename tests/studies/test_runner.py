@@ -1,5 +1,6 @@
 """Runs of a study: finished ones are kept, failed ones are told, models that are gone are trained again."""
 
+import json
 import os
 import shutil
 import time
@@ -14,6 +15,7 @@ from hf_mae_robust.__main__ import main
 from hf_mae_robust.errors import EXIT_STOPPED, StudyError
 from hf_mae_robust.studies import reproduce, runner
 from hf_mae_robust.studies.definitions import studies
+from hf_mae_robust.studies.hits import unpacked
 from hf_mae_robust.studies.runner import Run, StudyRunner
 from tests.helpers import TINY_OVERRIDES
 from tests.processes import offline
@@ -34,9 +36,18 @@ def test_finished_runs_are_kept_and_failed_ones_told(tiny, tmp_path, monkeypatch
     first = Run("pretrain", tmp_path / "mae-0", tiny, None, {"variant": "mae", "seed": 0})
     bad = Run("pretrain", tmp_path / "bad-0", {**tiny, "mask_ratio": 2}, None, {"variant": "bad", "seed": 0})
     needs_bad = Run("finetune", tmp_path / "bad-0-finetuned", tiny, bad)
-    with pytest.raises(StudyError, match=r"1 of 3 runs failed(.|\n)*bad-0: exit code 2: .*mask_ratio"):
-        StudyRunner([first, bad, needs_bad], 2).go()
-    result = first.result()
+    data = {"dataset_name": tiny["dataset_name"]}
+    vote = Run(
+        "knn", tmp_path / "knn", {**data, "num_workers": 0, "crop_pct": 1.0}, first, {"variant": "mae", "seed": 0}
+    )
+    with pytest.raises(StudyError, match=r"1 of 4 runs failed(.|\n)*bad-0: exit code 2: .*mask_ratio"):
+        StudyRunner([first, vote, bad, needs_bad], 2).go()
+    result, voted = first.result(), vote.result()
+    hits = unpacked(voted["hits"])
+    assert voted["metrics"]["accuracy"] == hits.mean() and len(hits) == 11
+    assert voted["settings"]["after"] == first.name and "analyze knn" in voted["command"]
+    assert "hits" not in result and result["cost"]["attempts"] == 1
+    assert result["cost"]["cpu_seconds"] > 0 and result["cost"]["seconds"] > 0
     assert result["variant"] == "mae" and len(result["curves"]["loss"]) == 2
     assert result["metrics"]["eval_loss"] > 0
     assert bad.result() is None and not needs_bad.folder.exists()
@@ -123,5 +134,6 @@ def test_a_study_that_is_terminated_goes_on(photos_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "studies", two_variants)
     main(["reproduce", *words])
     log = (folder / "run.log").read_text()
-    assert "Resuming from" in log and (folder / "result.json").exists()
+    assert "Resuming from" in log
+    assert json.loads((folder / "result.json").read_text())["cost"]["attempts"] == 2
     assert (tmp_path / "small" / "reports" / "table1.md").exists()

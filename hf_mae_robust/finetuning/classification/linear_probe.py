@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ...data.features import extract_features
+from ...data.features import features_by_row
 from ...data.loaders import EpochDataLoader
 from ...data.order import EpochBatchSampler
 from ...data.preprocessing import EvaluationTransform
@@ -100,13 +100,14 @@ class ProbeTrainer(ClassificationTrainer):
 
     def __init__(self, *, model: LinearProbe, **kwargs: Any):
         super().__init__(model=model, **kwargs)
-        self.cached: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Features, classes and rows of each split.
+        self.cached: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def cache_features(self) -> None:
         probe: LinearProbe = self.accelerator.unwrap_model(self.model)
         for split, source in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if source is not None:
-                self.cached[split] = extract_features(
+                self.cached[split] = features_by_row(
                     probe.encode,
                     source,
                     cast(EvaluationTransform, self.eval_transform),
@@ -128,7 +129,7 @@ class ProbeTrainer(ClassificationTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         if "train" not in self.cached:
             return super().get_train_dataloader()
-        features, labels = self.cached["train"]
+        features, labels, _ = self.cached["train"]
         sampler = EpochBatchSampler(
             (len(features),),
             rank=self.args.process_index,
@@ -148,10 +149,10 @@ class ProbeTrainer(ClassificationTrainer):
         if "eval" not in self.cached:
             yield from super().evaluation_batches(dataloader)
             return
-        features, labels = (part[self.args.process_index :: self.args.world_size] for part in self.cached["eval"])
-        for batch in zip(features.split(4096), labels.split(4096)):
-            inputs = self._prepare_inputs(dict(zip(("features", "labels"), batch)))
-            yield inputs, torch.ones_like(inputs["labels"], dtype=torch.bool)
+        mine = (part[self.args.process_index :: self.args.world_size].split(4096) for part in self.cached["eval"])
+        for batch in zip(*mine):
+            inputs = self._prepare_inputs(dict(zip(("features", "labels", "row"), batch)))
+            yield inputs, inputs.pop("row")
 
     def save_weights(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
         probe, trained = self.accelerator.unwrap_model(self.model), self.model

@@ -13,6 +13,7 @@ from ...data.preprocessing import EvaluationTransform
 from ...errors import UserError
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.intervals import accuracy_interval
+from ...training.predictions import PREDICTIONS
 from ..arguments import AugmentationArguments, FinetuneArguments, FinetuneTrainingArguments
 from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
@@ -166,13 +167,14 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
 
     def report(self, trainer: ClassificationTrainer) -> tuple[str, list[str]]:
         output_dir = Path(trainer.args.output_dir)
-        if trainer.labels is None or trainer.predicted is None:
+        if trainer.labels is None or trainer.predicted is None or trainer.predictions is None:
             return "", []
+        trainer.predictions.write(output_dir / PREDICTIONS, trainer.class_names)
         save_confusion(trainer.predicted, trainer.labels, trainer.class_names, output_dir)
         hits = trainer.predicted == trainer.labels
         low, high = accuracy_interval(hits)
         sentence = f"Accuracy {hits.mean():.4f} (95% interval {low:.4f} to {high:.4f})."
-        return sentence, ["confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
+        return sentence, [PREDICTIONS, "confusion_matrix.png", "confusion_matrix.json", *trainer.MORE_FOLDERS]
 
 
 def build_mixup(

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ...errors import CheckpointError, DataError, UserError
 from ...training.checkpoints import is_checkpoint
 from ...training.intervals import interval_fields
+from ...training.predictions import Predictions
 from ..trainer import FinetuningTrainer
 from .augmentation import seeded
 from .metrics import classification_metrics
@@ -74,9 +75,11 @@ class ClassificationTrainer(FinetuningTrainer):
                 raise UserError("--model_ema_decay does not work with FSDP and DeepSpeed, which split the weights.")
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=True)
             self.add_callback(EmaCallback(self))
-        # Classes predicted and true, of all images of the last evaluation, in all processes.
+        # Classes predicted and true, of all images of the last evaluation, in all processes; and, row by row, what is
+        # written of them.
         self.predicted: np.ndarray | None = None
         self.labels: np.ndarray | None = None
+        self.predictions: Predictions | None = None
         self._mixed = (-1, 0)
 
     # ---- training ----
@@ -135,13 +138,15 @@ class ClassificationTrainer(FinetuningTrainer):
         model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
         model.eval()
         num_shown = min(5, len(self.class_names))
-        found: dict[str, list[torch.Tensor]] = {"top": [], "labels": [], "losses": []}
-        for inputs, valid in self.evaluation_batches(dataloader):
-            labels = inputs.pop("labels")
+        found: dict[str, list[torch.Tensor]] = {"top": [], "labels": [], "losses": [], "probabilities": [], "rows": []}
+        for inputs, rows in self.evaluation_batches(dataloader):
+            valid, labels = rows >= 0, inputs.pop("labels")
             with self.compute_loss_context_manager():
                 logits = model(**inputs).logits.float()
             found["top"].append(logits.topk(num_shown).indices[valid])
             found["labels"].append(labels[valid])
+            found["probabilities"].append(logits.softmax(dim=1).amax(dim=1)[valid])
+            found["rows"].append(rows[valid])
             found["losses"].append(nn.functional.cross_entropy(logits, labels, reduction="none")[valid])
         mine = {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()} if found["top"] else None
         parts: list[Any] = gather_object([mine]) if self.args.world_size > 1 else [mine]
@@ -149,10 +154,11 @@ class ClassificationTrainer(FinetuningTrainer):
         num_images = sum(len(part["labels"]) for part in parts)
         if not num_images:
             raise DataError(f"None of the images of {self.eval_source.description} can be decoded.")
-        top, self.labels, losses = (
-            np.concatenate([part[name] for part in parts]) for name in ("top", "labels", "losses")
+        top, self.labels, losses, probabilities, all_rows = (
+            np.concatenate([part[name] for part in parts]) for name in found
         )
         self.predicted = top[:, 0]
+        self.predictions = Predictions.sorted_by_row(all_rows, self.labels, self.predicted, probabilities)
         metrics = {"loss": float(losses.mean(dtype=np.float64)), **classification_metrics(top, self.labels)}
         metrics |= interval_fields("accuracy", self.predicted == self.labels)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -72,7 +72,8 @@ class DetectionTrainer(FinetuningTrainer):
         mine: list[tuple[int, Objects, Detections]] = []
         processor: Any = self.processing_class
         self.pictures = []
-        for inputs, valid in self.evaluation_batches(dataloader):
+        for inputs, rows in self.evaluation_batches(dataloader):
+            valid = rows >= 0
             found = [label["objects"] for label in inputs.pop("labels")]
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)

@@ -160,7 +160,8 @@ class SegmentationTrainer(FinetuningTrainer):
             with self.compute_loss_context_manager():
                 return model(pixel_values=windows).logits
 
-        for inputs, valid in self.evaluation_batches(dataloader):
+        for inputs, rows in self.evaluation_batches(dataloader):
+            valid = rows >= 0
             for image, classes, counts_too in zip(inputs["pixel_values"], inputs["labels"], valid.tolist()):
                 if not counts_too:
                     continue

@@ -105,6 +105,8 @@ def test_features_that_are_computed_once_train_the_same_probe(arguments, tmp_pat
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
     assert metrics["eval_accuracy"] == expected["eval_accuracy"]
+    for mine, cached in zip(trainer.predictions, once.predictions):
+        assert mine == pytest.approx(cached, rel=1e-5)
 
 
 @pytest.mark.parametrize("augmentation", ["true", pytest.param("false", marks=pytest.mark.slow)])

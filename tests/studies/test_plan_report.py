@@ -1,0 +1,107 @@
+"""The report of a study with a plan, on made-up results, against numpy and scipy."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hf_mae_robust.studies.comparisons import NOT_REACHED, REACHED, UNFINISHED
+from hf_mae_robust.studies.definitions import studies
+from hf_mae_robust.studies.hits import packed
+from hf_mae_robust.studies.plan_report import planned_seeds, write_plan_report
+from hf_mae_robust.training.predictions import Predictions
+
+STUDY = studies(4)["half_epochs"]
+LABELS = {variant.name: variant.label for variant in STUDY.variants}
+IMAGES = 200
+KINDS = ("pretrain", "analyze", "knn", "linear", "attentive", "finetune")
+
+
+def made_up(shares, seeds=5, has_curves=False):
+    """Results of all kinds. shares: variant -> how much more often than 0.5 it is right. has_curves: pictures of them
+    take long."""
+    rng = np.random.default_rng(5)
+    hard = rng.random(IMAGES)
+    results = {kind: {} for kind in KINDS}
+    hits = {}
+    for name, share in shares.items():
+        for seed in range(seeds):
+            right = hard + rng.normal(size=IMAGES) * 0.1 < 0.5 + share
+            hits[name, seed] = right
+            none = np.zeros(IMAGES, dtype=int)
+            found = packed(Predictions(np.arange(IMAGES), none, (~right).astype(int), none))
+            last = 40 if name == "mae_2x" else 20
+            noise = 0.0005 * len(name) * seed  # the differences of seeds are not all the same
+            curve = [[epoch, 0.3 + share + 0.001 * epoch + noise] for epoch in range(0, last + 1, 2)]
+            for kind in KINDS:
+                result = {"metrics": {}, "curves": {}, "cost": {"cpu_seconds": 60.0 * (1 + seed)}}
+                if kind in ("knn", "linear", "attentive", "finetune"):
+                    metric = "accuracy" if kind == "knn" else "eval_accuracy"
+                    result |= {"metrics": {metric: float(right.mean())}, "hits": found}
+                elif kind == "analyze":
+                    result["metrics"] = {"encoder 3/uniformity": -1.0 - share - noise, "mean/rank": 7.0}
+                elif has_curves:
+                    result["curves"] = {"linear_probe_accuracy": curve, "loss": [[1, 0.9], [last, 0.8]]}
+                results[kind].setdefault(name, {})[seed] = result
+    return results, hits
+
+
+ALL = {"mae": 0.0, "drop_edge": 0.01, "global_patch": 0.0, "robust": 0.2, "mid_12": 0.1, "mae_2x": 0.05, "raw": 0.0}
+
+
+def test_the_report_says_what_was_planned(tmp_path):
+    results, hits = made_up(ALL, has_curves=True)
+    path = write_plan_report(STUDY, results, tmp_path, "the command", {"data": "made up"})
+    text, content = path.read_text(), json.loads((tmp_path / "half_epochs.json").read_text())
+    means = {name: np.array([hits[name, seed].mean() for seed in range(5)]) for name in ALL}
+    expected = stats.ttest_rel(means["robust"], means["mae_2x"])
+    primary = content["primary"]
+    assert primary["p"] == pytest.approx(expected.pvalue) and primary["verdict"] == REACHED
+    low, high = expected.confidence_interval(0.95)
+    assert f"95% by seed (t) {low:+.4f} to {high:+.4f}" in text and "**reached**" in text
+    images = np.mean([hits["robust", s].astype(float) - hits["mae_2x", s] for s in range(5)], axis=0)
+    over_images = stats.bootstrap((images,), np.mean, method="percentile", n_resamples=4000, rng=0)
+    assert primary["over_images"] == pytest.approx(tuple(over_images.confidence_interval), abs=0.005)
+    assert text.index("## The primary comparison") < text.index("## The secondary") < text.index("## Cost")
+
+    # Holm over all 35 planned, of which those with all_12, which has no runs, count with p = 1.
+    secondary = content["secondary"]
+    assert len(secondary) == 35 and sum(each["p"] is None for each in secondary) >= 4
+    p = np.array([1.0 if each["p"] is None else each["p"] for each in secondary])
+    smallest = secondary[int(p.argmin())]
+    assert smallest["p_holm"] == pytest.approx(min(1, 35 * p.min()))
+    uniformity = next(each for each in secondary if (each["measure"], each["variant"]) == ("uniformity", "robust"))
+    assert uniformity["difference"] == pytest.approx(-0.2 - 0.0005 * 3 * 2) and "over_images" not in uniformity
+    probe = next(each for each in secondary if each["measure"] == "probe_mean")
+    assert probe["difference"] == pytest.approx(0.1 + 0.0005 * 3 * 2)
+
+    # A run of seed s has cost s + 1 minutes: 3 in the mean, of each of six kinds.
+    assert f"| {LABELS['mae']} | {' | '.join(['3.0'] * 6)} | 1.50 |" in text
+    assert content["about"]["cost"] == "10.5 h of CPU time"
+    assert content["values"]["linear"]["mid_12"]["mean"] == pytest.approx(means["mid_12"].mean())
+    # The probe by epoch, of which only one variant has more than 20.
+    assert "| 40 |  |  |  |  |  | 0.3960 |  |" in text and "| 20 | 0.3230 |" in text
+    assert (tmp_path / "half_epochs_linear_probe_accuracy.png").exists()
+    gain = stats.ttest_rel(means["mae_2x"], means["mae"]).confidence_interval(0.95)
+    assert f"({gain.low:+.4f} to {gain.high:+.4f})" in text and "so there is something to reach" in text
+    below = sum(each["p"] is not None and each["p"] < 0.05 for each in secondary)
+    kept = sum(each["p"] is not None and each["p_holm"] < 0.05 for each in secondary)
+    tested = sum(each["p"] is not None for each in secondary)
+    assert f"Of {tested} secondary comparisons {below} have p below 0.05" in text and kept > 0
+    assert f"After Holm's correction {kept} remain: " in text
+
+
+def test_a_recipe_that_falls_short_is_told(tmp_path):
+    results, _ = made_up({"mae": 0.0, "robust": 0.0, "mae_2x": 0.3})
+    text = write_plan_report(STUDY, results, tmp_path, "c", {}).read_text()
+    assert f"**{NOT_REACHED}**" in text and f"{LABELS['robust']} does not reach {LABELS['mae_2x']}." in text
+
+
+def test_without_all_seeds_there_is_no_verdict(tmp_path):
+    seeds = planned_seeds(STUDY)
+    results, _ = made_up({"mae": 0.0, "robust": 0.2, "mae_2x": 0.1}, seeds=seeds - 1)
+    text = write_plan_report(STUDY, results, tmp_path / "some", "c", {}).read_text()
+    assert f"**{UNFINISHED}**" in text and "has no verdict yet" in text
+    nothing = write_plan_report(STUDY, {kind: {} for kind in KINDS}, tmp_path / "none", "c", {}).read_text()
+    assert f"**{UNFINISHED}**" in nothing and "Of 0 secondary comparisons 0 have" in nothing
