@@ -149,7 +149,8 @@ LEARNING_RATES = {"mae": 8e-3, "robust": 8e-3}
 # What is tried for each of the two, on a seed that no study has, with half the epochs, and judged on a tenth of the
 # training images, which are held out.
 TRIED_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
-TUNING_SEED, TUNING_EPOCHS, TUNING_HELD_OUT = 7, 0.5, 0.1
+TUNING_SEED, TUNING_HELD_OUT = 7, 0.1
+TUNING_EPOCHS = {"smoke": 0.5, "small": 0.5, "medium": 0.5}
 # measure of a comparison -> kind of run, metric, what it is called
 MEASURES = {
     "linear": ("linear", "eval_accuracy", "linear probe"),
