@@ -49,7 +49,8 @@ class Case:
         refused: what it should be refused with; "": it should train.
         needs: why it cannot run here; "": it can.
         tolerance: largest difference of a loss that is expected.
-        on_machines: whether each process runs on a machine of its own (tests/network.py), as SLURM starts them.
+        on_machines: whether each process runs on a machine of its own (tests/network.py): by `launch`, in which
+            "{rank}" is the machine's number, or, without one, as SLURM starts them.
     """
 
     name: str
@@ -83,6 +84,14 @@ def from_file(name: str, processes: int = 2, *words: str) -> list[str]:
     return accelerate(processes, "--config_file", str(CONFIGS / name), *precision, *words)
 
 
+def on_two_machines(name: str) -> list[str]:
+    """`accelerate launch` with a file of several machines; "{rank}" is the number of the machine."""
+    return from_file(
+        name, 2, "--num_machines", "2", "--machine_rank", "{rank}", "--main_process_ip", network.FIRST_ADDRESS,
+        "--main_process_port", network.PORT,
+    )  # fmt: skip
+
+
 def deepspeed_missing() -> str:
     return "" if find_spec("deepspeed") else "deepspeed is not installed"
 
@@ -98,6 +107,11 @@ CLASSIFIER = {"script": "finetune", "like": "classification, 1 process"}
 ZERO = {"processes": 2, "needs": deepspeed_missing}
 
 MACHINES = {"processes": 2, "on_machines": True, "needs": lambda: network.why_not() or ""}
+
+TORCHRUN_MACHINES = [
+    "torch.distributed.run", "--nnodes", "2", "--node_rank", "{rank}", "--nproc_per_node", "1",
+    "--master_addr", network.FIRST_ADDRESS, "--master_port", network.PORT,
+]  # fmt: skip
 
 CASES = [
     Case("1 process", [], like=None),
@@ -117,6 +131,9 @@ CASES = [
     ),
     Case("two machines, 1 process each", [], **MACHINES),
     Case("two machines, 2 accumulated", [], words=accumulated(2), **MACHINES),
+    Case("two machines, torchrun --nnodes 2", TORCHRUN_MACHINES, **MACHINES),
+    Case("two machines, ddp_4x8gpu.yaml", on_two_machines("ddp_4x8gpu.yaml"), **MACHINES),
+    Case("two machines, fsdp2_4x8gpu.yaml", on_two_machines("fsdp2_4x8gpu.yaml"), **MACHINES),
     Case("FSDP2, fsdp2_8gpu.yaml, 2 processes", from_file(FSDP), 2),
     Case("FSDP2, 4 processes", from_file(FSDP, 4), 4),
     Case("FSDP2, 2 accumulated", from_file(FSDP), 2, accumulated(2)),
@@ -186,7 +203,9 @@ def run(case: Case, work: Path, limit_s: float) -> tuple[int | None, str]:
         started = []
         for place in machines.places:
             inside = ["ip", "netns", "exec", place["NETWORK_NAMESPACE"]]
-            started.append(start([*inside, *command], {**environment, **place}, work))
+            words = [word.replace("{rank}", place["RANK"]) for word in command]
+            who = {name: value for name, value in place.items() if name.endswith("IFNAME")} if case.launch else place
+            started.append(start([*inside, *words], {**environment, **who}, work))
         return wait_for(started, limit_s)
 
 

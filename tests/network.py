@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PORT = "29500"  # each pair of machines has its own
+FIRST_ADDRESS, PORT = "10.77.0.1", "29500"  # each pair of machines has its own
 
 
 class Network:
@@ -14,7 +14,7 @@ class Network:
 
     def __init__(self, names: list[str]):
         self.names = names
-        common = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": PORT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        common = {"MASTER_ADDR": FIRST_ADDRESS, "MASTER_PORT": PORT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
         self.places = [
             common
             | {"RANK": str(i), "LOCAL_RANK": "0", "NETWORK_NAMESPACE": name}
