@@ -12,7 +12,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 
 from hf_mae_robust import ViTMAERobustConfig
-from hf_mae_robust.data.bad_images import SkippedImage, SkippedImages
+from hf_mae_robust.data.bad_images import SkippedImage, SkippedImages, path_within
 from hf_mae_robust.data.dataset import MAX_BAD_IN_A_ROW, ImageDataset
 from hf_mae_robust.data.loaders import sequential_loader, training_loader
 from hf_mae_robust.data.opening import open_splits, source_of
@@ -401,3 +401,12 @@ def test_a_limit_of_none_and_of_all():
 def test_the_fraction_is_checked(fraction):
     with pytest.raises(ValueError, match="max_bad_images"):
         SkippedImages(None, fraction)
+
+
+@pytest.mark.parametrize("path", ["/a/b/c/d.png", "/a/b//c/d.png", "/a/bc/d.png", "/q/d.png", "d.png", "b/d.png"])
+@pytest.mark.parametrize("root", ["/a/b", "/", "b", ".", ""])
+def test_paths_are_counted_from_the_folder_of_the_data(path, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [folder for folder in (Path(root), Path(root).resolve()) if root and Path(path).is_relative_to(folder)]
+    elsewhere = Path(path).name if path.startswith("/") else path
+    assert path_within(path, root) == (Path(path).relative_to(folders[0]).as_posix() if folders else elsewhere)
