@@ -66,21 +66,6 @@ def hits_of_votes(classes: torch.Tensor, shares: torch.Tensor, labels: torch.Ten
     return torch.stack([ranked[:, 0], ranked.any(dim=1)], dim=1)
 
 
-def knn_hits(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    batch_size: int = 256,
-) -> torch.Tensor:
-    """`hits_of_votes` of `knn_votes`, which say what is what."""
-    options: dict[str, Any] = {"k": k, "temperature": temperature, "batch_size": batch_size}
-    return hits_of_votes(*knn_votes(train_features, train_labels, features, **options), labels)
-
-
 def knn_accuracy(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -91,10 +76,10 @@ def knn_accuracy(
     temperature: float = 0.07,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Accuracy of `knn_hits`, which says what is what: `accuracy` and, over the five classes with the most votes,
-    `top5_accuracy`: fractions."""
+    """Accuracy of `knn_votes`, which says what is what; labels `(M,)`: the classes of `features`. Returns `accuracy`
+    and, over the five classes with the most votes, `top5_accuracy`: fractions."""
     options: dict[str, Any] = {"k": k, "temperature": temperature, "batch_size": batch_size}
-    hits = knn_hits(train_features, train_labels, features, labels, **options)
+    hits = hits_of_votes(*knn_votes(train_features, train_labels, features, **options), labels)
     accuracy, top5 = (hits.sum(dim=0).double() / len(labels)).tolist()
     return {"accuracy": accuracy, "top5_accuracy": top5}
 

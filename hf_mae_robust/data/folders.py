@@ -23,7 +23,6 @@ from .tree import Tree, read_tree
 
 # A larger share of the image files that no split holds cannot be meant.
 MAX_UNUSED = 0.01
-STANDARD_SPLITS = ("train", "validation", "test")
 # Files of a folder that are looked at to tell maps from photos.
 NUM_LOOKED_AT = 8
 OVERRIDE = "--allow_unused_files"

@@ -151,8 +151,8 @@ def _refuse_addresses(table: Dataset, column: str, description: str) -> None:
 
 
 def _only_class(source: ImageSource) -> str | None:
-    """The class of all images, where several are named and a table shows that only one occurs."""
-    classes = source.rows.classes if isinstance(source.rows, TableRows) else None
+    """The class of all images, where several are named and all labels are in memory and show that only one occurs."""
+    classes = source.rows.classes if isinstance(source.rows, TableRows | TarRows) else None
     if source.labels is None or classes is None or not len(classes) or (classes != classes[0]).any():
         return None
     return source.labels.class_names[int(classes[0])]

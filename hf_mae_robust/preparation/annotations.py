@@ -17,6 +17,7 @@ from ..data.decoding import decode_map
 from ..data.labels import LabelFinder, find_labels
 from ..data.opening import SplitFinder
 from ..data.optional_labels import MISSING, OptionalLabels, find_labels_if_any
+from ..data.tar_columns import is_of_maps
 from ..errors import DataError, ImageDecodingError
 from ..finetuning.detection.coco import coco_splits
 from ..finetuning.detection.layouts import object_splits
@@ -243,9 +244,11 @@ def _find_any(
     known = {name: feature for name, feature in (features or {}).items() if name in names}
     if any("bbox" in fields_of(feature) for feature in known.values()):
         return _find_objects(features, wanted, description, None)
-    if any(may_hold_maps(feature) and name in NAMES_OF_COLUMNS for name, feature in known.items()):
+    pictures = [name for name, feature in known.items() if may_hold_maps(feature)]
+    # Of a WebDataset, columns are named as the files beside an image: seg.png.
+    if any(name in NAMES_OF_COLUMNS or is_of_maps(name) for name in pictures):
         return _find_maps(features, wanted, description, None)
-    if wanted != "auto" and any(may_hold_maps(feature) for feature in known.values()):
+    if wanted != "auto" and pictures:
         return _find_maps(features, wanted, description, None)
     return find_labels_if_any(features, wanted, description, read_column)
 

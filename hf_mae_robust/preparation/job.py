@@ -17,7 +17,7 @@ from ..data.source import DataLocation, ImageSource, digest
 from ..data.stream_cache import parse_size
 from ..errors import ExistingFileError, UserError
 from ..files import check_is_free, flush
-from ..hub.run_record import portable
+from ..hub.run_record import short_name
 from ..model.configuration_vit_mae_robust import to_pair
 from ..statistics.stored import FOLDER, Accumulator, Form
 from ..training.parts import Parts, difference
@@ -167,8 +167,7 @@ class Job:
 
     def _finish(self, plan: ShardPlan, files: dict[str, Any], result: Path) -> None:
         """What stands beside the shards, and the name of the folder, which it gets when it is complete."""
-        name, accumulator = portable(self.args.dataset_name.rstrip("/")), Accumulator(self.form)
-        name = Path(name).name if Path(self.args.dataset_name).exists() else name
+        name, accumulator = str(short_name(self.args.dataset_name)), Accumulator(self.form)
         for split, of_split in plan.splits.items():
             of_files = {file: files[file] for file in of_split.names(split)}
             statistics = [unpacked_text(text) for text in of_split.statistics]

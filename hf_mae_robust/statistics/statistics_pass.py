@@ -125,7 +125,7 @@ def cached_statistics_of_source(
         return cached
     # Those beside the data are of all images.
     statistics = None
-    if sample is None:
+    if images is source:
         statistics = first_process(lambda: stored_patch_statistics(source, config, options["crop_pct"]))
     if statistics is None:
         statistics = statistics_of_source(source, config, sample=sample, **options)
@@ -163,7 +163,7 @@ def cached_statistics_of_band_source(
         warn(bands)
         return bands, patches
     stored = None
-    if sample is None and not with_patches:
+    if images is source and not with_patches:
         stored = first_process(lambda: stored_band_statistics(source, config.num_channels))
     if stored is not None:
         bands, patches = stored, None

@@ -183,7 +183,7 @@ def test_the_data_change_with_what_they_hold_and_not_with_where_they_lie(tmp_pat
     assert stamp_of(train) != stamp
 
 
-def test_names_of_classes(tmp_path):
+def test_names_of_classes(tmp_path, capsys):
     texts = write_tars(tmp_path / "texts", {"train": 6}, txt=lambda i: "cat dog"[4 * (i % 2) :][:3])
     assert opened(texts, label_column_name="txt")[0].class_names == ("cat", "dog")
     numbers = write_tars(tmp_path / "numbers", {"train": 6, "val": 6}, cls=lambda i: i % 2)
@@ -191,6 +191,10 @@ def test_names_of_classes(tmp_path):
     info = {"features": [{"name": "cls", "dtype": {"class_label": {"names": {"0": "cat", "1": "dog", "2": "owl"}}}}]}
     (numbers / "README.md").write_text(f"---\nconfigs: [{json.dumps(card)}]\ndataset_info: {json.dumps(info)}\n---\n")
     assert opened(numbers, label_column_name="auto")[0].class_names == ("cat", "dog", "owl")
+    assert "nothing to tell apart" not in capsys.readouterr().out
+    write_tars(numbers, {"train": 6}, cls=lambda i: 1)
+    opened(numbers, label_column_name="auto")
+    assert "all 6 images are of the class 'dog'" in capsys.readouterr().out
 
 
 def test_labels_that_cannot_be_read_are_named(tmp_path):

@@ -78,6 +78,7 @@ OBJECTS = {
     [
         ({"label": ClassLabel(names=["a", "b"])}, Classes, "label"),
         ({"label": ClassLabel(names=["a", "b"]), "mask": Image()}, Maps, "mask"),
+        ({"label": ClassLabel(names=["a", "b"]), "seg.png": Image()}, Maps, "seg.png"),
         ({"label": ClassLabel(names=["a", "b"]), "mask": Image(), "objects": OBJECTS}, Boxes, "objects"),
     ],
 )

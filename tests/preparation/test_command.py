@@ -14,6 +14,7 @@ from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, files,
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.statistics import statistics_pass
 from hf_mae_robust.training import parts as parts_module
+from tests.data.test_tars import encoded, write_tars
 from tests.finetuning.detection.test_task import HEADS
 from tests.helpers import TINY, TINY_OVERRIDES, as_flags, finetuning_settings, photos, write_parquet_set
 from tests.processes import offline
@@ -280,6 +281,18 @@ def map_folder(folder: Path) -> Path:
         PILImage.fromarray(values).save(folder / "masks" / "train" / f"{i}.png")
     (folder / "id2label.json").write_text(json.dumps({"0": "dark", "1": "gray", "2": "bright"}))
     return folder
+
+
+def test_maps_of_a_webdataset_are_kept(tmp_path, monkeypatch):
+    """Which are called as the files beside an image are; and the tars are named without their folder."""
+    maps = {"seg.png": lambda i: encoded(np.full((16, 16), i % 3, np.uint8))}
+    write_tars(tmp_path / "of_mine", {"train": 6}, **maps)
+    monkeypatch.chdir(tmp_path)
+    folder = prepare("of_mine/train-{000000..000001}.tar", tmp_path / "prepared")
+    rows = load_dataset(str(folder), split="train")
+    assert [np.unique(row["seg.png"]).tolist() for row in rows] == [[i % 3] for i in range(6)]
+    card = (folder / "README.md").read_text()
+    assert "# train-{000000..000001}.tar, prepared" in card and "of_mine" not in card
 
 
 def test_maps_fit_their_images(tmp_path):

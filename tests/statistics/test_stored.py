@@ -13,6 +13,7 @@ from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.model import ViTMAERobustConfig
 from hf_mae_robust.statistics import statistics_pass
+from hf_mae_robust.statistics.sampling import Sample
 from hf_mae_robust.statistics.statistics_pass import (
     band_statistics_of_source,
     cached_statistics_of_source,
@@ -72,6 +73,13 @@ def test_no_pass_is_needed(prepared_dir, forbids_passes, tmp_path):
     source = opened(shutil.copytree(prepared_dir, tmp_path / "set"))
     assert cached_statistics_of_source(source, CONFIG, crop_pct=0.875).metadata["num_images"] == 20
     assert band_statistics_of_source(source, 3).mean.shape == (3,)
+
+
+def test_a_sample_of_all_images_needs_no_pass_either(prepared_dir, forbids_passes, tmp_path):
+    source, sample = opened(shutil.copytree(prepared_dir, tmp_path / "set")), Sample(20)
+    statistics = cached_statistics_of_source(source, CONFIG, crop_pct=0.875, sample=sample)
+    assert statistics.metadata["num_images"] == 20
+    assert band_statistics_of_source(source, 3, sample=sample).mean.shape == (3,)
 
 
 def test_other_forms_and_other_images_are_computed(prepared_dir, tmp_path, capsys):
