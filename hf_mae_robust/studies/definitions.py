@@ -361,7 +361,7 @@ FEATURE_MEASURES = {
     "knn_accuracy": "nearest neighbours",
 }
 # Of the pre-training itself, where all variants have the same target.
-TRAINING_MEASURES = {"eval_loss": "held-out loss", "train_runtime": "seconds of training, probes included"}
+TRAINING_MEASURES = {"eval_loss": "held-out loss"}
 TOKEN_MEASURES = {  # the first one is the paper's
     "last block/uniformity": "uniformity of tokens, last block",
     "last block/similarity": "similarity of tokens, last block",

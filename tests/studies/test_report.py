@@ -13,7 +13,7 @@ from hf_mae_robust.__main__ import main
 from hf_mae_robust.studies.definitions import studies
 from hf_mae_robust.studies.report import compare, epochs_to_reach, headline, paired, write_report
 
-REPORTS = sorted((Path(__file__).parents[2] / "benchmarks" / "reproduce").glob("*/reports/*.json"))
+REPORTS = sorted((Path(__file__).parents[2] / "benchmarks" / "reproduce").glob("**/reports/*.json"))
 
 
 def test_the_paired_test_is_students():
@@ -76,12 +76,12 @@ def test_losses_of_one_target_are_compared(tmp_path):
     }
     for name, losses in {"mae": (0.60, 0.62), "keep_50": (0.61, 0.64), "keep_50_time": (0.58, 0.61)}.items():
         for seed, loss in enumerate(losses):
-            pretrained[name][seed]["metrics"] |= {"eval_loss": loss, "train_runtime": 90.0 + 10 * seed}
+            pretrained[name][seed]["metrics"] |= {"eval_loss": loss}
     results = {"pretrain": pretrained, "analyze": {}, "finetune": {}}
     path = write_report(study, results, tmp_path, "the command", {"data": "made up"})
     text, content = path.read_text(), json.loads((tmp_path / "decoder_keep.json").read_text())
     assert content["trained"]["eval_loss"]["keep_50"]["against_baseline"]["difference"] == pytest.approx(0.015)
-    assert "| 50% | 2 | 0.6250 | 0.0212 | +0.0150" in text and "| MAE | 2 | 95.0000 |" in text
+    assert "| 50% | 2 | 0.6250 | 0.0212 | +0.0150" in text
     assert "different units" not in text
     assert "| 50%, for as long (to epoch " in text  # the probe by epoch
 
