@@ -66,6 +66,7 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
         (["export", "MODEL", "FOLDER", "--to", "original"], "is a folder; the official form is one file"),
         (["card", "FOLDER", "--model_id", ""], "--model_id is empty"),
         ([*EMBED, "--output", "FOLDER"], "is a folder; name a file, such as"),
+        ([*EMBED, "--output", "e.csv"], "--output e.csv: the file is Parquet; name it e.parquet"),
         ([*EMBED, "--output", "/dev/null/x"], "--output /dev/null/x: /dev/null is not a folder"),
         ([*EMBED, "--output", "e", "--near_duplicates", "1.5"], "--near_duplicates 1.5: must be above 0 and at most 1"),
         (

@@ -58,11 +58,11 @@ def _folders_of(root: str) -> tuple[Path, ...]:
 
 def path_within(path: str, root: str) -> str:
     """A path counted from `root`; of an absolute one elsewhere the last part."""
-    is_absolute = os.path.isabs(path)
+    # As pathlib would tell, in a tenth of the time: it is asked for every image.
+    is_absolute = os.path.isabs(path)  # noqa: PTH117
     for folder in _folders_of(root):
-        # As pathlib would tell, in a tenth of the time: it is asked for every image.
         start = f"{folder}{os.sep}"
-        if is_absolute != os.path.isabs(start):
+        if is_absolute != os.path.isabs(start):  # noqa: PTH117
             continue
         if path.startswith(start) and os.path.normpath(path) == path:
             return path[len(start) :].replace(os.sep, "/")

@@ -324,6 +324,8 @@ def _choose_column(data: Any, wanted: str | None, name: str) -> str:
                 f"{name}: column '{addresses}' holds URLs, and images are not fetched while a model trains. Download "
                 "them (img2dataset does it for many), and give the folder, or a list of their paths."
             )
+        if isinstance(data, TarFiles | TarTable) and not images:
+            raise DataError(f"{name}: no member of its tars is an image (such as 000.jpg). It has: {columns}.")
         kinds = "image columns" if images else "columns of arrays or bytes"
         number = f"{len(found)} {kinds}" if found else "no column of type Image"
         raise DataError(f"{name} has {number}: choose one with --image_column_name. It has: {columns}.")

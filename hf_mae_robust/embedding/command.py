@@ -112,6 +112,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(
             f"--output {args.output} is a folder; name a file, such as {args.output / 'embeddings.parquet'}."
         )
+    if args.output.suffix not in ("", ".parquet"):
+        raise UserError(f"--output {args.output}: the file is Parquet; name it {args.output.stem}.parquet.")
     if args.pooling == "patches" and (args.near_duplicates is not None or args.map is not None):
         flag = "--near_duplicates" if args.near_duplicates is not None else "--map"
         raise UserError(f"{flag} needs one vector an image: give --pooling mean or cls instead of patches.")

@@ -49,6 +49,12 @@ class Job:
     def __init__(self, args: argparse.Namespace):
         self.args, self.output = args, Path(args.output_dir)
         self.work = self.output.with_name(f"{self.output.name}.parts")
+        source = Path(args.dataset_name)
+        if source.is_dir() and self.output.resolve().is_relative_to(source.resolve()):
+            raise UserError(
+                f"--output_dir {self.output} lies in {source}: what trains on that folder would read each image twice. "
+                "Choose a folder beside it."
+            )
         self.shrinking = Shrinking(args.short_side, args.jpeg_quality, args.lossless)
         self.form = Form(_pair(args.image_size), _pair(args.patch_size), args.crop_pct)
         if any(side % patch for side, patch in zip(self.form.image_size, self.form.patch_size)):

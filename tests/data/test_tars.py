@@ -226,6 +226,10 @@ def test_images_of_several_endings_are_one_column_and_two_in_a_sample_are_two(tm
     assert [mixed.rows[i]["path"] for i in range(4)] == [
         f"mixed.tar/{i}" for i in ("0.jpg", "1.png", "2.webp", "3.tiff")
     ]
+    with webdataset.TarWriter(str(tmp_path / "texts.tar")) as writer:
+        writer.write({"__key__": "0", "txt": "a"})
+    with pytest.raises(DataError, match="no member of its tars is an image"):
+        opened(tmp_path / "texts.tar")
     with pytest.raises(DataError, match=r"3 of 4 samples have no image \(column 'jpg'\), first that of 1\.png"):
         opened(tmp_path / "mixed.tar", image_column_name="jpg")
     some, _ = opened(tmp_path / "mixed.tar", image_column_name="jpg", allow_unused_files=True)

@@ -236,6 +236,11 @@ def test_flags_that_do_not_fit_are_refused(more, message, original_dir, tmp_path
     assert message in refusal(words(original_dir, tmp_path / "out", *more), capsys)
 
 
+def test_what_is_written_does_not_lie_among_what_is_read(original_dir, capsys):
+    assert "would read each image twice" in refusal(words(original_dir, original_dir / "small"), capsys)
+    assert not (original_dir / "small").exists()
+
+
 # ---- training on what was prepared ----
 
 
