@@ -255,7 +255,7 @@ def test_arrays_are_images_where_nothing_else_is_one(tmp_path):
 def test_tars_without_samples_say_what_they_hold(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         writer.write({"__key__": "n01440764", "tar": b"images"})
-    with pytest.raises(DataError, match=r"has 0 image|no column of type Image"):
+    with pytest.raises(DataError, match="no member of its tars is an image"):
         opened(tmp_path / "a.tar")
     with webdataset.TarWriter(str(tmp_path / "b.tar")) as writer:
         writer.write({"__key__": ".hidden", "jpg": b"image"})
