@@ -38,6 +38,7 @@ def photos_dir(tmp_path_factory):
     return write_parquet_set(tmp_path_factory.mktemp("data") / "set", {"train": 48, "validation": 11})
 
 
+@pytest.mark.slow  # .ci/run has it too
 def test_no_argument_but_a_shorter_run(tmp_path):
     result = run(["--max_steps", "4", "--logging_steps", "1", "--report_to", "none"], tmp_path)
     assert result.codes == [0], result.stderr

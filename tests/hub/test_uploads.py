@@ -112,6 +112,7 @@ def holds_no_secret(hub, folder):
     return not any(secret.encode() in data for data in contents for secret in USERS)
 
 
+@pytest.mark.slow  # its parts are tested below
 def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, home, photos_dir, tmp_path):
     for stranger in ("notes.txt", "older/all_results.json", "model-older/model.safetensors", "events/runs/1"):
         (tmp_path / "waves" / stranger).parent.mkdir(parents=True, exist_ok=True)

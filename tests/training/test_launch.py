@@ -24,7 +24,8 @@ def read_until_reached(process):
     raise AssertionError(output)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.slow  # two processes and signals to them: test_interruptions.py, test_signals.py
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_launchers_start_two_processes_and_a_signal_to_them_saves(photos_dir, tmp_path, launcher):
     script = tmp_path / "with_fault.py"
     lines = ["from tests.faults import install_fault", "from hf_mae_robust.pretrain import main"]
