@@ -49,10 +49,10 @@ class Job:
     def __init__(self, args: argparse.Namespace):
         self.args, self.output = args, Path(args.output_dir)
         self.work = self.output.with_name(f"{self.output.name}.parts")
-        source = Path(args.dataset_name)
-        if source.is_dir() and self.output.resolve().is_relative_to(source.resolve()):
+        original = Path(args.dataset_name)
+        if original.is_dir() and self.output.resolve().is_relative_to(original.resolve()):
             raise UserError(
-                f"--output_dir {self.output} lies in {source}: what trains on that folder would read each image twice. "
+                f"--output_dir {self.output} lies in {original}: what trains on that folder would read each image twice. "
                 "Choose a folder beside it."
             )
         self.shrinking = Shrinking(args.short_side, args.jpeg_quality, args.lossless)
