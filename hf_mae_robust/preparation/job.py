@@ -52,8 +52,8 @@ class Job:
         original = Path(args.dataset_name)
         if original.is_dir() and self.output.resolve().is_relative_to(original.resolve()):
             raise UserError(
-                f"--output_dir {self.output} lies in {original}: what trains on that folder would read each image twice. "
-                "Choose a folder beside it."
+                f"--output_dir {self.output} lies in {original}: what trains on that folder would read each image "
+                "twice. Choose a folder beside it."
             )
         self.shrinking = Shrinking(args.short_side, args.jpeg_quality, args.lossless)
         self.form = Form(_pair(args.image_size), _pair(args.patch_size), args.crop_pct)
