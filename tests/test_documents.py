@@ -119,7 +119,18 @@ def test_flags_that_the_manual_names_exist():
         "--mixed_precision",
     }
     options |= {"--max-restarts", "--nnodes", "--master_port", "--main_process_port", "--signal"}
-    options |= {"--strict", "--kills", "--photos", "--cifar10", "--copies", "--only", "--sets", "--steps", "--help"}
+    options |= {
+        "--strict",
+        "--kills",
+        "--photos",
+        "--cifar10",
+        "--copies",
+        "--only",
+        "--parts",
+        "--sets",
+        "--steps",
+        "--help",
+    }
     assert sorted(flags - options) == []
 
 
