@@ -112,7 +112,7 @@ def test_a_streamed_epoch_that_version_0_1_0_began_ends_in_its_order(tmp_path, m
 def former_sampler(self, row_groups, **plan):
     """As version 0.1.0 made them."""
     self.row_groups, self.plan, self.epoch, self._num_skipped = row_groups, plan, 0, 0
-    self.new_order_from = 99
+    self.new_order_from, self.stages = 99, None
 
 
 def test_flips_of_images_from_above_are_part_of_the_record_where_they_are_on(tmp_path):
