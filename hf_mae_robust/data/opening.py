@@ -144,10 +144,14 @@ def _refuse_addresses(table: Dataset, column: str, description: str) -> None:
         value = row[column]
         path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
         if isinstance(path, str) and is_web_address(path):
-            raise DataError(
-                f"{description}: column '{column}' holds URLs, first {path}, and images are not fetched while a model "
-                "trains. Download them (img2dataset does it for many), and give the folder, or a list of their paths."
-            )
+            raise _address_error(description, column, path)
+
+
+def _address_error(description: str, column: str, first: str) -> DataError:
+    return DataError(
+        f"{description}: column '{column}' holds URLs, first {first}, and images are not fetched while a model trains. "
+        "Download them (img2dataset does it for many), and give the folder, or a list of their paths."
+    )
 
 
 def _only_class(source: ImageSource) -> str | None:
@@ -318,12 +322,9 @@ def _choose_column(data: Any, wanted: str | None, name: str) -> str:
         return "image"
     found = images or others
     if len(found) != 1:
-        addresses = next((column for column, feature in features.items() if _holds_addresses(data, column)), None)
-        if addresses is not None:
-            raise DataError(
-                f"{name}: column '{addresses}' holds URLs, and images are not fetched while a model trains. Download "
-                "them (img2dataset does it for many), and give the folder, or a list of their paths."
-            )
+        for column in features:
+            if (address := _first_address(data, column)) is not None:
+                raise _address_error(name, column, address)
         if isinstance(data, TarFiles | TarTable) and not images:
             raise DataError(f"{name}: no member of its tars is an image (such as 000.jpg). It has: {columns}.")
         kinds = "image columns" if images else "columns of arrays or bytes"
@@ -332,11 +333,12 @@ def _choose_column(data: Any, wanted: str | None, name: str) -> str:
     return found[0]
 
 
-def _holds_addresses(data: Any, column: str) -> bool:
-    """Whether a table's column of strings begins with a URL; of what is streamed nothing is read for it."""
+def _first_address(data: Any, column: str) -> str | None:
+    """What a table's column of strings begins with, where it is a URL; of what is streamed nothing is read for it."""
     if not isinstance(data, Dataset) or not len(data) or getattr(data.features[column], "dtype", "") != "string":
-        return False
-    return is_web_address(data.data.column(column)[0].as_py())
+        return None
+    first = data.data.column(column)[0].as_py()
+    return first if is_web_address(first) else None
 
 
 def holds_numbers(feature: Any) -> bool:

@@ -37,6 +37,12 @@ def is_of_maps(kind: str) -> bool:
     return bool(set(words_of(kind.rpartition(".")[0])) & MAP_WORDS)
 
 
+def picture_kinds(kinds: Iterable[str]) -> list[str]:
+    """The images that are no maps, which the column `image` holds; all of them where each is a map by its name."""
+    pictures = image_kinds(kinds)
+    return [kind for kind in pictures if not is_of_maps(kind)] or pictures
+
+
 def find_features(
     members: Mapping[str, np.ndarray],
     texts: Mapping[str, Sequence[bytes]],
@@ -50,8 +56,7 @@ def find_features(
         texts: of the same, for texts and JSON: contents of the first ones. wanted: columns that the user names.
         given: types that a card names.
     """
-    pictures = image_kinds(members)
-    plain = [kind for kind in pictures if not is_of_maps(kind)] or pictures
+    pictures, plain = image_kinds(members), picture_kinds(members)
     columns: dict[str, Any] = {WEBDATASET_KEY: Value("string")}
     counts = sum(((members[kind] >= 0).astype(np.int8) for kind in plain), start=np.int8(0))
     is_one = bool(plain) and int(np.max(counts)) == 1

@@ -97,7 +97,7 @@ def make_index(url: str, file: BinaryIO) -> TarIndex:
 def walk(url: str, file: BinaryIO, size: int) -> TarIndex:
     """Go through the headers of a tar.
 
-    Raises DataError, with the member, where it is compressed, is no tar, ends within a member, is damaged, has
+    Raises DataError, with the member, where it is compressed, is not a tar, ends within a member, is damaged, has
     something behind its end mark, or holds a sparse member.
     """
     name = public(url)

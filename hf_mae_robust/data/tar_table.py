@@ -25,7 +25,7 @@ from .labels import WEBDATASET_KEY
 from .notes import note
 from .source import Share
 from .stream_cache import StreamCache
-from .tar_columns import IMAGE, NUM_LOOKED_AT, find_features, image_kinds, is_of_maps, is_text, reader_of
+from .tar_columns import IMAGE, NUM_LOOKED_AT, find_features, is_text, picture_kinds, reader_of
 from .tar_files import TarFiles, open_tar
 from .tar_index import TarIndex, load_index, make_index
 
@@ -102,10 +102,8 @@ class TarTable:
         indexed = self.indexed
         if column != IMAGE:
             return indexed.of_kind(column)
-        pictures = image_kinds(indexed.kinds)
-        plain = [kind for kind in pictures if not is_of_maps(kind)] or pictures
         found = np.full(int(indexed.num_samples.sum()), -1, dtype=np.int64)
-        for kind in plain:
+        for kind in picture_kinds(indexed.kinds):
             found = np.maximum(found, indexed.of_kind(kind))
         return found
 

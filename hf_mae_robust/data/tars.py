@@ -30,8 +30,8 @@ MAX_HELD_AHEAD = 128
 
 
 def _size_by_header(block: bytes) -> int | None:
-    """The size of a member, None where the block is no header. A tar that was written again often has its former size,
-    because tars are filled up to 10 KiB."""
+    """The size of a member, None where the block is not a header. A tar that was written again often has its former
+    size, because tars are filled up to 10 KiB."""
     try:
         return TarInfo.frombuf(block, "utf-8", "surrogateescape").size
     except HeaderError:

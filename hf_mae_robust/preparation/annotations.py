@@ -77,7 +77,7 @@ class MapLabels:
     is_joint = True
 
     def check(self, values: Sequence[Any], first_row: int | None = 0) -> Sequence[Any]:
-        """Raises DataError where there is no map."""
+        """Raises DataError where a map is missing."""
         if any(value is None for value in values):
             missing = next(i for i, value in enumerate(values) if value is None)
             where = "an image" if first_row is None else f"row {first_row + missing:,}"

@@ -13,8 +13,8 @@ from ..data.decoding import TRANSPOSITIONS, opened, orientation_of, to_8_bit
 KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
 GRAY = ("1", "L", "LA", "La", "I", "F")
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-# A JPEG is decoded at the largest of 1/2, 1/4 and 1/8 that leaves so many times the wanted size: the rest is resized
-# with antialias.
+# A JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 of its size that is still this many times the wanted size, and
+# then resized with antialias.
 MARGIN = 2
 
 
@@ -36,7 +36,7 @@ class Shrunk:
 class Shrinking:
     """What is done to each image.
 
-    An image that is no larger than wanted keeps its pixels: JPEG and PNG files stay as they are, others become PNG.
+    An image of at most the wanted size keeps its pixels: JPEG and PNG files stay as they are, others become PNG.
     Larger ones are resized (bicubic, antialiased) and become JPEG, or PNG where `lossless`. Both are turned as EXIF
     says, where it says anything. Pixels are read as training reads them (`decode_image`): gray stays gray, all else
     becomes RGB, and alpha is kept where `lossless` alone.
