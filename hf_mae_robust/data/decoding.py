@@ -76,13 +76,6 @@ def contents_of(value: Any) -> Any:
         try:
             with fsspec.open(path, "rb") as file:
                 content = file.read()
-            if content[: len(GIT_LFS)] == GIT_LFS:
-                raise ImageDecodingError(
-                    "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`", "not_an_image"
-                )
-            return content
-        except ImageDecodingError:
-            raise
         except Exception as error:
             if "://" in path and not isinstance(error, FileNotFoundError):
                 raise  # the network's fault, not the image's: the next attempt may read it
@@ -90,6 +83,11 @@ def contents_of(value: Any) -> Any:
             if is_web_address(path):
                 reason += ": a URL, which is not fetched from here; download the files, and give their paths"
             raise ImageDecodingError(reason, "missing_file") from error
+        if content.startswith(GIT_LFS):
+            raise ImageDecodingError(
+                "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`", "not_an_image"
+            )
+        return content
     return value
 
 

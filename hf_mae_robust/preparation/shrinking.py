@@ -8,14 +8,12 @@ from PIL import Image
 
 from ..data.arrays import MIN_SIDE
 from ..data.decoding import TRANSPOSITIONS, opened, orientation_of, to_8_bit
+from ..data.shrunk_jpeg import MARGIN
 
 # Files of these formats that need no shrinking stay as they are. MPO: JPEG as phones write it, with more behind it.
 KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
 GRAY = ("1", "L", "LA", "La", "I", "F")
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-# A JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 of its size that is still this many times the wanted size, and
-# then resized with antialias.
-MARGIN = 2
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Shrinking:
             if size == former and not turns and ending and isinstance(contents, bytes) and _is_8_bit(image):
                 return Shrunk(contents, ending, former, size)
             stored = size[::-1] if orientation >= 5 and turns else size  # as the file has it: not turned
-            if size != former:
+            if size != former:  # the smallest fraction of a JPEG that leaves enough for the antialiased resize
                 image.draft(None, (MARGIN * stored[1], MARGIN * stored[0]))
             image.load()
             pixels = _resized(self._converted(image), (stored[1], stored[0]))
