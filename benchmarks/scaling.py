@@ -8,6 +8,7 @@ of the unchanged setting, in the same round. An efficiency of 1: the time grows 
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable
 
@@ -40,9 +41,13 @@ def config_of(change: dict, arguments: argparse.Namespace) -> ViTMAERobustConfig
     return ViTMAERobustConfig(**{**SIZES[arguments.model], **off, **change})
 
 
-def step_of(config: ViTMAERobustConfig, batch_size: int, arguments: argparse.Namespace) -> Callable[[], int]:
+def step_of(
+    config: ViTMAERobustConfig, batch_size: int, arguments: argparse.Namespace, attention: str | None = None
+) -> Callable[[], int]:
+    """attention: default: that of run_pretrain.py."""
     device = current_device()
-    attention = default_attention(device, arguments.compile)
+    attention = attention or default_attention(device, arguments.compile)
+    config = copy.deepcopy(config)  # it carries the attention
     model = ViTMAERobustForPreTraining._from_config(config, attn_implementation=attention).train().to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)

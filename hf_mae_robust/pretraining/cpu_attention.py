@@ -1,4 +1,5 @@
-"""Attention with dropped edges on a CPU, for which PyTorch has no fused kernel.
+"""Attention on a CPU: with dropped edges, for which PyTorch has no fused kernel, and in bfloat16, where the backward
+pass of its kernel is slow.
 
 Importing this module registers it with transformers as "drop_edge_cpu". Pre-training on a CPU takes it unless another
 implementation is asked for.
@@ -19,19 +20,14 @@ class _DroppedEdges(torch.autograd.Function):
     """`dropout(softmax(query key^T)) value` over the last two dimensions, with as few passes over the `(..., n, m)`
     arrays as possible. With P the probabilities, D = P where an edge is kept and 0 where it is dropped, c = 1 / (1 -
     dropout) and O the output: dP = c D/P * (dO value^T), and the sum over a row of P dP that the softmax's derivative
-    takes away is the sum over O dO (as in flash attention), so D and P are all that is kept for the way back."""
+    takes away is the sum over O dO (as in flash attention), so D and P are all that is kept for the way back. A dropout
+    of 0 drops nothing, and draws nothing."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> torch.Tensor:
         probabilities = query @ key.transpose(-2, -1)
         torch.softmax(probabilities, dim=-1, out=probabilities)
-        # 16 random bits an edge: the probability is that asked for to within 2**-17, and the generator, which is what
-        # takes the time, is called for a quarter of the numbers that `dropout` draws.
-        count = probabilities.numel()
-        bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
-        kept = torch.empty_like(probabilities)
-        torch.ge(bits.view_as(probabilities), round(dropout * 2**16) - 2**15, out=kept)
-        kept.mul_(probabilities)
+        kept = _without_dropped(probabilities, dropout) if dropout else probabilities
         ctx.scale = 1 / (1 - dropout)
         output = kept @ (value * ctx.scale)
         ctx.save_for_backward(query, key, value, probabilities, kept, output)
@@ -48,6 +44,16 @@ class _DroppedEdges(torch.autograd.Function):
         return scores @ key, scores.transpose(-2, -1) @ query, kept.transpose(-2, -1) @ scaled, None
 
 
+def _without_dropped(probabilities: torch.Tensor, dropout: float) -> torch.Tensor:
+    # 16 random bits an edge: the probability is that asked for to within 2**-17, and the generator, which is what
+    # takes the time, is called for a quarter of the numbers that `dropout` draws.
+    count = probabilities.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    kept = torch.empty_like(probabilities)
+    torch.ge(bits.view_as(probabilities), round(dropout * 2**16) - 2**15, out=kept)
+    return kept.mul_(probabilities)
+
+
 def drop_edge_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -60,7 +66,8 @@ def drop_edge_attention(
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention with dropout of its probabilities, in the form of transformers' attention functions.
     It is "sdpa" where nothing is dropped (the encoder, and evaluation), on other devices, with an attention mask, and
-    where `torch.compile` generates the kernels.
+    where `torch.compile` generates the kernels; but not in training in bfloat16 on a CPU, where the backward pass of
+    PyTorch's kernel takes longer than in float32 (benchmarks/cpu_bf16.py).
 
     Args:
         query (`(B, heads, n, d)`), key, value (`(B, heads, m, d)`): of one floating-point type.
@@ -70,7 +77,7 @@ def drop_edge_attention(
         `(B, n, heads, d)`, contiguous; None for the probabilities.
     """
     fused = query.device.type == "cpu" and attention_mask is None and not torch.compiler.is_compiling()
-    if not dropout or not fused:
+    if not fused or not (dropout or (query.dtype == torch.bfloat16 and module.training)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

@@ -40,6 +40,38 @@ def test_equals_attention_done_step_by_step(dtype):
         assert_close(got, wanted, rtol=tolerance, atol=5 * tolerance)
 
 
+def test_bfloat16_equals_pytorchs_attention_and_draws_nothing():
+    torch.manual_seed(0)
+    inputs = [tensor.requires_grad_() for tensor in arrays(11, 17, 17, dtype=torch.bfloat16)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = torch.nn.functional.scaled_dot_product_attention(*exact).transpose(1, 2)
+    weights, state = torch.randn_like(expected), torch.get_rng_state()
+    output, _ = drop_edge_attention(torch.nn.Module(), *inputs, None)
+    assert output.dtype == torch.bfloat16 and torch.equal(torch.get_rng_state(), state)
+    assert_close(output.double(), expected, rtol=0.02, atol=0.02)
+    for got, wanted in zip(
+        torch.autograd.grad((output * weights).sum(), inputs), torch.autograd.grad((expected * weights).sum(), exact)
+    ):
+        assert_close(got.double(), wanted, rtol=0.05, atol=0.05)
+
+
+def test_training_in_bfloat16_on_a_cpu_keeps_away_from_pytorchs_slow_backward_pass():
+    """It takes longer than that of float32 (benchmarks/cpu_bf16.py)."""
+    model = build().train()
+    model.set_attn_implementation(NAME)
+
+    def kernels(bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(images()).loss
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            loss.backward()
+        return {event.key for event in profile.key_averages()}
+
+    slow = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+    assert slow in kernels(bf16=False)
+    assert slow not in kernels(bf16=True)
+
+
 def test_edges_are_dropped_independently_with_the_probability_asked_for():
     query = torch.zeros(64, 4, 50, 8)
     value = torch.eye(50).expand(64, 4, 50, 50)
