@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
                 settings = {**finetuning, **start, "seed": seed}
                 runs.append(Run("finetune", folder / name / "finetune", settings, first, described))
     return runs
+
+
+def in_order(runs: Iterable[Run], chosen: Sequence[Study]) -> list[Run]:
+    """Complete seeds of all studies first; before that, where a plan asks one primary question, all seeds of what
+    answers it, and of MAE."""
+    primary = set().union(*(study.answers_first() for study in chosen))
+    return sorted(
+        runs, key=lambda run: (bool(primary) and run.described["variant"] not in primary, run.described["seed"])
+    )
 
 
 def _by_seed(study: Study, count: int) -> dict[int, list[Variant]]:
@@ -321,8 +331,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
             unique.setdefault(run.after.folder, run.after)
     for run in unique.values():
         run.after = run.after and unique[run.after.folder]
-    # Complete seeds of all studies first.
-    ordered = sorted(unique.values(), key=lambda run: run.described["seed"])
+    ordered = in_order(unique.values(), chosen)
     devices = torch.cuda.device_count() or os.cpu_count() or 1
     failure = None
     if not args.report_only:

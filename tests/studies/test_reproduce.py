@@ -25,7 +25,7 @@ from hf_mae_robust.studies.definitions import (
     studies,
 )
 from hf_mae_robust.studies.hits import unpacked
-from hf_mae_robust.studies.reproduce import add_reproduce_arguments, paper_commands, runs_of
+from hf_mae_robust.studies.reproduce import add_reproduce_arguments, in_order, paper_commands, runs_of
 from tests.helpers import TINY_OVERRIDES
 
 PARSERS = {"pretrain": pretrain.make_parser, "finetune": finetune.make_parser}
@@ -162,6 +162,20 @@ def test_half_the_epochs_has_the_runs_of_its_plan():
     few = at_medium("half_epochs", "--seeds", 2, "--base_learning_rate", 0.5)
     assert {run.described["seed"] for run in few} == {0, 1}
     assert {parsed(run).recipe.base_learning_rate for run in few if run.kind == "pretrain"} == {0.5}
+
+
+def test_the_primary_question_is_answered_first():
+    """By all its seeds, each evaluated before the next is trained; and what it does not need comes after it."""
+    ordered = in_order(at_medium("half_epochs", "--seeds", 5), [studies(4)["half_epochs"]])
+    trained = [(run.described["variant"], run.described["seed"]) for run in ordered if run.kind == "pretrain"]
+    assert trained[:15] == [(name, seed) for seed in range(5) for name in ("mae", "robust", "mae_2x")]
+    assert [seed for _, seed in trained[15:]] == sorted(seed for _, seed in trained[15:])
+    places = {run.folder: place for place, run in enumerate(ordered)}
+    assert all(places[run.folder] - places[run.after.folder] <= 5 for run in ordered if run.after)
+    # Of other studies: complete seeds.
+    table = runs_of(studies(4)["table1"], arguments("table1", "--dataset_name", "path/to/data", "--seeds", 2))
+    seeds = [run.described["seed"] for run in in_order(reversed(table), [studies(4)["table1"]])]
+    assert seeds == sorted(seeds)
 
 
 def test_learning_rates_are_tuned_alike_and_never_on_test_images():
