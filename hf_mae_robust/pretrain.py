@@ -79,14 +79,26 @@ def pretrain(
 
 def plan(arguments: PretrainArguments) -> str:
     """--dry_run: the text of the plan. Raises as `prepare` for arguments and data that cannot be used."""
+    import torch
+
+    from .model import ViTMAERobustForPreTraining
+    from .pretraining.adapting import freeze_blocks
     from .pretraining.dry_run import describe_plan
     from .pretraining.model_config import config_of, settings_of_images
+    from .pretraining.task import check_use_of_config
     from .training import run
 
     opened = run.open_run(make_task(), arguments, resumes=False)
     source = cast("ImageSource", opened.source)
     of_images = settings_of_images(opened.arguments, source, computes=False)
-    return describe_plan(config_of(opened.arguments.model, of_images), opened.arguments.training, source)
+    config, training = config_of(opened.arguments.model, of_images), opened.arguments.training
+    check_use_of_config(opened.arguments, config)
+    with torch.device("meta"):
+        model = ViTMAERobustForPreTraining(config)
+    if training.freeze_blocks is not None:
+        freeze_blocks(model, training.freeze_blocks)
+    run.check_training(model, training)
+    return describe_plan(config, training, source)
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:

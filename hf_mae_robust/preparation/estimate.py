@@ -48,7 +48,7 @@ class Estimate:
         if self.num_rows is not None:
             seconds = self.num_rows * self.preparing_s / num_processes
             lines.append(
-                f"All {self.num_rows:,} images take about {_time(seconds)} to prepare with {num_processes} "
+                f"All {self.num_rows:,} images take {_time(seconds)} to prepare with {num_processes} "
                 f"process{'es' * (num_processes > 1)}, and {_bytes(self.num_rows * self.prepared_bytes)} on the disk"
             )
         return "\n".join(lines)
@@ -147,5 +147,5 @@ def _bytes(number: float) -> str:
 def _time(seconds: float) -> str:
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
+            return f"about {seconds / length:,.1f} {unit}"
+    return f"about {seconds:,.0f} seconds" if seconds >= 2 else "a second or two"

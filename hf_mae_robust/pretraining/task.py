@@ -76,14 +76,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
     ) -> tuple[ViTMAERobustForPreTraining, Pixels]:
         model, training = arguments.model, arguments.training
         config = config_of(model, self.settings_of_images)
-        samples = arguments.data.statistics_samples
-        if samples is not None and not (
-            model.target_statistics == "auto" or config.is_band_model or arguments.data.image_statistics == "auto"
-        ):
-            raise UserError(
-                f"--statistics_samples {samples}: this run computes no statistics. Leave it out, or give "
-                "--target_normalization global_patch --target_statistics auto."
-            )
+        check_use_of_config(arguments, config)
         if model.attn_implementation is None:
             attention: Any = default_attention(training.device, training.torch_compile)
             model = replace(model, attn_implementation=attention)
@@ -174,9 +167,21 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         return "", [name for name in drawn if (Path(trainer.args.output_dir) / name).is_file()]
 
 
-def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
-    if arguments.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+def check_use_of_config(arguments: PretrainArguments, config: ViTMAERobustConfig) -> None:
+    """Raises UserError for flags that the model of this configuration, or this machine, has no use for."""
+    model, samples = arguments.model, arguments.data.statistics_samples
+    if samples is not None and not (
+        model.target_statistics == "auto" or config.is_band_model or arguments.data.image_statistics == "auto"
+    ):
+        raise UserError(
+            f"--statistics_samples {samples}: this run computes no statistics. Leave it out, or give "
+            "--target_normalization global_patch --target_statistics auto."
+        )
+    if model.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise UserError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
+
+
+def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
     load = load_pretraining_model if arguments.encoder_from is None else load_start

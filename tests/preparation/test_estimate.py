@@ -43,4 +43,6 @@ def test_the_words_are_those_of_the_numbers():
     text = estimate.describe(4)
     assert "200 images, one process reads 3.33 a second" in text and "100 once they are prepared: 30 times" in text
     assert "4.2 MB now and 41 kB then" in text and "about 83.3 minutes" in text and "4.1 GB on the disk" in text
+    few = Estimate(200, 0.3, 0.2, 0.01, 4_200_000, 41_000, 4).describe(2)
+    assert "All 4 images take a second or two to prepare" in few
     assert "All" not in Estimate(200, 0.3, 0.2, 0.01, 1e6, 1e4, None).describe(1)

@@ -6,6 +6,7 @@ import pytest
 
 from hf_mae_robust.pretrain import main, make_parser, prepare
 from tests.helpers import TINY_OVERRIDES, as_flags
+from tests.model_helpers import build
 
 
 @pytest.fixture
@@ -96,3 +97,27 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
     with pytest.raises(SystemExit):
         main(as_flags(settings, "--dry_run", "--images_per_second", 0))
     assert "--images_per_second 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--statistics_samples", 10], "--statistics_samples 10: this run computes no statistics"),
+        (["--freeze_blocks", 9], "--freeze_blocks 9: the encoder has"),
+        (["--lr_scheduler_kwargs", '{"nonsense": 1}'], "--lr_scheduler_kwargs"),
+        (["--optim_args", "nonsense=1"], "nonsense"),
+        (["--activation_checkpointing_kwargs", '{"nonsense": 1}'], "--activation_checkpointing_kwargs"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would_refuse(photos_dir, tmp_path, words, message, capsys):
+    settings = {"dataset_name": photos_dir, "config_overrides": TINY_OVERRIDES, "output_dir": tmp_path / "out"}
+    settings |= {"per_device_train_batch_size": 8, "report_to": "none"}
+    if "--freeze_blocks" in words:
+        build().save_pretrained(tmp_path / "encoder")
+        settings["encoder_from"] = tmp_path / "encoder"
+        del settings["config_overrides"]
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(SystemExit):
+            main(as_flags(settings, *words, *more))
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
