@@ -316,7 +316,7 @@ def test_another_architecture_is_refused(words, capsys, tmp_path):
     assert code == 2 and "'resnet' model, which is not of the ViT family" in error
 
 
-@pytest.mark.parametrize("probe", ["false", "true"], ids=["all", "probe"])
+@pytest.mark.parametrize("probe", ["false", pytest.param("true", marks=pytest.mark.slow)], ids=["all", "probe"])
 def test_one_process_with_the_double_batch_equals_two(words, tmp_path, probe):
     """Losses of all steps, and metrics over 11 images, which two processes cannot share evenly."""
     common = words(

@@ -191,13 +191,15 @@ def test_the_data_are_those_of_the_files_and_the_requests_few(hub, ask, expected
     assert {request.method for request in hub.requests} == {"GET"} and len(hub.requests) <= 2 + 1.5 * 12
 
 
-READING = [
-    Fault(429, times=3), Fault(500, times=2), Fault(503, times=6), Fault("reset", times=3), Fault("stall", times=1),
-    Fault("truncated", times=2), Fault("short", times=2), Fault("no_range", times=2),
-]  # fmt: skip
+READING = [Fault(500, times=2), Fault("reset", times=3), Fault("truncated", times=2), Fault("no_range", times=2)]
+READING_LONG = [Fault(429, times=3), Fault(503, times=6), Fault("stall", times=1), Fault("short", times=2)]
 
 
-@pytest.mark.parametrize("fault", READING, ids=lambda fault: str(fault.kind))
+@pytest.mark.parametrize(
+    "fault",
+    [*READING, *(pytest.param(fault, marks=pytest.mark.slow) for fault in READING_LONG)],
+    ids=lambda fault: str(fault.kind),
+)
 def test_faults_while_reading_that_pass(hub, ask, expected, fault):
     assert ask("open", dataset_retry_seconds=PATIENT)["rows"] == 60
     fault.path, fault.hits = "/data/train-00000", 0
@@ -233,7 +235,13 @@ FOR_EVER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FOR_EVER)
+# Those that are tried again, which takes time: a status, and an answer that is not what was asked for.
+TRIED_AGAIN = {500, 503, "reset", "stall", "truncated", "no_range"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in TRIED_AGAIN else kind for kind in FOR_EVER]
+)
 def test_faults_while_reading_that_stay_end_in_a_sentence(hub, ask, kind):
     assert ask("open")["rows"] == 60
     hub.faults = [Fault(kind, "/data/train-00001", seconds=0.6)]

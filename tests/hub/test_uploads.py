@@ -176,7 +176,14 @@ def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, 
     assert code == 2 and "has no such revision" in output
 
 
-@pytest.mark.parametrize("strategy, folder", [("every_save", None), ("checkpoint", "last-checkpoint/"), ("end", None)])
+@pytest.mark.parametrize(
+    "strategy, folder",
+    [
+        pytest.param("every_save", None, marks=pytest.mark.slow),
+        ("checkpoint", "last-checkpoint/"),
+        ("end", None),
+    ],
+)
 def test_checkpoints_are_pushed_while_it_trains(strategy, folder, run, words, hub, tmp_path):
     more = ["--save_strategy", "epoch", "--hub_strategy", strategy, "--hub_always_push", "true"]
     code, output = run("run_pretrain.py", *words("--hub_model_id", "ada/named", *more))
@@ -273,10 +280,10 @@ def test_of_two_processes_one_pushes_and_says_which_commit_is_loaded(run, words,
 @pytest.mark.parametrize(
     "kind, path, reason",
     [
-        (500, "/commit/", "the Hub answered 500"),
         (413, "/commit/", "the Hub answered 413 for ada/waves (status 413)"),
-        ("reset", "/blob/", "the Hub cannot be reached"),
-        (503, "/blob/", "the Hub answered 503"),
+        pytest.param(500, "/commit/", "the Hub answered 500", marks=pytest.mark.slow),
+        pytest.param("reset", "/blob/", "the Hub cannot be reached", marks=pytest.mark.slow),
+        pytest.param(503, "/blob/", "the Hub answered 503", marks=pytest.mark.slow),
         (400, "validate-yaml", "Invalid metadata in README.md"),
     ],
 )

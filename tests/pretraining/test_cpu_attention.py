@@ -142,7 +142,11 @@ def test_default(device, torch_compile, expected):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [([], NAME), (["--torch_compile"], "sdpa"), *((["--attn_implementation", n], n) for n in ("sdpa", "eager", NAME))],
+    [
+        ([], NAME),
+        pytest.param(["--torch_compile"], "sdpa", marks=pytest.mark.slow),  # compiles a function
+        *((["--attn_implementation", n], n) for n in ("sdpa", "eager", NAME)),
+    ],
 )
 def test_a_run_takes_and_names_it(photos_dir, tmp_path, capsys, words, expected):
     flags = {"dataset_name": photos_dir, "config_overrides": TINY_OVERRIDES, "output_dir": tmp_path}

@@ -108,6 +108,7 @@ def test_only_the_head_trains_and_the_folder_runs_in_stock_transformers(argument
         assert evaluated[name] == pytest.approx(results[name], abs=1e-6)
 
 
+@pytest.mark.slow  # test_linear_probe.py has its like
 def test_a_resumed_probe_equals_the_uninterrupted_one(arguments, tmp_path):
     common = ["--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "no", "--num_train_epochs", 1]
     common += ["--warmup_epochs", 0.2, "--eval_split_name", "none"]
