@@ -87,6 +87,8 @@ def plan(arguments: PretrainArguments) -> str:
     from .pretraining.model_config import config_of, settings_of_images
     from .pretraining.task import check_use_of_config
     from .training import run
+    from .training.machine import check_activation_checkpointing
+    from .training.setup import check_schedule
 
     opened = run.open_run(make_task(), arguments, resumes=False)
     source = cast("ImageSource", opened.source)
@@ -97,7 +99,8 @@ def plan(arguments: PretrainArguments) -> str:
         model = ViTMAERobustForPreTraining(config)
     if training.freeze_blocks is not None:
         freeze_blocks(model, training.freeze_blocks)
-    run.check_training(model, training)
+    check_schedule(model, training)
+    check_activation_checkpointing(training)
     return describe_plan(config, training, source)
 
 

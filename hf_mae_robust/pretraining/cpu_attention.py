@@ -1,10 +1,11 @@
-"""Attention on a CPU: with dropped edges, for which PyTorch has no fused kernel, and in bfloat16, where the backward
-pass of its kernel is slow.
+"""Attention on a CPU: with dropped edges, for which PyTorch has no fused kernel, and in bf16, where the backward pass
+of its kernel is slow.
 
 Importing this module registers it with transformers as "drop_edge_cpu". Pre-training on a CPU takes it unless another
 implementation is asked for.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 NAME = "drop_edge_cpu"
 
 
-class _DroppedEdges(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     """`dropout(softmax(query key^T)) value` over the last two dimensions, with as few passes over the `(..., n, m)`
     arrays as possible. With P the probabilities, D = P where an edge is kept and 0 where it is dropped, c = 1 / (1 -
     dropout) and O the output: dP = c D/P * (dO value^T), and the sum over a row of P dP that the softmax's derivative
@@ -54,6 +55,13 @@ def _without_dropped(probabilities: torch.Tensor, dropout: float) -> torch.Tenso
     return kept.mul_(probabilities)
 
 
+@cache
+def _multiplies_bf16() -> bool:
+    """Whether the processor has instructions for it. Without them bf16 is slow in any way, and this one the slower."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def drop_edge_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -64,10 +72,13 @@ def drop_edge_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention with dropout of its probabilities, in the form of transformers' attention functions.
-    It is "sdpa" where nothing is dropped (the encoder, and evaluation), on other devices, with an attention mask, and
-    where `torch.compile` generates the kernels; but not in training in bfloat16 on a CPU, where the backward pass of
-    PyTorch's kernel takes longer than in float32 (benchmarks/cpu_bf16.py).
+    """Scaled dot-product attention with dropout of its probabilities, in the form of transformers' attention functions;
+    neither causal nor with grouped heads.
+
+    On a CPU, without a mask and outside of `torch.compile`, it computes by itself where edges are dropped, and where a
+    model trains in bf16 on a processor with instructions for it: there the backward pass of PyTorch's kernel takes
+    longer than in float32 (benchmarks/cpu_bf16.py). Scores are then rounded to bf16, as transformers' "eager" does.
+    Elsewhere it is "sdpa".
 
     Args:
         query (`(B, heads, n, d)`), key, value (`(B, heads, m, d)`): of one floating-point type.
@@ -77,12 +88,13 @@ def drop_edge_attention(
         `(B, n, heads, d)`, contiguous; None for the probabilities.
     """
     fused = query.device.type == "cpu" and attention_mask is None and not torch.compiler.is_compiling()
-    if not fused or not (dropout or (query.dtype == torch.bfloat16 and module.training)):
+    trains_in_bf16 = query.dtype == torch.bfloat16 and getattr(module, "training", False)
+    if not fused or not (dropout or (trains_in_bf16 and _multiplies_bf16())):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = _DroppedEdges.apply((query * scaling).contiguous(), key.contiguous(), value.contiguous(), dropout)
+    output = _Attention.apply((query * scaling).contiguous(), key.contiguous(), value.contiguous(), dropout)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -168,7 +168,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
 
 
 def check_use_of_config(arguments: PretrainArguments, config: ViTMAERobustConfig) -> None:
-    """Raises UserError for flags that the model of this configuration, or this machine, has no use for."""
+    """Raises UserError for flags that the model of this configuration has no use for, and for those that it lacks."""
     model, samples = arguments.model, arguments.data.statistics_samples
     if samples is not None and not (
         model.target_statistics == "auto" or config.is_band_model or arguments.data.image_statistics == "auto"
@@ -177,11 +177,21 @@ def check_use_of_config(arguments: PretrainArguments, config: ViTMAERobustConfig
             f"--statistics_samples {samples}: this run computes no statistics. Leave it out, or give "
             "--target_normalization global_patch --target_statistics auto."
         )
-    if model.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-        raise UserError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
+    if model.target_statistics and config.target_normalization != "global_patch":
+        raise UserError(
+            f"--target_statistics {model.target_statistics} is for --target_normalization global_patch, not "
+            f"'{config.target_normalization}'."
+        )
+    if config.target_normalization == "global_patch" and not (model.target_statistics or model.model_name_or_path):
+        raise UserError(
+            "--target_normalization global_patch needs --target_statistics: 'auto' computes them from the training "
+            "images; a path takes a file written by `python -m hf_mae_robust statistics`."
+        )
 
 
 def build_model(arguments: ModelArguments, config: ViTMAERobustConfig) -> ViTMAERobustForPreTraining:
+    if arguments.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError("--attn_implementation flash_attention_2 needs the package flash-attn and a GPU; use sdpa.")
     if arguments.model_name_or_path is None:
         return ViTMAERobustForPreTraining._from_config(config, attn_implementation=arguments.attn_implementation)
     load = load_pretraining_model if arguments.encoder_from is None else load_start
@@ -233,20 +243,8 @@ def find_statistics(
 ) -> PatchStatistics | None:
     """The population statistics that --target_statistics asks for. None: the model needs none, or brings them."""
     data, wanted = arguments.data, arguments.model.target_statistics
-    if config.target_normalization != "global_patch":
-        if wanted:
-            raise UserError(
-                f"--target_statistics {wanted} is for --target_normalization global_patch, not "
-                f"'{config.target_normalization}'."
-            )
+    if config.target_normalization != "global_patch" or wanted is None:
         return None
-    if wanted is None:
-        if arguments.model.model_name_or_path:
-            return None
-        raise UserError(
-            "--target_normalization global_patch needs --target_statistics: 'auto' computes them from the training "
-            "images; a path takes a file written by `python -m hf_mae_robust statistics`."
-        )
     if wanted != "auto":
         return PatchStatistics.load(wanted, config.patch_dim)
     statistics = cached_statistics_of_source(

@@ -1,6 +1,6 @@
 """Comparisons that were planned before the first run: paired by seed, over images, corrected for their number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,10 +89,10 @@ def compared(comparison: Comparison, results: dict[str, Results]) -> dict[str, A
     return found
 
 
-def verdict(found: dict[str, Any], margin: float, planned_seeds: int) -> str:
+def verdict(found: dict[str, Any], margin: float) -> str:
     """On the primary comparison: REACHED where the lower end of the 95% interval by seed is at least -margin, else
     NOT_REACHED where the upper end is below 0, else UNDECIDED. UNFINISHED before all planned seeds are there."""
-    if len(found["seeds"]) < planned_seeds or found["interval"] is None:
+    if len(found["seeds"]) < found["planned"] or found["interval"] is None:
         return UNFINISHED
     low, high = found["interval"]
     if low >= -margin:
@@ -100,13 +100,23 @@ def verdict(found: dict[str, Any], margin: float, planned_seeds: int) -> str:
     return NOT_REACHED if high < 0 else UNDECIDED
 
 
-def evaluate_plan(plan: Plan, results: dict[str, Results], planned_seeds: int) -> dict[str, Any]:
+def evaluate_plan(plan: Plan, results: dict[str, Results], seeds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """The primary comparison with its verdict, and the secondary ones with p-values corrected by Holm over all that
-    are planned: one that cannot be tested yet counts with p = 1."""
-    primary = compared(plan.primary, results)
-    primary |= {"margin": plan.margin, "verdict": verdict(primary, plan.margin, planned_seeds)}
-    secondary = [compared(comparison, results) for comparison in plan.secondary]
-    adjusted = holm([1.0 if found["p"] is None else found["p"] for found in secondary])
-    for found, p in zip(secondary, adjusted):
-        found["p_holm"] = None if found["p"] is None else p
+    are planned: one that cannot be tested, or whose seeds are not all there, counts with p = 1.
+
+    Args:
+        seeds: planned, by variant. What is returned has as "planned" how many both sides of a comparison share.
+    """
+
+    def of(comparison: Comparison) -> dict[str, Any]:
+        planned = set(seeds[comparison.variant]) & set(seeds[comparison.against])
+        return compared(comparison, results) | {"planned": len(planned)}
+
+    primary = of(plan.primary)
+    primary |= {"margin": plan.margin, "verdict": verdict(primary, plan.margin)}
+    secondary = [of(comparison) for comparison in plan.secondary]
+    tested = [found["p"] is not None and len(found["seeds"]) >= found["planned"] for found in secondary]
+    adjusted = holm([found["p"] if is_tested else 1.0 for found, is_tested in zip(secondary, tested)])
+    for found, is_tested, p in zip(secondary, tested, adjusted):
+        found["p_holm"] = p if is_tested else None
     return {"primary": primary, "secondary": secondary}

@@ -342,7 +342,7 @@ PRETRAIN = {
 }
 # Dense tasks: larger pictures, of a set of their own (--pretrain_dataset_name).
 PRETRAIN_DENSE = {"config": "small_64px", "num_train_epochs": 8, "dataloader_num_workers": 0}
-# All images, longer; in bf16, which takes a CPU about 0.7 of the time; learning rates: LEARNING_RATES.
+# All images, longer; in bf16, which takes a CPU about three quarters of the time; learning rates: LEARNING_RATES.
 PRETRAIN["medium"] = {
     **{
         name: value

@@ -23,7 +23,7 @@ def write_plan_report(
     assert study.plan is not None
     folder.mkdir(parents=True, exist_ok=True)
     plan, labels = study.plan, {variant.name: variant.label for variant in study.variants}
-    found = evaluate_plan(plan, results, planned_seeds(study))
+    found = evaluate_plan(plan, results, study.seeds)
     gain = compared(Comparison(plan.primary.measure, plan.primary.against, study.baseline.name), results)
     values = {
         measure: {name: summary([v for _, v in sorted(by_seed.items())]) for name, by_seed in of.items() if by_seed}
@@ -47,13 +47,6 @@ def write_plan_report(
     path = folder / f"{study.name}.md"
     path.write_text("\n".join(lines) + "\n")
     return path
-
-
-def planned_seeds(study: Study) -> int:
-    """Seeds that the plan has for both sides of the primary comparison."""
-    assert study.plan is not None
-    primary = study.plan.primary
-    return len(set(study.seeds[primary.variant]) & set(study.seeds[primary.against]))
 
 
 def costs(study: Study, results: dict[str, Results]) -> dict[str, dict[str, float]]:
@@ -101,7 +94,8 @@ def _secondary(found: list[dict[str, Any]], labels: dict[str, str]) -> list[str]
     lines = [
         "## The secondary comparisons",
         "",
-        f"All {len(found)} that were planned. p: paired t-test by seed; Holm: corrected for all {len(found)}.",
+        f"All {len(found)} that were planned. p: paired t-test by seed; Holm: corrected for all {len(found)}, once all "
+        "planned seeds are finished.",
         "",
         "| measure | variant | minus | seeds | difference | 95% by seed | 95% over images | p | Holm |",
         "|---" * 9 + "|",
@@ -112,7 +106,7 @@ def _secondary(found: list[dict[str, Any]], labels: dict[str, str]) -> list[str]
             MEASURES[each["measure"]][2],
             labels[each["variant"]],
             labels[each["against"]],
-            str(len(each["seeds"])),
+            str(len(each["seeds"])) + (f" of {each['planned']}" if len(each["seeds"]) < each["planned"] else ""),
         ]
         cells += [difference, _interval(each["interval"]), _interval(each.get("over_images"))]
         lines.append(f"| {' | '.join([*cells, _p(each['p']), _p(each['p_holm'])])} |")
@@ -205,7 +199,7 @@ def _what_it_shows(plan: Plan, found: dict[str, Any], gain: dict[str, Any], labe
                 else f"That is more than the margin of {plan.margin:g}, so there is something to reach."
             )
         )
-    tested = [each for each in secondary if each["p"] is not None]
+    tested = [each for each in secondary if each["p_holm"] is not None]
     below = sum(each["p"] < ALPHA for each in tested)
     kept = [each for each in tested if each["p_holm"] < ALPHA]
     names = "; ".join(
@@ -214,13 +208,14 @@ def _what_it_shows(plan: Plan, found: dict[str, Any], gain: dict[str, Any], labe
         for each in kept
     )
     lines.append(
-        f"- Of {len(tested)} secondary comparisons {below} have p below {ALPHA:g}; {ALPHA * len(tested):.1f} are "
-        f"expected where nothing differs. After Holm's correction {len(kept)} remain{': ' + names if names else ''}. "
+        f"- Of {len(tested)} secondary comparisons that are finished {below} have p below {ALPHA:g}; "
+        f"{ALPHA * len(tested):.1f} are expected where nothing differs. After Holm's "
+        f"correction {len(kept)} remain{': ' + names if names else ''}. "
         "What does not remain is not shown to be equal: these seeds cannot tell."
     )
     lines += [
         "- Intervals by seed say how far other seeds would change a difference, those over images how far other test "
-        "images would, between these very models. A difference that holds has to lie outside of both.",
+        "images would, between these very models.",
         "- One data set of small images, one small model and short schedules: what helps here may not help ViT-B on "
         "ImageNet, and the other way round. Learning rates are tuned for MAE and for the robust recipe, at half the "
         "epochs; the other variants borrow them, and so does MAE in twice the epochs.",

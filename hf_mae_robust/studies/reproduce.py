@@ -147,8 +147,7 @@ def runs_of(study: Study, args: argparse.Namespace) -> list[Run]:
 
 
 def in_order(runs: Iterable[Run], chosen: Sequence[Study]) -> list[Run]:
-    """Complete seeds of all studies first; before that, where a plan asks one primary question, all seeds of what
-    answers it, and of MAE."""
+    """First the runs that answer a plan's primary question, and MAE's, seed by seed. Then the others, seed by seed."""
     primary = set().union(*(study.answers_first() for study in chosen))
     return sorted(
         runs, key=lambda run: (bool(primary) and run.described["variant"] not in primary, run.described["seed"])

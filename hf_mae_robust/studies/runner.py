@@ -223,10 +223,12 @@ class StudyRunner:
         self._places = list(range(parallel))
 
     def _waiting(self) -> list[Run]:
-        """What is not finished, and what has finished without a model that one of these needs."""
+        """What is not finished, what has finished without a model that one of these needs, and what has started from a
+        model that is trained again: its result is the former one's, which may differ on another machine."""
         unfinished = [run for run in self.runs if run.result() is None]
         lost = [run.after for run in unfinished if run.after is not None and not run.after.has_model()]
-        return [run for run in self.runs if run in unfinished or run in lost]
+        again = [run for run in self.runs if run in unfinished or run in lost]
+        return [run for run in self.runs if run in again or run.after in again]
 
     def go(self) -> None:
         """Raises StudyError where runs have failed; KeyboardInterrupt at SIGINT or SIGTERM: then runs have saved and
@@ -281,7 +283,8 @@ class StudyRunner:
 
     def _run_at(self, run: Run, place: int) -> str | None:
         run.folder.mkdir(parents=True, exist_ok=True)
-        if (run.folder / RESULT).exists():  # its model is gone, and it begins again
+        if (run.folder / RESULT).exists():  # a model is gone, and this begins again
+            (run.folder / RESULT).unlink()
             (run.folder / ATTEMPTS).unlink(missing_ok=True)
         devices, share = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // self.parallel)
         threads = min(share, torch.get_num_threads())  # OMP_NUM_THREADS may allow fewer

@@ -15,7 +15,7 @@ from typing import Any, Generic, NoReturn, cast
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from ..data.bad_images import describe
 from ..data.loaders import end_workers
@@ -129,13 +129,6 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     return OpenedRun(arguments, start, commit, checkpoint, source, eval_source)
 
 
-def check_training(model: PreTrainedModel, training: ImageTrainingArguments) -> None:
-    """Raises UserError where optimizer, schedule, activation checkpointing or compiler cannot be had."""
-    check_schedule(model, training)
-    check_activation_checkpointing(training)
-    check_compiling(training)
-
-
 def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[AnyTrainer, str | None]:
     """Everything up to the first step, the run's line of description included: the Trainer, and the checkpoint to
     resume from.
@@ -167,7 +160,9 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
         trainer = task.make_trainer(arguments, model, pixels, class_names, **common)
         say(task.describe(trainer, given))
         return trainer, None
-    check_training(model, training)
+    check_schedule(model, training)
+    check_activation_checkpointing(training)
+    check_compiling(training)
     if checkpoint:
         check_config(Path(checkpoint), model.config)
     record = record_of(training, data, source, **task.record(arguments, model))

@@ -247,7 +247,6 @@ def corpus() -> tuple[ImageSource, dict[int, str]]:
     }
 
 
-@pytest.mark.slow  # evaluation decodes the same files below
 def test_corpus_in_training(corpus):
     images, bad = corpus
     assert images.num_rows == 111 and len(bad) == 15

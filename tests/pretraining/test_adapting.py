@@ -155,7 +155,7 @@ def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir):
     assert changed == before.keys() - {"decoder_pos_embed"}
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [2, 4])
 def test_a_resumed_run_is_exact_in_the_warm_up_and_after_it(step, arguments_of, tmp_path, vit_dir):
     words = ("--decoder_warmup_steps", "3", "--layer_decay", "0.7", "--save_strategy", "steps", "--save_steps", "2")
     whole = pretrain(*arguments_of(*words))

@@ -1,4 +1,4 @@
-"""Dropped edges on a CPU: "drop_edge_cpu" among transformers' attention functions."""
+"""Dropped edges, and training in bf16, on a CPU: "drop_edge_cpu" among transformers' attention functions."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_mae_robust import ViTMAERobustForPreTraining
 from hf_mae_robust.pretrain import make_parser, prepare
+from hf_mae_robust.pretraining import cpu_attention
 from hf_mae_robust.pretraining.cpu_attention import NAME, default_attention, drop_edge_attention
 from tests.fresh import run_without_the_package
 from tests.helpers import TINY_OVERRIDES, as_flags
@@ -40,7 +41,13 @@ def test_equals_attention_done_step_by_step(dtype):
         assert_close(got, wanted, rtol=tolerance, atol=5 * tolerance)
 
 
-def test_bfloat16_equals_pytorchs_attention_and_draws_nothing():
+@pytest.fixture
+def has_bf16(monkeypatch):
+    """As on a processor that multiplies bf16 matrices."""
+    monkeypatch.setattr(cpu_attention, "_multiplies_bf16", lambda: True)
+
+
+def test_bfloat16_equals_pytorchs_attention_and_draws_nothing(has_bf16):
     torch.manual_seed(0)
     inputs = [tensor.requires_grad_() for tensor in arrays(11, 17, 17, dtype=torch.bfloat16)]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
@@ -55,8 +62,10 @@ def test_bfloat16_equals_pytorchs_attention_and_draws_nothing():
         assert_close(got.double(), wanted, rtol=0.05, atol=0.05)
 
 
-def test_training_in_bfloat16_on_a_cpu_keeps_away_from_pytorchs_slow_backward_pass():
-    """It takes longer than that of float32 (benchmarks/cpu_bf16.py)."""
+@pytest.mark.parametrize("capable", [True, False])
+def test_training_in_bfloat16_avoids_the_slow_backward_pass_where_plain_products_are_fast(monkeypatch, capable):
+    """Of PyTorch, which takes longer than that of float32 (benchmarks/cpu_bf16.py)."""
+    monkeypatch.setattr(cpu_attention, "_multiplies_bf16", lambda: capable)
     model = build().train()
     model.set_attn_implementation(NAME)
 
@@ -69,7 +78,7 @@ def test_training_in_bfloat16_on_a_cpu_keeps_away_from_pytorchs_slow_backward_pa
 
     slow = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
     assert slow in kernels(bf16=False)
-    assert slow not in kernels(bf16=True)
+    assert (slow in kernels(bf16=True)) is not capable
 
 
 def test_edges_are_dropped_independently_with_the_probability_asked_for():
@@ -90,15 +99,25 @@ def test_second_derivatives_raise_instead_of_being_wrong():
         first.sum().backward()
 
 
-@pytest.mark.parametrize("case", ["nothing is dropped", "a mask is given"])
-def test_is_sdpa_where_it_has_nothing_to_offer(case):
-    query, key, value = arrays(5, 7, 7)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("nothing is dropped", torch.float32),
+        ("a mask is given", torch.float32),
+        ("a mask is given", torch.bfloat16),
+        ("evaluation", torch.bfloat16),
+    ],
+)
+def test_is_sdpa_where_it_has_nothing_to_offer(has_bf16, case, dtype):
+    query, key, value = arrays(5, 7, 7, dtype=dtype)
+    module = torch.nn.Module().train(case != "evaluation")
     mask = torch.zeros(3, 1, 5, 7).index_fill_(-1, torch.tensor([2]), -torch.inf) if case == "a mask is given" else None
+    mask = mask if mask is None else mask.to(dtype)
     dropout = 0.3 if case == "a mask is given" else 0.0
     results = []
     for attend in (drop_edge_attention, sdpa_attention_forward):
         torch.manual_seed(3)
-        results.append(attend(torch.nn.Module(), query, key, value, mask, dropout=dropout)[0])
+        results.append(attend(module, query, key, value, mask, dropout=dropout)[0])
         results.append(torch.get_rng_state())
     assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
 

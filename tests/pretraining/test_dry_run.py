@@ -104,9 +104,14 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
     [
         (["--statistics_samples", 10], "--statistics_samples 10: this run computes no statistics"),
         (["--freeze_blocks", 9], "--freeze_blocks 9: the encoder has"),
-        (["--lr_scheduler_kwargs", '{"nonsense": 1}'], "--lr_scheduler_kwargs"),
-        (["--optim_args", "nonsense=1"], "nonsense"),
-        (["--activation_checkpointing_kwargs", '{"nonsense": 1}'], "--activation_checkpointing_kwargs"),
+        (["--target_normalization", "global_patch"], "global_patch needs --target_statistics"),
+        (["--target_statistics", "auto"], "--target_statistics auto is for --target_normalization global_patch, not"),
+        (["--lr_scheduler_kwargs", '{"nonsense": 1}'], "unexpected keyword argument 'nonsense'"),
+        (["--optim_args", "nonsense=1"], "--optim_args nonsense"),
+        (
+            ["--gradient_checkpointing", "--activation_checkpointing_kwargs", '{"nonsense": 1}'],
+            "unknown 'nonsense'",
+        ),
     ],
 )
 def test_a_plan_refuses_what_the_run_would_refuse(photos_dir, tmp_path, words, message, capsys):

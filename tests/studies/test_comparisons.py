@@ -109,16 +109,18 @@ def test_other_images_are_refused():
     ],
 )
 def test_the_verdict_follows_the_plan(interval, seeds, expected):
-    assert verdict({"interval": interval, "seeds": list(range(seeds))}, 0.005, 5) == expected
+    assert verdict({"interval": interval, "seeds": list(range(seeds)), "planned": 5}, 0.005) == expected
 
 
 def test_the_correction_counts_all_that_are_planned():
     mine, others = sides(seeds=4)
     secondary = (Comparison("linear", "a", "b"), Comparison("linear", "c", "b"), Comparison("knn", "a", "b"))
     plan = Plan(Comparison("linear", "b", "a"), 0.005, secondary)
-    found = evaluate_plan(plan, results_of({"a": mine, "b": others}), 4)
+    found = evaluate_plan(plan, results_of({"a": mine, "b": others}), dict.fromkeys("abc", range(4)))
     first, *missing = found["secondary"]
     assert first["p_holm"] == pytest.approx(min(1, 3 * first["p"])) and 0 < first["p"] < 0.3
     assert all(each["p"] is each["p_holm"] is None for each in missing)
     assert found["primary"]["difference"] == pytest.approx(-first["difference"])
+    unfinished = evaluate_plan(plan, results_of({"a": mine, "b": others}), dict.fromkeys("abc", range(5)))
+    assert unfinished["secondary"][0]["p"] == first["p"] and unfinished["secondary"][0]["p_holm"] is None
     assert found["primary"]["margin"] == 0.005 and found["primary"]["verdict"] in (NOT_REACHED, UNDECIDED)

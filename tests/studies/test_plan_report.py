@@ -9,7 +9,7 @@ from scipy import stats
 from hf_mae_robust.studies.comparisons import NOT_REACHED, REACHED, UNFINISHED
 from hf_mae_robust.studies.definitions import studies
 from hf_mae_robust.studies.hits import packed
-from hf_mae_robust.studies.plan_report import planned_seeds, write_plan_report
+from hf_mae_robust.studies.plan_report import write_plan_report
 from hf_mae_robust.training.predictions import Predictions
 
 STUDY = studies(4)["half_epochs"]
@@ -88,7 +88,7 @@ def test_the_report_says_what_was_planned(tmp_path):
     below = sum(each["p"] is not None and each["p"] < 0.05 for each in secondary)
     kept = sum(each["p"] is not None and each["p_holm"] < 0.05 for each in secondary)
     tested = sum(each["p"] is not None for each in secondary)
-    assert f"Of {tested} secondary comparisons {below} have p below 0.05" in text and kept > 0
+    assert f"Of {tested} secondary comparisons that are finished {below} have p below 0.05" in text and kept > 0
     assert f"After Holm's correction {kept} remain: " in text
 
 
@@ -99,9 +99,14 @@ def test_a_recipe_that_falls_short_is_told(tmp_path):
 
 
 def test_without_all_seeds_there_is_no_verdict(tmp_path):
-    seeds = planned_seeds(STUDY)
+    seeds = len(STUDY.seeds["robust"])
     results, _ = made_up({"mae": 0.0, "robust": 0.2, "mae_2x": 0.1}, seeds=seeds - 1)
     text = write_plan_report(STUDY, results, tmp_path / "some", "c", {}).read_text()
     assert f"**{UNFINISHED}**" in text and "has no verdict yet" in text
+    # Nor is there a finding, however clear a secondary comparison is.
+    content = json.loads((tmp_path / "some" / "half_epochs.json").read_text())
+    assert min(each["p"] for each in content["secondary"] if each["p"] is not None) < 0.001
+    assert all(each["p_holm"] is None for each in content["secondary"])
+    assert f"| {seeds - 1} of {seeds} | " in text and "Of 0 secondary comparisons" in text
     nothing = write_plan_report(STUDY, {kind: {} for kind in KINDS}, tmp_path / "none", "c", {}).read_text()
-    assert f"**{UNFINISHED}**" in nothing and "Of 0 secondary comparisons 0 have" in nothing
+    assert f"**{UNFINISHED}**" in nothing and "Of 0 secondary comparisons that are finished 0 have" in nothing

@@ -82,14 +82,17 @@ def test_a_model_that_is_gone_is_trained_again_where_it_is_needed(tiny, tmp_path
     first = Run("pretrain", tmp_path / "mae-0", tiny, None, {"variant": "mae", "seed": 0})
     words = {"dataset_name": tiny["dataset_name"], "crop_pct": 1.0}
     second = Run("analyze", tmp_path / "analysis", words, first, {"variant": "mae", "seed": 0})
-    StudyRunner([first, second], 1).go()
+    knn = Run("knn", tmp_path / "knn", {**words, "num_workers": 0}, first, {"variant": "mae", "seed": 0})
+    StudyRunner([first, second, knn], 1).go()
     before, found = first.result(), second.result()
     assert found["metrics"]["encoder 1/rank"] > 1
     shutil.rmtree(first.output)
-    StudyRunner([first, second], 1).go()  # nothing needs it
+    StudyRunner([first, second, knn], 1).go()  # nothing needs it
     assert not first.output.exists()
     (second.folder / "result.json").unlink()
-    StudyRunner([first, second], 1).go()
+    (knn.output / "knn.json").unlink()
+    StudyRunner([first, second, knn], 1).go()
+    assert (knn.output / "knn.json").exists()  # of the new model, not of the former one
     again = second.result()
     assert again.pop("cost")["attempts"] == found.pop("cost")["attempts"] + 1
     assert again == found and first.result()["curves"] == before["curves"]

@@ -104,7 +104,7 @@ def test_a_stopped_run_on_tars_equals_the_uninterrupted_one(tmp_path, streaming)
     assert_equal_runs(run(words, tmp_path / "cut", 2), whole)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_killed_between_checkpoints_equals_the_uninterrupted_one(words_of, whole_run, tmp_path, processes):
     words = words_of(processes, 2, "true")
     words += ["--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "1"]

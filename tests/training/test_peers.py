@@ -81,10 +81,12 @@ def test_processes_that_do_not_come_are_waited_for_as_long_as_the_flag_says(phot
     assert time.monotonic() - began < 300
 
 
-@pytest.mark.slow  # test_two_machines.py has a quick one
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(signal.SIGKILL, "ended, or did not answer"), (signal.SIGSTOP, "did not answer for 4 s")],
+    [  # killed: test_two_machines.py has a quick one
+        pytest.param(signal.SIGKILL, "ended, or did not answer", marks=pytest.mark.slow),
+        (signal.SIGSTOP, "did not answer for 4 s"),
+    ],
 )
 def test_a_process_that_is_killed_or_silent_is_named_by_the_others(photos_dir, tmp_path, number, said):
     out = tmp_path / "out"

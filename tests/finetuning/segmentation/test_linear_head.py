@@ -140,7 +140,6 @@ def test_the_python_of_its_card_gives_what_the_trained_model_gives(arguments, tm
     assert torch.equal(names["classes"], logits.argmax(1)[0]) and names["classes"].shape == (32, 32)
 
 
-@pytest.mark.slow  # of classification, test_linear_probe.py has its like
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments, tmp_path):
     common = ["--save_strategy", "steps", "--save_steps", 2, "--eval_split_name", "none"]
     uninterrupted = finetune(*arguments(*common, "--output_dir", tmp_path / "other"))
