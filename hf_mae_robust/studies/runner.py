@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -96,6 +97,10 @@ class Run:
     def has_model(self) -> bool:
         """Whether others can start from what it has left: models are large, and may have been deleted."""
         return self.result() is not None and (self.output / "model.safetensors").exists()
+
+    def forget_result(self) -> None:
+        for name in (RESULT, ATTEMPTS):
+            (self.folder / name).unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run has left; None where it is not finished. Raises ValueError where it had other flags."""
@@ -283,9 +288,13 @@ class StudyRunner:
 
     def _run_at(self, run: Run, place: int) -> str | None:
         run.folder.mkdir(parents=True, exist_ok=True)
-        if (run.folder / RESULT).exists():  # a model is gone, and this begins again
-            (run.folder / RESULT).unlink()
-            (run.folder / ATTEMPTS).unlink(missing_ok=True)
+        if (run.folder / RESULT).exists():  # its model is gone, and it begins again
+            run.forget_result()
+        for other in self.runs:
+            if other.after is run:  # it has started from a former model: a checkpoint of it is not to be resumed
+                other.forget_result()
+                if other.output.exists():
+                    shutil.rmtree(other.output)
         devices, share = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // self.parallel)
         threads = min(share, torch.get_num_threads())  # OMP_NUM_THREADS may allow fewer
         gpu = place % devices if devices else None
