@@ -1,6 +1,7 @@
 """What pyproject.toml, the citation, the workflow and the templates for issues say is so."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from packaging.requirements import Requirement
 from hf_mae_robust import __version__
 
 ROOT = Path(__file__).parents[1]
-PROJECT = (ROOT / "pyproject.toml").read_text()  # tomllib is not in Python 3.10
+PROJECT = (ROOT / "pyproject.toml").read_text()
 REQUIREMENTS = {
     requirement.name: requirement
     for requirement in map(
@@ -50,6 +51,16 @@ def test_the_citation_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__ and citation["cff-version"] == "1.2.0"
     assert [reference["title"].split()[0] for reference in citation["references"]] == ["A", "Masked"]
+
+
+def test_the_lowest_python_is_the_same_everywhere():
+    """transformers 5.23, the lowest one, needs Python 3.11."""
+    lowest, highest = (re.findall(r"Python :: (3\.\d+)", PROJECT)[place] for place in (0, -1))
+    assert tomllib.loads(PROJECT)["project"]["requires-python"] == f">={lowest}" and lowest == "3.11"
+    assert f'target-version = "py{lowest.replace(".", "")}"' in PROJECT
+    for name in ("README.md", "docs/quickstart.md"):
+        assert f"Python {lowest} or newer" in (ROOT / name).read_text(), name
+    assert f"{lowest} to {highest}" in (ROOT / "docs" / "images" / "python.svg").read_text()
 
 
 def test_the_workflow_runs_both_scripts_on_all_versions_of_python():

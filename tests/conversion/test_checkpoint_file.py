@@ -143,7 +143,7 @@ def test_a_file_of_another_model_names_what_it_holds(tmp_path):
         Path("outputs/model"),
         PurePosixPath("/data"),
         argparse.Namespace(output_dir=Path("out"), best=np.float64(0.5)),
-        [datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc), datetime.date(2024, 1, 2), datetime.timedelta(1)],
+        [datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC), datetime.date(2024, 1, 2), datetime.timedelta(1)],
         [collections.deque([1, 2]), frozenset([1]), uuid.UUID(int=1), types.SimpleNamespace(a=1), range(3)],
     ],
     ids=repr,
