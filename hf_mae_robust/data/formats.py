@@ -14,6 +14,7 @@ PLUGINS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
     **dict.fromkeys((".avif", ".avifs"), "pip install pillow-avif-plugin, or a newer Pillow"),
     ".jxl": "pip install pillow-jxl-plugin",
+    ".jls": "pip install imagecodecs",
     **dict.fromkeys((".jp2", ".j2k", ".jpx"), "install a Pillow with OpenJPEG"),
     ".webp": "install a Pillow with WebP",
     **dict.fromkeys(
@@ -26,7 +27,7 @@ PLUGINS = {
 # Of arrays; a folder of images may hold others beside them, such as features or masks.
 ARRAYS = frozenset([".npy", ".npz"])
 # Read by more than Pillow (model/band_files_vit_mae_robust.py), where the package is installed.
-_BAND_FILES = {".dcm": "pydicom", ".dicom": "pydicom"}
+_BAND_FILES = {".dcm": "pydicom", ".dicom": "pydicom", ".jls": "imagecodecs", ".jxl": "imagecodecs"}
 # First bytes of the usual formats, for files whose name says nothing.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 # Endings of files that are not images, so that their content need not be looked at.

@@ -161,7 +161,7 @@ def test_more_than_one_in_a_hundred_left_out_stops_the_run(tmp_path, capsys):
     (root / "a.heic").write_bytes(b"")
     assert opened(root)[0].num_rows == 99
     assert "pip install pillow-heif" in capsys.readouterr().out
-    (root / "b.JXL").write_bytes(b"")
+    (root / "b.SVG").write_bytes(b"")
     with pytest.raises(
         DataError, match=r"2 of 101 image files would be left out.*or convert them to PNG.*--allow_unused_files"
     ):
