@@ -33,6 +33,7 @@ _OUTPUT = [
     "model*.safetensors",
     "model.safetensors.index.json",
     "target_statistics.safetensors",
+    "linear_head.safetensors",
     "*_vit_mae_robust*.py",
     RECORD,
     "training_args.json",

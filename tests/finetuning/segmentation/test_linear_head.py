@@ -19,6 +19,7 @@ from hf_mae_robust.errors import CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.finetuning.segmentation.linear_head import linear_segmenter
+from hf_mae_robust.hub.uploads import files_left_behind
 from tests.helpers import TINY, as_flags, losses
 
 from .test_task import scene, write_set
@@ -99,6 +100,7 @@ def test_only_the_head_trains_and_the_folder_is_evaluated_again(arguments, tmp_p
     assert any("a linear layer on the frozen encoder" in line for line in said)
     assert any("linear_head.safetensors, classes.png" in line for line in said)
     folder = tmp_path / "out"
+    assert "linear_head.safetensors" in files_left_behind(folder)  # the model card loads it from the Hub
     encoder, info = BeitModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()) and encoder.config.id2label == {0: "ground", 1: "red", 2: "blue"}
     for name, value in encoder.state_dict().items():
