@@ -91,6 +91,24 @@ def test_finetuning_commands_parse(words, monkeypatch):
     make_finetune_parser().parse(after(words, "run_finetune.py"))
 
 
+def tasks_of_the_readme():
+    """The commands of its table that train on a folder of the user's images."""
+    table = README.split("## What do you want to do?")[1].split("##")[0]
+    return [words for words in commands(table) if {"run_pretrain.py", "run_finetune.py"} & set(words)]
+
+
+@pytest.mark.parametrize("words", tasks_of_the_readme(), ids=" ".join)
+def test_commands_of_the_readme_start_on_a_plain_folder(words):
+    """They name images, and hold some out where the recipe evaluates on some: otherwise the run is refused, or trains
+    on scikit-learn's digits."""
+    script = "run_pretrain.py" if "run_pretrain.py" in words else "run_finetune.py"
+    arguments = (make_parser() if script == "run_pretrain.py" else make_finetune_parser()).parse(after(words, script))
+    assert arguments.data.dataset_name is not None
+    is_plain = "path/to/images" in words or "path/to/geotiffs" in words or "path/to/labelled-images" in words
+    if is_plain and arguments.training.eval_strategy != "no":
+        assert arguments.data.train_val_split
+
+
 @pytest.mark.parametrize(
     "words", [each for each in commands_with("hf_mae_robust") if after(each.values[0], "hf_mae_robust")]
 )
@@ -118,7 +136,8 @@ def test_flags_that_the_manual_names_exist():
         "--repo-type",
         "--mixed_precision",
     }
-    options |= {"--max-restarts", "--nnodes", "--master_port", "--main_process_port", "--signal"}
+    options |= {"--max-restarts", "--nnodes", "--node_rank", "--master_addr", "--master_port", "--signal"}
+    options |= {"--machine_rank", "--main_process_ip", "--main_process_port"}
     options |= {
         "--strict",
         "--kills",
@@ -250,7 +269,7 @@ def test_every_exit_code_and_error_is_explained():
 
 
 def test_at_least_twenty_questions_are_answered():
-    assert PAGES["troubleshooting.md"].split("## Twenty questions")[1].count("\n### ") >= 20
+    assert PAGES["troubleshooting.md"].split("## Questions")[1].count("\n### ") >= 20
 
 
 def referred_to():
@@ -348,12 +367,16 @@ def test_finetuning_recipes_are_valid_and_say_how_to_run_them(path):
     [("base", 100, 5e-4, 0.65, 0.1), ("large", 50, 1e-3, 0.75, 0.2), ("huge", 50, 1e-3, 0.75, 0.3)],
 )
 def test_finetuning_of_imagenet_has_maes_settings(name, epochs, rate, layer_decay, drop_path):
-    """He et al. 2022, FINETUNE.md."""
+    """He et al. 2022, FINETUNE.md. Without `pooling` the mean is classified, or what DINOv2 and DeiT do."""
     parsed = make_finetune_parser().parse(["--config", f"finetune_vit_{name}"])
     model, data, augmentation, _, _, recipe, training = parsed
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 1024
     assert (training.num_train_epochs, recipe.base_learning_rate) == (epochs, rate)
-    assert (recipe.layer_decay, model.drop_path_rate, model.pooling) == (layer_decay, drop_path, "mean")
+    assert (recipe.layer_decay, model.drop_path_rate, model.pooling) == (
+        layer_decay,
+        drop_path,
+        None,
+    )  # the mean, or as the encoder does
     assert (recipe.warmup_epochs, recipe.min_learning_rate, training.weight_decay) == (5, 1e-6, 0.05)
     assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.999, 0)
     assert (augmentation.mixup, augmentation.cutmix, augmentation.random_erasing) == (0.8, 1.0, 0.25)
