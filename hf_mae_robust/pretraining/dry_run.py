@@ -60,15 +60,15 @@ def _operations(config: ViTMAERobustConfig) -> str:
 
 def _memory(config: ViTMAERobustConfig, training: MAETrainingArguments) -> str:
     size, activation_bytes = training.train_batch_size, 2 if training.bf16 or training.fp16 else 4
-    need = memory(config, size, bool(training.gradient_checkpointing), activation_bytes)
+    need = memory(config, size, bool(training.activation_checkpointing), activation_bytes)
     text = (
         f"about {need.peak / GIB:,.2f} GiB a process, at a batch of {size} (weights {need.weights / GIB:,.2f}, "
         f"gradients {need.gradients / GIB:,.2f}, AdamW {need.optimizer / GIB:,.2f}, "
         f"activations {need.activations / GIB:,.2f})"
     )
-    if not training.gradient_checkpointing:
+    if not training.activation_checkpointing:
         less = memory(config, size, True, activation_bytes)
-        text += f"; {less.peak / GIB:,.2f} with --gradient_checkpointing"
+        text += f"; {less.peak / GIB:,.2f} with --activation_checkpointing"
     return text
 
 

@@ -109,7 +109,7 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
         (["--lr_scheduler_kwargs", '{"nonsense": 1}'], "unexpected keyword argument 'nonsense'"),
         (["--optim_args", "nonsense=1"], "--optim_args nonsense"),
         (
-            ["--gradient_checkpointing", "--activation_checkpointing_kwargs", '{"nonsense": 1}'],
+            ["--activation_checkpointing", "--activation_checkpointing_kwargs", '{"nonsense": 1}'],
             "unknown 'nonsense'",
         ),
     ],

@@ -210,8 +210,8 @@ def test_output_folder(arguments, tmp_path):
     assert "vit.encoder.layer.0.attention.attention.query.weight" in load_file(out / "model.safetensors")
 
 
-def test_bf16_and_gradient_checkpointing_train(arguments):
-    trainer = pretrain(*arguments(*ALL_ON, "--bf16", "--gradient_checkpointing", "--num_train_epochs", "1"))
+def test_bf16_and_activation_checkpointing_train(arguments):
+    trainer = pretrain(*arguments(*ALL_ON, "--bf16", "--activation_checkpointing", "--num_train_epochs", "1"))
     assert all(np.isfinite(losses(trainer)))
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
 
