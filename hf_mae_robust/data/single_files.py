@@ -1,6 +1,7 @@
 """A file as --dataset_name: a table, an archive of WebDataset, or a list of image files."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".tar": 
 LISTS = {".csv": ",", ".tsv": "\t", ".txt": " ", ".lst": "\t"}
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MAX_MISSING = 0.01
+_NUMBER = re.compile("-?[0-9]{1,18}")
 
 
 def _endings() -> frozenset[str]:
@@ -89,11 +91,13 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
     columns: dict[str, list[Any]] = {}
     features: dict[str, Any] = {}
     for i, name in enumerate(names):
-        values = [row[i] for row in rows]
-        is_number = all(value.isdigit() for value in values)
-        columns[name] = [str(file) for file in files] if i == column else [int(v) if is_number else v for v in values]
-        kind = Value("int64" if is_number else "string")
-        features[name] = datasets.Image() if i == column else kind
+        if i == column:
+            columns[name], features[name] = [str(file) for file in files], datasets.Image()
+            continue
+        values = [row[i] or None for row in rows]  # a missing label is not a class called ""
+        is_number = all(_NUMBER.fullmatch(value) for value in values if value is not None)
+        columns[name] = [int(value) if is_number and value is not None else value for value in values]
+        features[name] = Value("int64" if is_number else "string")
     return Dataset.from_dict(columns, features=Features(features))
 
 

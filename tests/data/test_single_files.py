@@ -79,6 +79,21 @@ def test_lists_of_files(folder, name, text, streaming):
     assert source.class_names == ("x", "y") and [source.rows.label(i) for i in range(2)] == [0, 1]
 
 
+@pytest.mark.parametrize("missing", ["", "-1"])
+@pytest.mark.parametrize("others", [("0", "1", "10"), ("x", "y", "z")])
+def test_a_missing_label_of_a_list_is_not_a_class(folder, others, missing):
+    """It renumbers no other one; of names, -1 may be one."""
+    names = ["a/0.jpg", "b/1.jpg", "a/2.jpg", "b/3.jpg"]
+    text = "".join(f"photos/{name},{label}\n" for name, label in zip(names, [*others, missing]))
+    (folder / "list.csv").write_text(f"image,label\n{text}")
+    if missing == "-1" and others[0] == "x":
+        assert opened(folder / "list.csv", label_column_name="label").class_names == ("-1", *others)
+        return
+    expected = re.escape(f"row 3 has no label in column 'label' (classes: {', '.join(others)})")
+    with pytest.raises(DataError, match=expected):
+        opened(folder / "list.csv", label_column_name="label")
+
+
 def test_a_list_of_paths_only(folder):
     (folder / "list.txt").write_text("photos/a/0.jpg\nphotos/b/1.jpg\n")
     assert opened(folder / "list.txt").num_rows == 2
