@@ -141,7 +141,7 @@ class BandForm:
 def _may_hold(dtype: np.dtype, number: float) -> bool:
     """Whether a type has this number: 65536 is no number of uint16, and -9999 none of uint8."""
     if dtype.kind == "f":
-        return bool(abs(number) <= float(np.finfo(dtype).max))
+        return bool(np.isinf(number) or abs(number) <= float(np.finfo(dtype).max))
     if dtype.kind == "b":
         return number in (0, 1)
     limits = np.iinfo(dtype)

@@ -85,6 +85,15 @@ def test_masks_and_numbers_of_the_file_itself():
     np.testing.assert_array_equal(BandForm(bands=(1,)).apply(image), expected[1:])
 
 
+@pytest.mark.parametrize("number", [-np.inf, np.inf])
+def test_an_infinite_number_that_the_file_names_is_a_missing_pixel(number):
+    """Radar images in decibels hold -inf where nothing came back. One that is not named stays an error."""
+    image = BandImage(np.array([[[number, -12.5]]], np.float32), nodata=number)
+    np.testing.assert_array_equal(BandForm().apply(image), [[[np.nan, -12.5]]])
+    with pytest.raises(BandError, match="1 infinite number"):
+        BandForm().apply(BandImage(image.pixels, nodata=-number))
+
+
 def test_large_offsets_keep_their_small_differences():
     image = (33_000 + RNG.integers(0, 250, (1, 8, 8))).astype(np.uint16)
     found = decode(image, BandForm(image_mean=(33_144.5,), image_std=(254.8,), channel_axis="first"))
