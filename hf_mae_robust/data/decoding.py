@@ -2,6 +2,8 @@
 
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -76,6 +78,8 @@ def contents_of(value: Any) -> Any:
         try:
             with fsspec.open(path, "rb") as file:
                 content = file.read()
+        except (zipfile.BadZipFile, zlib.error) as error:  # of an archive that lies here, or was fetched
+            raise ImageDecodingError(f"{type(error).__name__}: {error}", "corrupt") from error
         except Exception as error:
             if "://" in path and not isinstance(error, FileNotFoundError):
                 raise  # the network's fault, not the image's: the next attempt may read it
@@ -320,6 +324,8 @@ def decode_map(value: Any, row: int | None = None) -> torch.Tensor:
 def _as_numbers(image: Image.Image) -> Image.Image:
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise ImageDecodingError(f"its mode is {image.mode}: colours, not numbers of classes", "unsupported")
+    if image.mode.startswith("I;16"):  # in the order of bytes that torch takes
+        return Image.fromarray(np.asarray(image).astype(np.int32))
     return image.convert("L").point(bool) if image.mode == "1" else image
 
 

@@ -3,6 +3,7 @@ import io
 import pickle
 import struct
 import warnings
+import zipfile
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageFile
 
 from hf_mae_robust.data import decoding
-from hf_mae_robust.data.decoding import KINDS, MAX_PIXELS, decode_image, size_of
+from hf_mae_robust.data.decoding import KINDS, MAX_PIXELS, decode_image, decode_map, size_of
 from hf_mae_robust.errors import ImageDecodingError
 from tests.helpers import photos
 
@@ -160,6 +161,13 @@ def test_16_bit_in_any_byte_order(mode):
     image = Image.frombytes(mode, (24, 8), pixels.astype(order).tobytes())
     assert image.mode == mode
     assert np.array_equal(decode_image(image, 1)[0].numpy(), GRADIENT)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_maps_of_16_bit_in_any_byte_order(mode):
+    """ImageJ writes big-endian TIFF files."""
+    pixels = np.array([[0, 300], [40_000, 65_535]], dtype=">u2" if mode == "I;16B" else "<u2")
+    assert decode_map(Image.frombytes(mode, (2, 2), pixels.tobytes())).tolist() == pixels.tolist()
 
 
 def test_32_bit_integers_are_read_as_8_bit_or_as_16():
@@ -352,3 +360,17 @@ def test_sizes_are_those_of_decoded_images(orientation):
         exif[ExifTags.Base.Orientation] = orientation
     Image.new("RGB", (12, 8)).save(file, "JPEG", exif=exif)
     assert size_of(file.getvalue()) == tuple(decode_image(file.getvalue()).shape[1:])
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_file_in_a_zip_is_one_bad_image(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression) as archive:
+        archive.writestr("0.png", encode(Image.fromarray(photos(1)[0]), "PNG"))
+    value = {"bytes": None, "path": f"zip://0.png::{tmp_path / 'a.zip'}"}
+    assert decode_image(value).shape[0] == 3
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[200] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(ImageDecodingError, match="BadZipFile|zlib|error") as raised:
+        decode_image(value)
+    assert raised.value.kind == "corrupt"
