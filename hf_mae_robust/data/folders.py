@@ -100,6 +100,7 @@ class ImageFolder:
             (pairs.unpaired, "lie in a folder of maps by its name, but belong to no image"),
             (self.lists.unlisted if self.lists is not None else [], "in none of the lists"),
             (tree.broken_links, "links to files that are not there"),
+            (tree.undecodable, "names that are not UTF-8; convmv -f latin1 -t utf8 renames them"),
             (tree.loops, "links to a folder that holds them"),
             (tree.denied, "folders that may not be read"),
             ([path for path in tree.outputs if path != "."], "folders that a training run wrote"),
@@ -159,8 +160,9 @@ class ImageFolder:
         reasons = [(images, f"lie in {name}, which is none of the splits") for name, images in unused.items()]
         reasons.append((tree.unreadable, "cannot be read here"))
         reasons.append((tree.broken_links, "are links to files that are not there"))
+        reasons.append((tree.undecodable, "have names that are not UTF-8"))
         num_left = sum(len(paths) for paths, _ in reasons)
-        total = len(pairs.images) + len(tree.unreadable) + len(tree.broken_links)
+        total = len(pairs.images) + len(tree.unreadable) + len(tree.broken_links) + len(tree.undecodable)
         if num_left <= MAX_UNUSED * total:
             return
         paths, why = max(reasons, key=lambda reason: len(reason[0]))
@@ -173,6 +175,8 @@ class ImageFolder:
             advice += " to PNG or JPEG"
         elif paths is tree.broken_links:
             advice = "Make the links again, or remove them"
+        elif paths is tree.undecodable:
+            advice = "Rename them, for example by convmv -r -f latin1 -t utf8 --notest"
         raise DataError(
             f"{self.name}: {num_left:,} of {total:,} image files would be left out, first {paths[0]}: {len(paths):,} "
             f"{why}{f' ({plugin})' if plugin else ''}. {advice}; {OVERRIDE} trains without them."
@@ -187,7 +191,7 @@ def read_folder(name: str) -> ImageFolder | None:
         return None
     tree = read_tree(root)
     if not tree.images:
-        if (tree.unreadable or tree.broken_links) and not _is_of_tables(tree):
+        if (tree.unreadable or tree.broken_links or tree.undecodable) and not _is_of_tables(tree):
             raise DataError(_nothing_to_read(name, tree))
         return None
     if _is_of_tables(tree) or _describes_itself(tree):
@@ -253,6 +257,11 @@ def _nothing_to_read(name: str, tree: Tree) -> str:
         return (
             f"{name}: none of its {len(tree.unreadable):,} image files can be read here, first {tree.unreadable[0]}: "
             f"{plugin}."
+        )
+    if tree.undecodable:
+        return (
+            f"{name}: the names of its {len(tree.undecodable):,} image files are not UTF-8, first "
+            f"{tree.undecodable[0]}. Rename them, for example by convmv -r -f latin1 -t utf8 --notest."
         )
     return (
         f"{name} holds no image file, but {len(tree.broken_links):,} links to files or folders that are not there, "

@@ -39,6 +39,8 @@ class Tree:
         loops: links to a folder that holds them. hidden: number of image files whose path has a part that begins with
             "." or "__".
         outputs: folders that a training run wrote, which are not looked into, but for the folder itself.
+        undecodable: image files whose path is not UTF-8, as archives of other systems unpack them: Arrow cannot hold
+            it. Paths are shown with escapes.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Tree:
     denied: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    undecodable: list[str] = field(default_factory=list)
     hidden: int = 0
 
 
@@ -61,6 +64,11 @@ def _is_there(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _shown(path: str) -> str:
+    """Bytes that are not UTF-8 as escapes; every other path as it is."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def read_tree(root: str | Path) -> Tree:
     """Walk through a folder, links to folders and files included."""
     tree, readable = Tree(Path(root)), readable_endings()
@@ -68,7 +76,12 @@ def read_tree(root: str | Path) -> Tree:
 
     def add_file(entry: os.DirEntry[str], path: str) -> None:
         ending = Path(entry.name).suffix.lower()
-        if entry.is_symlink() and not _is_there(entry):
+        if (shown := _shown(path)) != path:
+            if ending in readable or ending in PLUGINS:
+                tree.undecodable.append(shown)
+            else:
+                tree.others[_shown(ending)] += 1
+        elif entry.is_symlink() and not _is_there(entry):
             if not ending or ending in readable or ending in PLUGINS:
                 tree.broken_links.append(path)
         elif ending in readable:
@@ -87,11 +100,11 @@ def read_tree(root: str | Path) -> Tree:
         try:
             entries = list(os.scandir(folder))
         except PermissionError:
-            tree.denied.append(prefix.rstrip("/") or ".")
+            tree.denied.append(_shown(prefix.rstrip("/") or "."))
             return
         names = {entry.name for entry in entries}
         if names & _TRACES_OF_A_RUN or any(_CHECKPOINT.fullmatch(name) for name in names):
-            tree.outputs.append(prefix.rstrip("/") or ".")
+            tree.outputs.append(_shown(prefix.rstrip("/") or "."))
             if prefix:
                 return
         for entry in entries:
@@ -102,7 +115,7 @@ def read_tree(root: str | Path) -> Tree:
             elif _is_there(entry) and entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real in above:
-                    tree.loops.append(path)
+                    tree.loops.append(_shown(path))
                 else:
                     walk(entry.path, f"{path}/", (*above, real))
             else:
@@ -114,6 +127,15 @@ def read_tree(root: str | Path) -> Tree:
         tree.names += arrays
     else:  # beside images they are something else: features, masks
         tree.images = arrays
-    for paths in (tree.images, tree.unreadable, tree.names, tree.broken_links, tree.denied, tree.loops, tree.outputs):
+    for paths in (
+        tree.images,
+        tree.unreadable,
+        tree.names,
+        tree.broken_links,
+        tree.denied,
+        tree.loops,
+        tree.outputs,
+        tree.undecodable,
+    ):
         paths.sort()
     return tree

@@ -1,6 +1,8 @@
 """Local folders of image files: what is taken for what, what is said, and what is refused."""
 
 import os
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -167,6 +169,23 @@ def test_more_than_one_in_a_hundred_left_out_stops_the_run(tmp_path, capsys):
     ):
         opened(root)
     assert opened(root, allow_unused_files=True)[0].num_rows == 99
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere refuse such names")
+def test_names_that_are_not_utf_8_are_left_out_and_named(tmp_path, capsys):
+    """As archives of Windows unpack them. Arrow's strings cannot hold them."""
+    root = write(tmp_path / "set", *(f"cat/{i}.jpg" for i in range(99)))
+    for name in (b"cat/M\xfcller.jpg", b"cat/M\xfcller.txt"):
+        shutil.copy(root / "cat" / "0.jpg", root / os.fsdecode(name))
+    assert opened(root)[0].num_rows == 99
+    assert r"left out: 1 (cat/M\xfcller.jpg): names that are not UTF-8" in capsys.readouterr().out
+    (root / "cat").rename(root / os.fsdecode(b"Katz\xe4"))
+    with pytest.raises(DataError, match=r"100 image files are not UTF-8, first Katz\\xe4/0.jpg. Rename them"):
+        opened(root)
+    write(root, "dog/0.jpg")
+    with pytest.raises(DataError, match=r"100 of 101 .* have names that are not UTF-8. Rename them"):
+        opened(root)
+    assert opened(root, allow_unused_files=True)[0].num_rows == 1
 
 
 def test_a_folder_that_no_split_uses_stops_the_run_unless_it_is_chosen(tmp_path):
