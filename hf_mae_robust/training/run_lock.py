@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = "_running.json"
 # A run says this often that it lives. One of another machine that is silent for four times as long is taken for dead.
 HEARTBEAT_S = 15.0
+# The lock says the start of its process in seconds, and clocks are corrected a little all the time.
+SAME_START_S = 3.0
 
 
 def _this_process() -> dict[str, Any]:
@@ -57,15 +59,19 @@ def _touched(path: Path) -> int | None:
 
 
 def _is_alive(lock: dict[str, Any] | None, path: Path, heartbeat_s: float) -> bool:
-    """Of this machine: whether the process is there. Of another one: whether it touches its lock meanwhile; that needs
-    no common clock."""
+    """Of this machine: whether the process is there. Of another one, or where a later process may have the number:
+    whether it touches its lock meanwhile; that needs no common clock."""
     mine = _this_process()
     if lock is not None and (lock["host"], lock["pids"]) == (mine["host"], mine["pids"]):
+        if lock["pid"] == mine["pid"]:
+            return False  # a former process had the number of this one
         try:
-            since = datetime.fromtimestamp(psutil.Process(lock["pid"]).create_time()).astimezone()
+            started = psutil.Process(lock["pid"]).create_time()
         except psutil.Error:
             return False
-        return since.isoformat(timespec="seconds") == lock["since"]
+        # As numbers: the text depends on the time zone. They also differ where the clock was set since.
+        if abs(started - datetime.fromisoformat(lock["since"]).timestamp()) < SAME_START_S:
+            return True
     if lock is not None:
         logger.warning(
             "%s names process %s on %s. Waiting up to %.0f s to see whether it lives.",
@@ -82,17 +88,18 @@ def _is_alive(lock: dict[str, Any] | None, path: Path, heartbeat_s: float) -> bo
     return False
 
 
-def _take(path: Path, heartbeat_s: float) -> None:
+def _take(path: Path, heartbeat_s: float) -> dict[str, Any]:
+    """What the lock says now."""
     mine = _this_process()
     while True:
         try:
             with path.open("x") as file:
                 file.write(json.dumps(mine) + "\n")
-            return
+            return mine
         except FileExistsError:
             other = _read(path)
         if other == mine:
-            return
+            return mine
         if _is_alive(other, path, heartbeat_s):
             if (other := _read(path)) is None:
                 continue  # it was being written, or removed
@@ -113,14 +120,14 @@ def _take(path: Path, heartbeat_s: float) -> None:
 def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
     """While entered, the folder is this process's. It is made where there is none, and removed again where it stays
     empty. A lock that a dead process has left is taken over; to find out that one of another machine is dead takes four
-    heartbeats.
+    heartbeats, as does one whose number another process has now.
 
     Raises UserError that names the other run.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path, ended = folder / LOCK_FILE, threading.Event()
-    _take(path, heartbeat_s)
+    mine = _take(path, heartbeat_s)
 
     def live() -> None:
         while not ended.wait(heartbeat_s):
@@ -132,7 +139,7 @@ def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if _read(path) == _this_process():
+        if _read(path) == mine:
             path.unlink(missing_ok=True)
         if is_new:
             with suppress(OSError):  # it holds files now

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 
+import psutil
 import pytest
 
 from hf_mae_robust.errors import UserError
@@ -87,6 +88,66 @@ def test_a_lock_that_was_not_written_to_its_end_is_taken_over(tmp_path, content)
     (tmp_path / LOCK_FILE).write_text(content)
     with run_lock(tmp_path, heartbeat_s=0.05):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def _hold_in(zone, folder, held):
+    os.environ["TZ"] = zone
+    time.tzset()
+    with run_lock(folder):
+        held.send(json.loads((folder / LOCK_FILE).read_text())["since"])
+        held.recv()
+
+
+def test_a_run_in_another_time_zone_of_the_same_machine_is_alive(tmp_path, monkeypatch):
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    other = context.Process(target=_hold_in, args=("UTC", tmp_path, there))
+    other.start()
+    since = here.recv()
+    assert since.endswith("+00:00")  # for people
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with pytest.raises(UserError, match=rf"process {other.pid} on .*since"), run_lock(tmp_path, heartbeat_s=0.05):
+            pass
+    finally:
+        here.send("end")
+        other.join(300)
+        monkeypatch.undo()
+        time.tzset()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_step_of_the_clock_neither_ends_a_lock_nor_leaves_it_behind(tmp_path, monkeypatch):
+    """psutil counts from the boot and adds when that was, by the clock of now."""
+    started = psutil.Process.create_time
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    with run_lock(tmp_path, heartbeat_s=0.05):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: started(process) + 3600)
+        other = context.Process(target=_refused, args=(tmp_path, there))
+        other.start()
+        assert here.recv() == "refused"
+        other.join(300)
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def _refused(folder, said):
+    try:
+        with run_lock(folder, heartbeat_s=0.5):
+            said.send("taken")
+    except UserError:
+        said.send("refused")
+
+
+@pytest.mark.parametrize("is_own_number", [True, False])
+def test_a_later_process_of_the_same_number_does_not_keep_a_dead_lock(tmp_path, is_own_number):
+    with run_lock(tmp_path):
+        mine = json.loads((tmp_path / LOCK_FILE).read_text())
+    pid = mine["pid"] if is_own_number else os.getppid()
+    (tmp_path / LOCK_FILE).write_text(json.dumps(mine | {"pid": pid, "since": "2026-01-01T10:00:00+00:00"}))
+    with run_lock(tmp_path, heartbeat_s=60 if is_own_number else 0.05):
+        assert json.loads((tmp_path / LOCK_FILE).read_text()) == mine
 
 
 def _try(folder, barrier, taken):
