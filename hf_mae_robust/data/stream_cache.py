@@ -13,6 +13,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ class StreamCache:
             blob = Path(path).resolve()
             file, status = open_path(path), blob.stat()
             # Disks are often mounted such that reading does not count as an access.
-            os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))
+            with suppress(PermissionError):  # another user fetched it
+                os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))
         except FileNotFoundError:  # made room for another one in this moment
             return None
         return file

@@ -1,5 +1,6 @@
 """--stream_cache: sizes, and which files make room. tests/hub/test_many_readers.py reads through it."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -91,6 +92,19 @@ def test_a_file_that_was_not_verified_or_has_changed_since_is_not_used(tmp_path)
     assert time.time() - blob.stat().st_atime < 60  # used now
     blob.write_bytes(bytes(39))
     assert cache.find(url) is None
+
+
+def test_files_of_another_user_are_read(tmp_path, monkeypatch):
+    """Their times are their owner's to change."""
+    cache, url = StreamCache(tmp_path), f"hf://datasets/org/photos@{OURS}/1.parquet"
+    put(tmp_path, "org/photos", OURS, "1.parquet", 40, minutes_ago=5)
+    assert cache._verify(tmp_path / "datasets--org--photos" / "snapshots" / OURS / "1.parquet")
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.open(url).size() == 40
 
 
 def test_only_files_of_the_hub_at_a_commit_are_kept(tmp_path):
