@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 from huggingface_hub import (
+    CachedRepoInfo,
     DeleteCacheStrategy,
     get_hf_file_metadata,
     hf_hub_download,
@@ -222,12 +223,17 @@ class StreamCache:
 
     # ---- room ----
 
+    def _data_sets(self) -> list[CachedRepoInfo]:
+        """Not the models, which lie in the same folder where that is huggingface_hub's own cache."""
+        return [cached for cached in scan_cache_dir(self.folder).repos if cached.repo_type == "dataset"]
+
     def _partial(self) -> list[Path]:
-        return list(self.folder.glob("*/blobs/*.incomplete"))
+        return list(self.folder.glob("datasets--*/blobs/*.incomplete"))
 
     def _has_room(self, num_bytes: int) -> bool:
         partial = sum(path.stat().st_size for path in self._partial() if path.exists())
-        return scan_cache_dir(self.folder).size_on_disk + partial + num_bytes <= (self.max_bytes or 0)
+        complete = sum(cached.size_on_disk for cached in self._data_sets())
+        return complete + partial + num_bytes <= (self.max_bytes or 0)
 
     def _make_room(self, num_bytes: int, repo: str, commit: str) -> bool:
         """Remove files, the least recently used first, until `num_bytes` more fit; none of the data set at `commit`."""
@@ -238,7 +244,7 @@ class StreamCache:
             return False
         used: dict[Path, float] = {}
         links, kept = defaultdict(list), set()
-        for cached in scan_cache_dir(self.folder).repos:
+        for cached in self._data_sets():
             for revision in cached.revisions:
                 for file in revision.files:
                     used[file.blob_path] = file.blob_last_accessed

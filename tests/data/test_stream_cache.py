@@ -27,9 +27,9 @@ def test_what_is_not_a_size_is_refused(text):
         parse_size(text)
 
 
-def put(folder: Path, repo: str, commit: str, name: str, size: int, minutes_ago: float) -> Path:
+def put(folder: Path, repo: str, commit: str, name: str, size: int, minutes_ago: float, kind: str = "datasets") -> Path:
     """A file as huggingface_hub keeps it; the blob."""
-    place = folder / f"datasets--{repo.replace('/', '--')}"
+    place = folder / f"{kind}--{repo.replace('/', '--')}"
     blob, link = place / "blobs" / f"{name}-{commit[:4]}", place / "snapshots" / commit / name
     for path in (blob, link):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +80,20 @@ def test_partial_downloads_count_and_abandoned_ones_go(tmp_path, files):
     assert StreamCache(tmp_path, 1200)._make_room(100, "org/photos", OURS)
     assert (blobs / "new.incomplete").exists() and not (blobs / "old.incomplete").exists()
     assert all(blob.exists() for blob in files.values())  # 1,000 and 100 and 100
+
+
+def test_models_in_the_same_folder_stay_and_do_not_count(tmp_path, files):
+    """As in huggingface_hub's own cache; a model may have the name of the data set."""
+    models = [
+        put(tmp_path, repo, OURS, "model.safetensors", 5000, minutes_ago=999, kind="models")
+        for repo in ("org/photos", "org/vit")
+    ]
+    models.append(models[0].with_name("half.incomplete"))
+    models[-1].write_bytes(bytes(5000))
+    os.utime(models[-1], (time.time() - ABANDONED_SECONDS - 60,) * 2)
+    assert StreamCache(tmp_path, 1000)._make_room(200, "org/photos", OURS)
+    assert [name for name, blob in files.items() if blob.exists()] == ["ours", "other", "newest"]
+    assert [model.stat().st_size for model in models] == [5000] * 3
 
 
 def test_a_file_that_was_not_verified_or_has_changed_since_is_not_used(tmp_path):
