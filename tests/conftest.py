@@ -1,8 +1,11 @@
 """Fixtures of all tests. The suite neither reads nor writes the user's caches, and asks nothing of the network."""
 
+import errno
+import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -109,6 +112,28 @@ def bands_dir(tmp_path_factory) -> Path:
 def band_encoder_dir(tmp_path_factory) -> Path:
     """A tiny pre-training model for them, with random weights."""
     return write_band_encoder(tmp_path_factory.mktemp("band-encoder"))
+
+
+@pytest.fixture
+def hold_open(monkeypatch) -> Callable[[str], None]:
+    """Files of a name are open in another program, as on NFS: to delete one gives it another name, and that one cannot
+    be deleted. Deleting the folder fails, too."""
+
+    def hold(held: str) -> None:
+        unlink, numbers = os.unlink, itertools.count()
+
+        def unlink_on_nfs(path, *, dir_fd=None):
+            name = Path(path).name
+            if name.startswith(".nfs"):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+            if name != held:
+                return unlink(path, dir_fd=dir_fd)
+            hidden = Path(path).with_name(f".nfs{next(numbers)}")
+            os.rename(path, hidden, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "unlink", unlink_on_nfs)
+
+    return hold
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 
 import pytest
@@ -93,6 +94,36 @@ def test_rotation_never_deletes_what_was_just_written(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-60", "checkpoint-10"]
     rotate(checkpoint(tmp_path, 20), 1)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-20"]
+
+
+def test_a_file_that_a_reader_holds_open_stops_neither_rotation_nor_the_next_run(tmp_path, hold_open, caplog):
+    hold_open("0.distcp")
+    checkpoint(tmp_path, 5)
+    for _ in range(2):  # the second time after a resume from an older checkpoint
+        rotate(checkpoint(tmp_path, 10), 1)
+        rotate(checkpoint(tmp_path, 20), 1)
+        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-20"]
+    assert "checkpoint-10 is removed, but not all of it can be deleted" in caplog.text
+    for _ in range(2):
+        recover(tmp_path)
+        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-20"]
+    assert all(path.name.startswith(".nfs") for path in (tmp_path / STAGING).rglob("*") if path.is_file())
+
+
+def test_what_cannot_be_deleted_does_not_come_back_as_a_checkpoint(tmp_path, monkeypatch):
+    """Complete ones among it: of one that was replaced, and of one that was about to get its name."""
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    final = checkpoint(tmp_path, 10, "new")
+    for name in ("replaced-checkpoint-10", "checkpoint-10"):
+        shutil.copytree(final, tmp_path / STAGING / name)
+    monkeypatch.setattr(os, "unlink", refuse)
+    recover(tmp_path)
+    shutil.move(final, tmp_path / "elsewhere")
+    recover(tmp_path)
+    assert checkpoints_in(tmp_path) == []
 
 
 def test_files_are_replaced_as_a_whole_and_others_stay(tmp_path):

@@ -14,7 +14,15 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from ..errors import SavingError
 from ..files import allow_group, replace_files, seal
 from ..hub.run_record import write_record
-from .checkpoints import STAGING, check_all_have_written, checkpoint_of_step, last_checkpoint, publish, rotate
+from .checkpoints import (
+    STAGING,
+    check_all_have_written,
+    checkpoint_of_step,
+    clear_staging,
+    last_checkpoint,
+    publish,
+    rotate,
+)
 from .peers import is_loss
 from .typed_trainer import TypedTrainer
 
@@ -54,8 +62,7 @@ class Checkpointing(TypedTrainer):
         SavingError."""
         staging = Path(self.args.output_dir) / STAGING
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+            clear_staging(staging)
         self.accelerator.wait_for_everyone()
         self._staging = staging
         try:
@@ -134,7 +141,7 @@ class Checkpointing(TypedTrainer):
             if self.args.should_save:
                 write_record(staging / "model", {**self.record, "about": self.about})
                 replace_files(staging / "model", final)
-                staging.rmdir()
+                shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

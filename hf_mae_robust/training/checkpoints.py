@@ -3,8 +3,10 @@
 import json
 import logging
 import re
+import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,20 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     return next(iter(checkpoints_in(output_dir)), None)
 
 
+def clear_staging(staging: Path) -> None:
+    """Make the staging folder, or delete all in it. On NFS a file that a reader holds open cannot be deleted: its
+    folder gets a name that nothing takes for a checkpoint, and is deleted another time."""
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True, exist_ok=True)
+    for left in staging.iterdir():
+        if left.is_dir():
+            left.rename(_deleted(staging))
+
+
+def _deleted(staging: Path) -> Path:
+    return staging / f"deleted-{secrets.token_hex(4)}"
+
+
 def publish(staged: Path, final: Path) -> None:
     """Give a sealed folder its name. One that has the name already is kept until the new one stands."""
     replaced = staged.with_name(f"replaced-{final.name}")
@@ -74,17 +90,25 @@ def recover(output_dir: str | Path) -> None:
         if not final.exists() and broken_file_of(staged) is None:
             staged.rename(final)
             flush(final.parent)
-    shutil.rmtree(staging)
+    clear_staging(staging)
+    with suppress(OSError):  # not everything can be deleted yet
+        staging.rmdir()
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; a kill in the middle leaves no part of it under its name."""
+    """Delete a checkpoint; a kill in the middle leaves no part of it under its name. A file that cannot be deleted does
+    not end the training."""
     staging = checkpoint.parent / STAGING
     staging.mkdir(exist_ok=True)
-    doomed = staging / f"deleted-{checkpoint.name}"
+    doomed = checkpoint.rename(_deleted(staging))
     shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    if doomed.exists():
+        logger.warning(
+            "%s is removed, but not all of it can be deleted: does a program hold a file of it open? The rest lies in "
+            "%s; a later checkpoint or run deletes it.",
+            checkpoint,
+            staging,
+        )
 
 
 def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = ()) -> None:

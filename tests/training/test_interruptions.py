@@ -1,5 +1,6 @@
 """Signals, full disks and other ends of a run; two processes where that matters."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+from contextlib import suppress
 
 import pytest
 from PIL import Image
@@ -116,6 +118,35 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(words, tmp_path, capsys):
     assert newest_checkpoint(tmp_path / "out").name == "checkpoint-4"
     main(words)
     assert f"Resuming from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().out
+
+
+def test_old_checkpoints_that_are_being_read_on_nfs_do_not_end_the_run(words, tmp_path, hold_open, capsys):
+    hold_open("optimizer.pt")
+    words += ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1"]
+    half = tmp_path / "out" / "_staging" / "checkpoint-4"
+    half.mkdir(parents=True)
+    (half / "optimizer.pt").write_text("of a run that was killed while it wrote this")
+    main(words)
+    newest = tmp_path / "out" / "checkpoint-6"
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert fault_of(newest) is None and not list(newest.rglob(".nfs*"))
+    assert len(list((tmp_path / "out" / "_staging").rglob(".nfs*"))) == 3
+    main([*words, "--max_steps", "7", "--allow_elastic_resume"])
+    assert f"Resuming from {newest}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_nothing_of_an_abandoned_checkpoint_gets_into_the_next_one(words, tmp_path, hold_open):
+    """Of the same step, and not deleted because a reader holds a file of it open."""
+    hold_open("optimizer.pt")
+    trainer, _ = prepare(make_parser().parse(words))
+    for _ in range(2):
+        with suppress(SavingError), trainer.staged() as staging:
+            (staging / "checkpoint-4").mkdir()
+            (staging / "checkpoint-4" / "optimizer.pt").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with trainer.staged() as staging:
+        assert not (staging / "checkpoint-4").exists()
 
 
 def test_a_checkpoint_at_the_last_step_does_not_train_on(words, tmp_path):

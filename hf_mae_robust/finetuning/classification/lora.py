@@ -5,6 +5,7 @@ This module needs peft; it is imported where an adapter was asked for.
 
 import copy
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -127,7 +128,7 @@ class LoraTrainer(ClassificationTrainer):
                 self.processing_class.save_pretrained(staging / BASE)
                 allow_group(staging / BASE)
                 replace_files(staging / BASE, Path(self.args.output_dir) / BASE)
-                staging.rmdir()
+                shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
