@@ -1,7 +1,6 @@
 """Files of statistics (.safetensors): written completely or not at all, and a sentence for what is wrong with them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..errors import UserError
+from ..files import write_completely
 from ..hub.run_record import portable
 
 
@@ -17,19 +17,14 @@ def write_statistics(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
     """Write tensors and metadata (strings as they are, all else as JSON); folders that are missing are made. The same
     content makes the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not `save_file`, whose files only their owner can read.
-        content = save(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            metadata={
-                key: value if isinstance(value, str) else json.dumps(value) for key, value in portable(metadata).items()
-            },
-        )
-        temporary.write_bytes(_sorted(content))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not `save_file`, whose files only their owner can read.
+    content = save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        metadata={
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in portable(metadata).items()
+        },
+    )
+    write_completely(path, lambda unfinished: unfinished.write_bytes(_sorted(content)))
 
 
 def _sorted(content: bytes) -> bytes:

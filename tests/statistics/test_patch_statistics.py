@@ -1,3 +1,7 @@
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +162,36 @@ def test_file_round_trip_with_metadata(tmp_path):
     torch.testing.assert_close(loaded.std, statistics.std, rtol=1e-12, atol=0)
     assert loaded.metadata == statistics.metadata
     assert [file.name for file in path.parent.iterdir()] == ["stats.safetensors"]
+
+
+def test_two_machines_whose_processes_have_the_same_number_write_one_file(tmp_path, monkeypatch):
+    """Both write to a shared folder; the other one, in the moment before this one gives the file its name."""
+    statistics = PatchStatistics.empty(12)
+    statistics.update(torch.rand(100, 12))
+    path, replace = tmp_path / "stats.safetensors", Path.replace
+
+    def replace_later(temporary, target):
+        monkeypatch.setattr(Path, "replace", replace)
+        statistics.save(path)
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", replace_later)
+    statistics.save(path)
+    assert PatchStatistics.load(path, patch_dim=12).count == 100
+    assert [file.name for file in tmp_path.iterdir()] == ["stats.safetensors"]
+
+
+def test_a_full_disk_leaves_nothing_of_a_file(tmp_path, monkeypatch):
+    write_bytes = Path.write_bytes
+
+    def write_half(path, content):
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        PatchStatistics.empty(12).save(tmp_path / "stats.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_files_are_refused_with_what_to_do(tmp_path):
