@@ -1,7 +1,8 @@
 """The statistics passes over a data set, cached."""
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from huggingface_hub.constants import HF_HOME
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
 from ..data.stamps import stamp_of
+from ..hub.faults import describe
 from ..model import ViTMAERobustConfig
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.processes import first_process
@@ -25,6 +27,8 @@ from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_a
 from .sampling import Sample, SampleErrors
 from .statistics_file import read_statistics, write_statistics
 from .stored import stored_band_statistics, stored_patch_statistics
+
+logger = logging.getLogger(__name__)
 
 
 def statistics_of_source(
@@ -102,6 +106,20 @@ def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
     return Path(HF_HOME) / "hf_mae_robust" / f"{kind}-{key}.safetensors"
 
 
+def _keep(path: Path, save: Callable[[Path], None]) -> None:
+    """In the cache, by the first process. Where it cannot be written to, the next run computes the statistics again."""
+    if not PartialState().is_main_process:
+        return
+    try:
+        save(path)
+    except OSError as error:
+        logger.warning(
+            "The statistics cannot be kept in %s (%s). This run has them; the next one computes them again.",
+            path.parent,
+            describe(error),
+        )
+
+
 def cached_statistics_path(source: ImageSource, config: ViTMAERobustConfig, crop_pct: float) -> Path:
     """Where the statistics of exactly these images in exactly this form are kept (under HF_HOME). Another path once a
     file of the images was written again."""
@@ -129,8 +147,7 @@ def cached_statistics_of_source(
         statistics = first_process(lambda: stored_patch_statistics(source, config, options["crop_pct"]))
     if statistics is None:
         statistics = statistics_of_source(source, config, sample=sample, **options)
-    if PartialState().is_main_process:
-        statistics.save(path)
+    _keep(path, statistics.save)
     return statistics
 
 
@@ -172,10 +189,9 @@ def cached_statistics_of_band_source(
         bands, patches = statistics_of_band_source(
             source, config, crop_pct=crop_pct, with_patches=with_patches, sample=sample, **options
         )
-    if PartialState().is_main_process:
-        bands.save(path)
-        if patches is not None:
-            patches.save(patch_path)
+    _keep(path, bands.save)
+    if patches is not None:
+        _keep(patch_path, patches.save)
     return bands, patches
 
 
@@ -212,7 +228,6 @@ def value_range_of_source(
     if found is None:
         distribution = percentiles_of_band_source(source, num_channels, **options)
         found = distribution.value_range(low, high, bands)
-        if PartialState().is_main_process:
-            tensors = {"value_range": torch.tensor(found, dtype=torch.float64)}
-            write_statistics(path, tensors, about(source, num_channels))
+        tensors = {"value_range": torch.tensor(found, dtype=torch.float64)}
+        _keep(path, lambda path: write_statistics(path, tensors, about(source, num_channels)))
     return found

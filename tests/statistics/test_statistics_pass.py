@@ -19,6 +19,7 @@ from hf_mae_robust.statistics.statistics_pass import (
     cached_statistics_of_source,
     cached_statistics_path,
     statistics_of_source,
+    value_range_of_source,
 )
 from tests.helpers import photos, write_parquet_set
 from tests.processes import offline
@@ -113,6 +114,25 @@ def test_the_cache_knows_files_that_were_written_again(tmp_path, monkeypatch, st
         source, _ = open_splits(DataLocation(str(tmp_path / "set"), dataset_streaming=streaming))
         bands = band_statistics_of_source(source.read_as(BandForm(), 2), 2)
         assert bands.mean.tolist() == [number + 9.5] * 2
+
+
+def test_a_cache_that_cannot_be_written_to_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    """The pass has been made by then."""
+    (tmp_path / "home").touch()
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    source, _ = open_splits(DataLocation(str(write_parquet_set(tmp_path / "set", {"train": 30}))))
+    config = ViTMAERobustConfig(image_size=16, patch_size=4)
+    for _ in range(2):
+        assert cached_statistics_of_source(source, config, crop_pct=1.0).metadata["num_images"] == 30
+    assert f"The statistics cannot be kept in {tmp_path / 'home' / 'hf_mae_robust'} (NotADirectory" in caplog.text
+    (tmp_path / "bands").mkdir()
+    for i in range(20):
+        np.save(tmp_path / "bands" / f"{i}.npy", np.full((2, 16, 16), 1000 + i, np.uint16))
+    source = open_splits(DataLocation(str(tmp_path / "bands")))[0].read_as(BandForm(), 2)
+    config = ViTMAERobustConfig(image_size=16, patch_size=4, num_channels=2)
+    bands, patches = cached_statistics_of_band_source(source, config, crop_pct=1.0)
+    assert bands.mean.tolist() == [1009.5] * 2 and patches.count == 320
+    assert value_range_of_source(source, 2, (0, 100)) == [(1000, 1019)] * 2
 
 
 PROGRAM = """
