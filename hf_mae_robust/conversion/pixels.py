@@ -88,7 +88,28 @@ def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | 
         numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
         if values is not None and not all(isinstance(x, int | float) and above < x < math.inf for x in numbers):
             raise UserError(f"{name}: its {IMAGE_PROCESSOR_NAME} says {setting} {values}.")
+    if not isinstance(processor, ViTMAERobustImageProcessor):
+        _read_steps(name, processor)
     return processor
+
+
+def _read_steps(name: str, processor: Any) -> None:
+    """Steps that a processor leaves out: without normalisation the mean is 0 and the deviation 1. Raises UserError
+    where it does not divide by 255, as is done here."""
+    factor = getattr(processor, "rescale_factor", None)
+    for setting, is_usual in (
+        ("do_rescale", getattr(processor, "do_rescale", None) is not False),
+        ("rescale_factor", factor is None or math.isclose(factor, 1 / 255)),
+    ):
+        if not is_usual:
+            raise UserError(
+                f"{name}: its {IMAGE_PROCESSOR_NAME} says {setting} {getattr(processor, setting)}. Here, images are "
+                "divided by 255: change image_mean and image_std to those of values in [0, 1], and remove the setting."
+            )
+    if getattr(processor, "do_normalize", None) is False:
+        channels = len(getattr(processor, "image_mean", None) or IMAGENET_DEFAULT_MEAN)
+        processor.image_mean, processor.image_std = [0.0] * channels, [1.0] * channels
+        processor.do_normalize = True
 
 
 def pixels_of(config: PreTrainedConfig, processor: BaseImageProcessor | None = None) -> Pixels:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ViTMAEConfig
 
 from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
@@ -16,11 +16,12 @@ from .encoders import open_config
 from .inflation import check_inflation, inflate_projection, inflation_note
 from .loading import listed, load_with_report
 from .original import config_of_original, from_original
+from .pixels import read_pixels
 from .positions import is_sincos, table_for
 from .settings import CHANNEL_SETTINGS, mae_settings, overridden
 from .source import ModelSource
 
-PRETRAINING_KINDS = ("vit_mae", ViTMAERobustConfig.model_type)
+PRETRAINING_KINDS = (ViTMAEConfig.model_type, ViTMAERobustConfig.model_type)
 # Statistics come from --target_statistics; a mid-level token is new to most checkpoints.
 _MAY_BE_NEW = ("target_normalizer.", "vit.mid_mask_token")
 _POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
@@ -53,7 +54,10 @@ def read_pretraining_config(source: ModelSource, start: ViTMAERobustConfig | Non
                 f"starts from '{ViTMAERobustConfig.model_type}' or stock 'vit_mae' checkpoints."
             )
         check_inflation(source, base.num_channels, source.overrides.get("num_channels", base.num_channels))
-        settings = _without_stale_settings(mae_settings(base), source.overrides)
+        settings = mae_settings(base)
+        if start is None and base.model_type == ViTMAEConfig.model_type:  # its image processor says it
+            settings |= read_pixels(source, base).config_settings()
+        settings = _without_stale_settings(settings, source.overrides)
     return overridden(settings, source.overrides)
 
 

@@ -283,7 +283,13 @@ def test_a_squashing_processor_goes_along(tmp_path):
 
     processor.do_normalize = False
     processor.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="timm cannot do what this image processor does .do_normalize=False"):
+    export(tmp_path / "model", tmp_path / "unnormalised", "timm")
+    transform = create_transform(**resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}/unnormalised")))
+    expected = processor(picture, return_tensors="pt").pixel_values
+    assert (transform(picture) - expected[0]).abs().max() < 3 / 255
+    processor.do_resize = False
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="timm cannot do what this image processor does .do_resize=False"):
         export(tmp_path / "model", tmp_path / "timm2", "timm")
     evaluation_processor(24).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"where the model takes \(32, 32\)"):

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BeitConfig, CLIPImageProcessor
+from transformers import BeitConfig, CLIPImageProcessor, ViTImageProcessor
 
 from hf_mae_robust import ViTMAERobustImageProcessor
 from hf_mae_robust.conversion.pixels import Pixels, pixels_of, read_pixels, read_processor
 from hf_mae_robust.conversion.source import ModelSource
-from hf_mae_robust.data.preprocessing import band_processor
+from hf_mae_robust.data.preprocessing import Normalization, band_processor
 from hf_mae_robust.errors import UserError
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from tests.model_helpers import tiny_config
@@ -62,3 +62,23 @@ def test_the_processor_of_bands_takes_their_form():
     assert unscaled.image_std == (1.0,) * 5 and unscaled.band_form == BandForm()
     values = unscaled.processor(16, 1.0)(torch.ones(5, 16, 16).numpy(), return_tensors="pt").pixel_values
     assert torch.equal(values, torch.ones(1, 5, 16, 16))
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_normalize": False}, {"image_mean": [0.1] * 3, "image_std": [0.7] * 3}])
+def test_pixel_values_are_those_of_the_checkpoints_own_processor(tmp_path, settings):
+    own = ViTImageProcessor(size=16, **settings)
+    own.save_pretrained(tmp_path)
+    image = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    expected = own(image, return_tensors="pt").pixel_values
+    pixels = read_pixels(ModelSource(str(tmp_path)), BeitConfig())
+    for processor in (read_processor(str(tmp_path)), pixels.processor(16, 1.0)):
+        found = Normalization(processor, torch.device("cpu"))(image[None])
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_other_units_than_0_to_1_are_refused(tmp_path, settings):
+    ViTImageProcessor(**settings).save_pretrained(tmp_path)
+    (name, value), *_ = settings.items()
+    with pytest.raises(UserError, match=f"says {name} {value}.*divided by 255"):
+        read_processor(str(tmp_path))

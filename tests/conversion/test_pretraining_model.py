@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import BertConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.analysis.analyze import load
 from hf_mae_robust.conversion.checkpoint_file import read_original
 from hf_mae_robust.conversion.original import from_original
 from hf_mae_robust.conversion.pretraining_model import load_pretraining_model, read_pretraining_config
@@ -24,6 +25,17 @@ def test_overrides_win_over_the_checkpoint_and_the_checkpoint_over_defaults(tmp_
     assert (config.mask_ratio, config.mid_mask_ratio, config.norm_pix_loss) == (0.5, 0.25, False)
     alone = read_pretraining_config(ModelSource(None, {"image_size": 64}))
     assert alone.to_dict() == ViTMAERobustConfig(image_size=64).to_dict()
+
+
+def test_a_stock_checkpoint_says_by_its_image_processor_what_mean_its_images_have(tmp_path):
+    """stock's config does not hold it. analyze, which loads a model in this way, sees the same pixels."""
+    ViTMAEForPreTraining(ViTMAEConfig(**TINY)).save_pretrained(tmp_path)
+    ViTImageProcessor(size=16, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(tmp_path)
+    config = read_pretraining_config(ModelSource(str(tmp_path)))
+    assert (config.image_mean, config.image_std) == ([0.4] * 3, [0.3] * 3)
+    assert load(str(tmp_path), None, None)[1].image_mean == (0.4,) * 3
+    other = read_pretraining_config(ModelSource(str(tmp_path), {"image_mean": [0.1] * 3}))
+    assert other.image_mean == [0.1] * 3 and other.image_std == [0.3] * 3
 
 
 def test_other_architectures_and_unknown_settings_are_refused(tmp_path):
