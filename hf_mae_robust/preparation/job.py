@@ -20,7 +20,7 @@ from ..files import check_is_free, flush
 from ..hub.run_record import short_name
 from ..model.configuration_vit_mae_robust import to_pair
 from ..statistics.stored import FOLDER, Accumulator, Form
-from ..training.parts import Parts, difference
+from ..training.parts import Part, Parts, difference
 from ..training.processes import first_process
 from ..training.setup import say
 from ..training.shared_folder import check_shared
@@ -43,12 +43,13 @@ class Job:
         args: of the command.
 
     Attributes:
-        output: the folder that is made. work: beside it, what is unfinished.
+        output: the folder that is made. work: beside it, what is unfinished. complete: within that, what becomes of it.
     """
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.output = args, Path(args.output_dir)
         self.work = self.output.with_name(f"{self.output.name}.parts")
+        self.complete = self.work / "complete"
         original = Path(args.dataset_name)
         if original.is_dir() and self.output.resolve().is_relative_to(original.resolve()):
             raise UserError(
@@ -129,23 +130,22 @@ class Job:
         check_shared(self.output.parent)
         parts = {
             source.split: Parts(
-                self.work / source.split, self.settings, self.args.row_group_size, NAMES, "--output_dir"
+                self.work / source.split, self.settings, self.args.row_group_size, NAMES, "--output_dir", self.work
             )
             for source in self.sources
         }
-        result = self.work / "complete"
         plan = first_process(lambda: ShardPlan.load(self.work, digest(self.settings)))
         if plan is None:
             plan = self._write_parts(parts)
-        files = write_shards(plan, parts, features_of(self.annotations).arrow_schema, result)
-        first_process(partial(self._finish, plan, files, result))
+        files = write_shards(plan, parts, features_of(self.annotations).arrow_schema, self.complete)
+        first_process(partial(self._finish, plan, files))
         return plan
 
     def _write_parts(self, parts: dict[str, Parts]) -> ShardPlan:
         num_rows = {}
+        finished_of = first_process(partial(self._open_parts, parts))
         for source in self.sources:
-            of_split = parts[source.split]
-            finished = first_process(partial(of_split.open, source.num_rows))
+            of_split, finished = parts[source.split], finished_of[source.split]
             if finished:
                 done = sum(part.stop - part.start for part in finished)
                 say(f"{of_split.folder}: {done:,} images are done; resuming")
@@ -171,8 +171,19 @@ class Job:
 
         return first_process(make_plan)
 
-    def _finish(self, plan: ShardPlan, files: dict[str, Any], result: Path) -> None:
+    def _open_parts(self, parts: dict[str, Parts]) -> dict[str, list[Part]]:
+        """The finished parts of each split, where there is no plan of these settings."""
+        finished = {source.split: parts[source.split].open(source.num_rows) for source in self.sources}
+        # A plan is saved before the first shard: plan and shards that are there are of other settings, whose parts were
+        # deleted. The plan goes first, because it would join the new parts.
+        (self.work / PLAN).unlink(missing_ok=True)
+        if self.complete.exists():
+            shutil.rmtree(self.complete)
+        return finished
+
+    def _finish(self, plan: ShardPlan, files: dict[str, Any]) -> None:
         """What stands beside the shards, and the name of the folder, which it gets when it is complete."""
+        result = self.complete
         name, accumulator = str(short_name(self.args.dataset_name)), Accumulator(self.form)
         for split, of_split in plan.splits.items():
             of_files = {file: files[file] for file in of_split.names(split)}

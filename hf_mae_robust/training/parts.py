@@ -65,11 +65,19 @@ class Parts:
 
     Args:
         settings: which decide over what is in them. part_rows: images in a part. names: as of `difference`. flag: that
-            named what is made of them, for errors.
+            named what is made of them, for errors. work: the folder of all that is unfinished; None: that of the parts.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], part_rows: int, names: Mapping[str, str], flag: str):
-        self.folder, self.settings, self.part_rows = folder, settings, part_rows
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        part_rows: int,
+        names: Mapping[str, str],
+        flag: str,
+        work: Path | None = None,
+    ):
+        self.folder, self.settings, self.part_rows, self.work = folder, settings, part_rows, work or folder
         self.names, self.flag, self.digest = names, flag, digest(settings)
 
     def _path(self, number: int) -> Path:
@@ -84,11 +92,11 @@ class Parts:
             if (changed := difference(former, self.settings, self.names)) is not None:
                 raise UserError(
                     f"{self.folder} holds parts of a run with other settings: {changed}. Give the former settings to "
-                    f"resume it, delete that folder to begin again, or choose another {self.flag}."
+                    f"resume it, delete {self.work} to begin again, or choose another {self.flag}."
                 )
         elif self.folder.exists() and any(TORN.fullmatch(path.name) is None for path in self.folder.iterdir()):
             raise UserError(
-                f"{self.folder} is not empty and holds no {RECORD}: remove it, or choose another {self.flag}."
+                f"{self.folder} is not empty and holds no {RECORD}: remove {self.work}, or choose another {self.flag}."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,33 @@ def test_other_settings_and_other_folders_are_refused(original_dir, tmp_path, mo
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     assert "is not an empty folder" in refusal(words(original_dir, tmp_path / "mine"), capsys)
+
+
+@pytest.mark.parametrize(
+    ("other", "has_as_many"), [(("--jpeg_quality", 85), True), (("--max_shard_size", "1MB"), False)]
+)
+def test_shards_of_other_settings_are_not_kept(other, has_as_many, original_dir, tmp_path, monkeypatch, capsys):
+    """Of a run that was killed while it joined them, and whose folders of parts were deleted."""
+    former = ("--max_shard_size", "9KB")
+    with monkeypatch.context() as patch:
+        killed_after(1, patch, ".train-")
+        with pytest.raises(Killed):
+            prepare(original_dir, tmp_path / "out", *former)
+    work = tmp_path / "out.parts"
+    error = refusal(words(original_dir, tmp_path / "out", *former, *other), capsys)
+    assert f"delete {work} to begin again" in error
+    for split in ("train", "validation"):
+        shutil.rmtree(work / split)
+    with monkeypatch.context() as patch:
+        killed_after(1, patch)
+        with pytest.raises(Killed):
+            prepare(original_dir, tmp_path / "out", *former, *other)
+    # The former settings would join the new parts.
+    assert "holds parts of a run with other settings" in refusal(words(original_dir, tmp_path / "out", *former), capsys)
+    found = contents(prepare(original_dir, tmp_path / "out", *former, *other))
+    assert found == contents(prepare(original_dir, tmp_path / "fresh", *former, *other))
+    before = contents(prepare(original_dir, tmp_path / "before", *former))
+    assert (sum("train-" in name for name in found) == sum("train-" in name for name in before)) == has_as_many
 
 
 def test_images_of_bands_are_refused(bands_dir, tmp_path, capsys):
