@@ -143,8 +143,9 @@ def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     about = {**job.about, "num_images": num_rows - len(skipped), "num_skipped": len(skipped)}
 
     def finish() -> None:
+        numbers = [part.number for part in parts.complete(num_rows)]
         _write_skipped(args.output, skipped)
-        parts.join(range(-(-num_rows // parts.part_rows)), schema(about), args.output)
+        parts.join(numbers, schema(about), args.output)
         parts.remove()
 
     first_process(finish)

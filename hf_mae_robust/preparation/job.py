@@ -163,7 +163,7 @@ class Job:
             splits = {}
             for source in self.sources:
                 of_split, number = parts[source.split], num_rows[source.split]
-                found = of_split.open(number)
+                found = of_split.complete(number)
                 splits[source.split] = SplitPlan.of(of_split, found, number, self.shard_bytes, source.description)
             plan = ShardPlan(digest(self.settings), splits)
             plan.save(self.work)

@@ -108,16 +108,37 @@ class Parts:
         for path in sorted(self.folder.glob("part-*.parquet")):
             part = self._read(path)
             if part is None or not self._is_complete(part, path, num_rows):
-                path.unlink()
+                path.unlink(missing_ok=True)
             else:
                 found.append(part)
+        return found
+
+    def complete(self, num_rows: int) -> list[Part]:
+        """All parts, in order. Raises UserError where one is not there."""
+        found = []
+        for number in range(-(-num_rows // self.part_rows)):
+            # By its name: a network disk may list a folder as it was.
+            path = self._path(number)
+            part = self._read(path)
+            if part is None or not self._is_complete(part, path, num_rows):
+                path.unlink(missing_ok=True)
+                raise UserError(
+                    f"{self.folder} lacks the images from row {number * self.part_rows:,} on: {path.name} was removed "
+                    "or damaged, or the data set changed, while the command ran. The same command writes it again."
+                )
+            found.append(part)
         return found
 
     def _read(self, path: Path) -> Part | None:
         try:
             file = pq.ParquetFile(path)
             about = json.loads(file.schema_arrow.metadata[KEY])
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            # PyArrow has OSErrors of its own for damage, without a number; the system's may pass.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             return None  # damaged: it is written again
         skipped = [SkippedImage(**each) for each in about["skipped"]]
         part = Part(about["number"], about["start"], about["stop"], skipped, about["more"])

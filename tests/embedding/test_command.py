@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__, files
 from hf_mae_robust.__main__ import main
-from hf_mae_robust.embedding.encoding import part_rows
+from hf_mae_robust.embedding.encoding import PartWriter, part_rows
 from hf_mae_robust.training import parts as parts_module
 from tests.helpers import TINY, photos
 from tests.processes import offline
@@ -289,6 +289,23 @@ def test_a_torn_part_is_written_again(encoder_dir, photos_dir, tmp_path, monkeyp
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     embed(encoder_dir, photos_dir, tmp_path / "b.parquet", *BY_ONE)
     assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes()
+
+
+def test_a_part_that_is_lost_before_all_are_joined(encoder_dir, photos_dir, tmp_path, monkeypatch, capsys):
+    output, run = tmp_path / "b.parquet", PartWriter.run
+
+    def run_and_lose(self):
+        outcome = run(self)
+        (tmp_path / "b.parquet.parts" / "part-000001.parquet").unlink()
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartWriter, "run", run_and_lose)
+        error = refusal(words(encoder_dir, photos_dir, output, *BY_ONE), capsys)
+    assert f"{output}.parts lacks the images from row 16" in error and not output.exists()
+    embed(encoder_dir, photos_dir, output, *BY_ONE)
+    embed(encoder_dir, photos_dir, tmp_path / "a.parquet", *BY_ONE)
+    assert output.read_bytes() == (tmp_path / "a.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(

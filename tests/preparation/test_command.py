@@ -1,5 +1,6 @@
 """prepare: what it writes of each kind of data set; killed and resumed, and on two processes; runs that train on it."""
 
+import errno
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from PIL import Image as PILImage
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, files, finetune, pretrain
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.preparation.writing import SplitWriter
 from hf_mae_robust.statistics import statistics_pass
 from hf_mae_robust.training import parts as parts_module
 from tests.data.test_tars import encoded, write_tars
@@ -244,6 +246,46 @@ def test_shards_of_other_settings_are_not_kept(other, has_as_many, original_dir,
     assert found == contents(prepare(original_dir, tmp_path / "fresh", *former, *other))
     before = contents(prepare(original_dir, tmp_path / "before", *former))
     assert (sum("train-" in name for name in found) == sum("train-" in name for name in before)) == has_as_many
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_part_that_is_lost_before_the_shards_are_planned(streaming, tmp_path, monkeypatch, capsys):
+    source, more = photo_folder(tmp_path / "set"), ("--splits", "train", "--row_group_size", 5)
+    line = [*words(source, tmp_path / "out", *more), *(["--dataset_streaming"] if streaming else [])]
+    run = SplitWriter.run
+
+    def run_and_lose(self):
+        num_rows = run(self)
+        (tmp_path / "out.parts" / "train" / "part-000001.parquet").unlink()
+        return num_rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitWriter, "run", run_and_lose)
+        error = refusal(line, capsys)
+    assert f"{tmp_path / 'out.parts' / 'train'} lacks the images from row 5" in error and "same command" in error
+    assert not (tmp_path / "out").exists()
+    main(line)
+    assert contents(tmp_path / "out") == contents(prepare(source, tmp_path / "fresh", *more)) or streaming
+    assert len(load_dataset(str(tmp_path / "out"), split="train")) == 12
+
+
+def test_a_disk_that_fails_for_a_while_loses_no_part(original_dir, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(Killed):
+            prepare(original_dir, tmp_path / "out")
+
+    opened = pq.ParquetFile
+
+    def open_or_fail(path, **options):
+        if "part-" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", open_or_fail)
+        assert "Input/output error" in refusal(words(original_dir, tmp_path / "out"), capsys)
+    assert len(list((tmp_path / "out.parts" / "train").glob("part-*"))) == 2
 
 
 def test_images_of_bands_are_refused(bands_dir, tmp_path, capsys):
