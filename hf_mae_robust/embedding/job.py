@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -24,7 +25,8 @@ from ..training.processes import first_process
 from ..training.setup import say
 from ..training.shared_folder import check_shared
 from ..version import __version__
-from .encoding import PartWriter, digest_of_model, part_rows, vector_shape
+from .batches import NamedImages
+from .encoding import PartWriter, digest_of_model, part_rows, positions_of, vector_shape
 from .table import EmbeddingFile, schema_of
 
 # Settings whose values tell people nothing.
@@ -120,7 +122,13 @@ def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     folder = args.output.with_name(f"{args.output.name}.parts")
     parts = Parts(folder, job.settings, part_rows(shape, args.batch_size), NAMES, "--output")
     check_shared(args.output.parent, "--output")
-    finished = first_process(lambda: parts.open(source.num_rows))
+    images = NamedImages(source, job.transform, job.pixels.num_channels)
+
+    def is_bad(row: int) -> bool:
+        # One of the Hub, at one commit, is not asked for.
+        return not source.root or "skipped" in images[0, int(positions_of(source, np.array([row]))[0])]
+
+    finished = first_process(lambda: parts.open(source.num_rows, is_bad))
     if finished:
         say(f"{parts.folder}: {sum(part.stop - part.start for part in finished):,} images are done; resuming")
     writer = PartWriter(

@@ -151,7 +151,7 @@ class Job:
                 say(f"{of_split.folder}: {done:,} images are done; resuming")
             writer = SplitWriter(
                 source,
-                ShrunkImages(source, self.shrinking, self.annotations, self.form),
+                self._images_of(source),
                 of_split,
                 finished,
                 num_workers=self.args.num_workers,
@@ -171,9 +171,15 @@ class Job:
 
         return first_process(make_plan)
 
+    def _images_of(self, source: ImageSource) -> ShrunkImages:
+        return ShrunkImages(source, self.shrinking, self.annotations, self.form)
+
     def _open_parts(self, parts: dict[str, Parts]) -> dict[str, list[Part]]:
         """The finished parts of each split, where there is no plan of these settings."""
-        finished = {source.split: parts[source.split].open(source.num_rows) for source in self.sources}
+        finished = {
+            source.split: parts[source.split].open(source.num_rows, self._images_of(source).is_bad)
+            for source in self.sources
+        }
         # A plan is saved before the first shard: plan and shards that are there are of other settings, whose parts were
         # deleted. The plan goes first, because it would join the new parts.
         (self.work / PLAN).unlink(missing_ok=True)

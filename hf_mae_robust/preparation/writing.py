@@ -110,6 +110,10 @@ class ShrunkImages(Dataset[Any]):
         pixels = decode_image(image.content, self.form.num_channels, position)
         return image, self.accumulator.of_image(pixels)
 
+    def is_bad(self, row: int) -> bool:
+        """Whether an image that could not be decoded still cannot. One of the Hub, at one commit, is not asked for."""
+        return not self.source.root or bool(self[0, row].skipped)
+
     def _shrunk(self, position: int, value: Any, label: Any) -> tuple[dict[str, Any], np.ndarray]:
         image, statistics = self.prepared(value, position)
         path = value.get("path") if isinstance(value, dict) else None

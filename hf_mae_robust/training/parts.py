@@ -4,7 +4,7 @@ record of the settings. A run that was killed resumes from them, and joins them 
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,13 @@ class Parts:
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
 
-    def open(self, num_rows: int | None) -> list[Part]:
-        """The parts that are finished, in order; others are removed. Makes the folder. num_rows: of the source; None: a
-        stream of unknown length. Raises UserError where the folder is of other settings."""
+    def open(self, num_rows: int | None, is_bad: Callable[[int], bool]) -> list[Part]:
+        """The parts that are finished, in order; others are removed. Makes the folder. Raises UserError where it is of
+        other settings.
+
+        num_rows: of the source; None: a stream of unknown length. is_bad: whether the image of a row still cannot be
+        decoded; a part is written again where one of its bad images was repaired. A stream is not asked.
+        """
         record = self.folder / RECORD
         if record.exists():
             former = json.loads(record.read_text())
@@ -107,7 +111,8 @@ class Parts:
         found = []
         for path in sorted(self.folder.glob("part-*.parquet")):
             part = self._read(path)
-            if part is None or not self._is_complete(part, path, num_rows):
+            is_complete = part is not None and self._is_complete(part, path, num_rows)
+            if part is None or not is_complete or (num_rows and not all(is_bad(each.row) for each in part.skipped)):
                 path.unlink(missing_ok=True)
             else:
                 found.append(part)

@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__, files
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.embedding import encoding
 from hf_mae_robust.embedding.encoding import PartWriter, part_rows
 from hf_mae_robust.training import parts as parts_module
 from tests.helpers import TINY, photos
@@ -171,6 +172,20 @@ def test_files_are_named_and_bad_ones_left_out_and_listed(encoder_dir, tmp_path,
     with torch.no_grad():
         expected = ViTMAERobustModel.from_pretrained(encoder_dir, mask_ratio=0.0)(good).last_hidden_state[:, 0]
     np.testing.assert_allclose(found["vector"], expected.numpy(), atol=1e-5)
+
+
+def test_a_repaired_image_gets_a_vector(encoder_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(encoding, "MAX_BATCHES", 4)
+    folder, output = named_folder(tmp_path / "set"), tmp_path / "e.parquet"
+    flags = (*BY_ONE, "--max_bad_images", 0.1)
+    good = {name: (folder / name).read_bytes() for name in ("cat/02.png", "dog/11.png")}
+    for name, content in good.items():
+        (folder / name).write_bytes(bytes(len(content)))
+    assert "2 of 12 images" in refusal(words(encoder_dir, folder, output, *flags), capsys)
+    (folder / "cat/02.png").write_bytes(good["cat/02.png"])
+    assert embed(encoder_dir, folder, output, *flags)["row"].tolist() == list(range(11))
+    listed = (tmp_path / "e.skipped_images.jsonl").read_text()
+    assert "dog/11.png" in listed and "cat/02.png" not in listed
 
 
 def test_labels_may_be_missing_or_left_out(encoder_dir, photos_dir, tmp_path, capsys):

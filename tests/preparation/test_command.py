@@ -131,6 +131,23 @@ def test_too_many_bad_images_end_it(tmp_path, capsys, streaming):
     )
 
 
+def test_a_repaired_image_is_written_and_other_bad_ones_cost_no_part(tmp_path, capsys, monkeypatch):
+    source, more = photo_folder(tmp_path / "set"), ("--splits", "train", "--row_group_size", 3, "--max_bad_images", 0.2)
+    files_of = sorted((source / "train").rglob("*.jpg"))
+    good = {row: files_of[row].read_bytes() for row in (1, 4, 10)}
+    for row, content in good.items():
+        files_of[row].write_bytes(bytes(len(content)))
+    assert "3 of 12 images" in refusal(words(source, tmp_path / "out", *more), capsys)
+    files_of[4].write_bytes(good[4])
+    written, write = [], parts_module.Parts.write
+    monkeypatch.setattr(
+        parts_module.Parts, "write", lambda self, part, table: [written.append(part.number), write(self, part, table)]
+    )
+    table = pq.read_table(next(prepare(source, tmp_path / "out", *more).glob("data/*"))).column("image").to_pylist()
+    names = [path.relative_to(source).as_posix() for row, path in enumerate(files_of) if row not in (1, 10)]
+    assert [each["path"] for each in table] == names and written == [1, 3]
+
+
 def test_streams_give_the_same_images(tmp_path):
     source = photo_folder(tmp_path / "set", bad=(4,))
     table = prepare(source, tmp_path / "a", "--max_bad_images", 0.1, "--splits", "train")
