@@ -36,6 +36,21 @@ def stamp_of(source: ImageSource) -> str:
     return digest(source.revision, sorted(_times(found)))
 
 
+def stamp_of_stream(source: ImageSource, name: str | None, written: Path | None = None) -> str:
+    """Changes when a file of a local stream is added, removed or written again, and with the commit of one on the Hub:
+    its `fingerprint` is of its description alone. Looks at all files, because one more moves the rows behind it.
+
+    name: of the data set, as --dataset_name. written: a file that the command writes; neither that one counts nor those
+    that are named after it, which may lie among the images.
+    """
+    if not name or not source.root:
+        return digest(source.revision)
+    place = Path(name).resolve()
+    paths = _files_below(str(place)) if place.is_dir() else [str(place)]
+    own = None if written is None else f"{written.resolve().with_suffix('')}."
+    return digest(source.revision, sorted(_times(path for path in paths if not own or not path.startswith(own))))
+
+
 def some(values: Any) -> list[Any]:
     """At most MAX_FILES of them, evenly spread."""
     if len(values) <= MAX_FILES:

@@ -18,6 +18,7 @@ from ..data.opening import open_splits
 from ..data.optional_labels import find_labels_if_any
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, digest
+from ..data.stamps import stamp_of_stream
 from ..errors import DataError, ExistingFileError, UserError
 from ..hub.models import local_model
 from ..training.parts import Parts, difference
@@ -34,6 +35,7 @@ NAMES = {
     "weights": "the weights of the checkpoint",
     "preprocessing": "the preprocessing (--crop_pct, or the checkpoint's image processor)",
     "fingerprint": "the images or labels (--dataset_name, --split, --max_samples, --label_column_name)",
+    "stream": "the files of the stream (--dataset_name)",
     "scaled_decoding": "whether large JPEG files are decoded at a fraction of their size",
 }
 
@@ -78,12 +80,16 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     if processor is None:
         processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
     source = _open(args).read_as(pixels.band_form, pixels.num_channels)
+    stamp = None
+    if source.num_rows is None:
+        stamp = {"stream": first_process(partial(stamp_of_stream, source, args.dataset_name, args.output))}
     settings = {
         "weights": digest_of_model(encoder),
         "pooling": encoder.pooling,
         "dtype": args.dtype,
         "preprocessing": digest(type(processor).__name__, processor.to_dict()),
         "fingerprint": source.fingerprint,
+        **(stamp or {}),
         **({"scaled_decoding": True} if source.decodes_scaled else {}),
         "batch_size": args.batch_size,
         "device": device.type,

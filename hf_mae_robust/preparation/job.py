@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..data.bad_images import FILE_NAME
 from ..data.opening import open_every_split
 from ..data.source import DataLocation, ImageSource, digest
+from ..data.stamps import stamp_of_stream
 from ..data.stream_cache import parse_size
 from ..errors import ExistingFileError, UserError
 from ..files import check_is_free, flush
@@ -33,7 +34,10 @@ from .shrinking import Shrinking
 from .writing import ShrunkImages, SplitWriter, features_of, unpacked_text
 
 RECORD = "prepared.json"
-NAMES = {"fingerprint": "the images or labels (SRC, --splits, --task, --label_column_name, --image_column_name)"}
+NAMES = {
+    "fingerprint": "the images or labels (SRC, --splits, --task, --label_column_name, --image_column_name)",
+    "stream": "the files of the stream (SRC)",
+}
 
 
 class Job:
@@ -76,8 +80,11 @@ class Job:
                 )
         self.annotations = next(filter(None, (annotations_of(source.labels) for source in self.sources)), None)
         fingerprints = {source.split: source.fingerprint for source in self.sources}
+        stream = next((source for source in self.sources if source.num_rows is None), None)
+        stamp = stream and {"stream": first_process(partial(stamp_of_stream, stream, args.dataset_name))}
         self.settings = {
             "fingerprint": digest(fingerprints, self.annotations and self.annotations.describe()),
+            **(stamp or {}),
             "short_side": args.short_side,
             "jpeg_quality": args.jpeg_quality,
             "lossless": args.lossless,

@@ -7,7 +7,7 @@ import pytest
 
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
-from hf_mae_robust.data.stamps import MAX_FILES, some, stamp_of
+from hf_mae_robust.data.stamps import MAX_FILES, some, stamp_of, stamp_of_stream
 from tests.helpers import write_parquet_set
 
 
@@ -41,6 +41,20 @@ def test_a_parquet_file_that_is_written_again(tmp_path, streaming):
     for path in folder.rglob("*.parquet"):
         os.utime(path, (1000, 1000))
     assert stamp_of(opened(folder, dataset_streaming=streaming)) != before
+
+
+def test_a_stream_of_a_file_changes_with_that_file_alone(tmp_path):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((5, 8, 8), i, np.uint16))
+    table = tmp_path / "list.jsonl"
+    table.write_text("".join(f'{{"image": "{tmp_path / str(i)}.npy"}}\n' for i in range(3)))
+    options = {"image_column_name": "image", "dataset_streaming": True}
+    source = open_splits(DataLocation(str(table), **options), eval_split=None, tells=False)[0]
+    stamp = stamp_of_stream(source, str(table))
+    (tmp_path / "other").touch()
+    assert stamp_of_stream(source, str(table)) == stamp
+    os.utime(table, (1000, 1000))
+    assert stamp_of_stream(source, str(table)) != stamp
 
 
 def test_of_millions_of_files_some_are_looked_at():

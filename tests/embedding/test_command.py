@@ -4,6 +4,7 @@ make of its file."""
 import csv
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -224,6 +225,27 @@ def test_streams_that_cannot_seek_give_the_same_file(encoder_dir, tmp_path, work
         np.testing.assert_array_equal(first[name], second[name])
     more = ["--dataset_streaming", "--max_samples", 3]
     assert "cannot seek" in refusal(words(encoder_dir, folder, tmp_path / "c.parquet", *more), capsys)
+
+
+def test_a_stream_whose_files_changed_is_refused(encoder_dir, tmp_path, monkeypatch, capsys):
+    """What the command itself writes among them does not count."""
+    monkeypatch.setattr(encoding, "MAX_BATCHES", 4)
+    folder = named_folder(tmp_path / "set")
+    output = folder / "e.parquet"
+    line = [*words(encoder_dir, folder, output, *BY_ONE), "--dataset_streaming"]
+    with monkeypatch.context() as patch:
+        killed_after(1, patch)
+        with pytest.raises(Killed):
+            main([str(word) for word in line])
+    first = folder / "cat" / "0.png"
+    shutil.copy(folder / "dog" / "11.png", first)
+    assert "the files of the stream (--dataset_name) changed" in refusal(line, capsys)
+    first.unlink()
+    for _ in range(2):
+        main([str(word) for word in line])
+        assert len(columns(output)["row"]) == 12
+    shutil.copy(folder / "dog" / "11.png", first)
+    assert "exists and is of other settings: the files of the stream" in refusal(line, capsys)
 
 
 def test_a_band_model_takes_its_bands(tmp_path):

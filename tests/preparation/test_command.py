@@ -305,6 +305,24 @@ def test_a_disk_that_fails_for_a_while_loses_no_part(original_dir, tmp_path, mon
     assert len(list((tmp_path / "out.parts" / "train").glob("part-*"))) == 2
 
 
+def test_a_stream_whose_files_changed_is_refused(tmp_path, monkeypatch, capsys):
+    source, output = photo_folder(tmp_path / "set"), tmp_path / "out"
+    line = [*words(source, output, "--splits", "train", "--row_group_size", 5), "--dataset_streaming"]
+    with monkeypatch.context() as patch:
+        killed_after(1, patch)
+        with pytest.raises(Killed):
+            main(line)
+    first = source / "train" / "cat" / "0.jpg"
+    shutil.copy(source / "test" / "12.jpg", first)
+    error = refusal(line, capsys)
+    assert "the files of the stream (SRC) changed" in error and f"delete {output}.parts" in error
+    first.unlink()
+    main(line)
+    assert len(load_dataset(str(output), split="train")) == 12
+    shutil.copy(source / "test" / "12.jpg", first)
+    assert "exists and is of other settings: the files of the stream (SRC) changed" in refusal(line, capsys)
+
+
 def test_images_of_bands_are_refused(bands_dir, tmp_path, capsys):
     error = refusal(words(bands_dir, tmp_path / "out"), capsys)
     assert "prepare shrinks 8-bit pictures only" in error and "5 bands" in error
