@@ -105,10 +105,16 @@ def allow_group(folder: Path) -> None:
 
 
 def check_is_free(path: str | Path) -> None:
-    """Raises ExistingFileError where `path` is a file or a folder that is not empty."""
+    """Raises ExistingFileError where `path` is a file or a folder that is not empty, or that none can be renamed to."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ExistingFileError(f"{path} exists and is not an empty folder. Choose another one, or remove it.")
+    # The system does not rename to a mount point, and the shell of the current folder would stay in a deleted one.
+    kind = "a mount point" if path.is_mount() else "the current folder" if path.resolve() == Path.cwd() else None
+    if kind is not None:
+        raise ExistingFileError(
+            f"{path} is {kind}, and the finished folder is renamed to its place. Name a folder in it."
+        )
 
 
 def check_can_write(path: str | Path, name: str) -> None:

@@ -51,11 +51,11 @@ class Job:
     """
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.output = args, Path(args.output_dir)
-        self.work = self.output.with_name(f"{self.output.name}.parts")
+        self.args, self.output = args, Path(args.output_dir).resolve()  # "." has no name, and a link is not replaced
+        self.work = self.output.parent / f"{self.output.name}.parts"
         self.complete = self.work / "complete"
         original = Path(args.dataset_name)
-        if original.is_dir() and self.output.resolve().is_relative_to(original.resolve()):
+        if original.is_dir() and self.output.is_relative_to(original.resolve()):
             raise UserError(
                 f"--output_dir {self.output} lies in {original}: what trains on that folder would read each image "
                 "twice. Choose a folder beside it."

@@ -323,6 +323,26 @@ def test_a_stream_whose_files_changed_is_refused(tmp_path, monkeypatch, capsys):
     assert "exists and is of other settings: the files of the stream (SRC) changed" in refusal(line, capsys)
 
 
+@pytest.mark.parametrize(("is_mount", "message"), [(False, "the current folder"), (True, "a mount point")])
+def test_a_folder_that_cannot_be_replaced_is_refused(is_mount, message, original_dir, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    if is_mount:
+        monkeypatch.setattr(Path, "is_mount", lambda self: self == output)
+    else:
+        monkeypatch.chdir(output)
+    error = refusal(words(original_dir, output if is_mount else "."), capsys)
+    assert f"{output} is {message}" in error and "Name a folder in it" in error
+    assert [*tmp_path.iterdir()] == [output] and not any(output.iterdir())
+
+
+def test_an_empty_folder_behind_a_link_is_filled(original_dir, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert len(load_dataset(str(prepare(original_dir, tmp_path / "out")), split="train")) == 40
+    assert (tmp_path / "out").is_symlink()
+
+
 def test_images_of_bands_are_refused(bands_dir, tmp_path, capsys):
     error = refusal(words(bands_dir, tmp_path / "out"), capsys)
     assert "prepare shrinks 8-bit pictures only" in error and "5 bands" in error
