@@ -21,7 +21,6 @@ ELSEWHERE = {
     "conversion/source.py": "finetuning/*/test_models.py and hub/test_models.py",
     "conversion/stock.py": "conversion/test_export.py, against the stock classes",
     "conversion/timm_format.py": "conversion/test_export.py, against timm",
-    "data/formats.py": "data/test_folders.py, for endings of every kind",
     "data/kept.py": "data/test_footer_cache.py and data/test_tar_index.py, for what is kept, broken and of other files",
     "data/layouts.py": "data/test_folders.py, a test a layout",
     "data/notes.py": "data/test_folders.py, for what is said of a folder",
