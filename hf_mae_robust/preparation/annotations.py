@@ -148,6 +148,8 @@ class Boxes:
         # Objects are looked at as training looks at them, at the size that they were drawn for.
         self.labels.decode(value, torch.empty(0, *image.former), row)
         found = [scaled(each, image.former, image.size) for each in list_of_objects(value)]
+        for each in found:
+            each["category"] = self.labels.class_of_category[each["category"]]
         return {name: [each[name] for each in found] for name in self.feature}
 
     def describe(self) -> str:

@@ -179,7 +179,7 @@ class Job:
         return first_process(make_plan)
 
     def _images_of(self, source: ImageSource) -> ShrunkImages:
-        return ShrunkImages(source, self.shrinking, self.annotations, self.form)
+        return ShrunkImages(source, self.shrinking, annotations_of(source.labels) or self.annotations, self.form)
 
     def _open_parts(self, parts: dict[str, Parts]) -> dict[str, list[Part]]:
         """The finished parts of each split, where there is no plan of these settings."""

@@ -498,6 +498,20 @@ def test_objects_fit_their_images(tmp_path):
         assert row["objects"]["segmentation"][0][0][:2] == row["objects"]["bbox"][0][:2]
 
 
+def test_categories_of_another_list_are_written_as_those_of_the_first_split(tmp_path):
+    splits = load_dataset(str(object_set(tmp_path / "set")))
+    features = splits["validation"].features.copy()
+    features["objects"]["category"] = List(ClassLabel(names=["blue", "red"]))
+    splits["validation"] = splits["validation"].cast(features)
+    splits.save_to_disk(tmp_path / "saved")
+    folder = prepare(tmp_path / "saved", tmp_path / "prepared", "--short_side", 32)
+    written = load_dataset(str(folder))
+    assert {split: table["objects"][0]["category"] for split, table in written.items()} == {
+        "train": [0, 1],
+        "validation": [1, 0],
+    }
+
+
 @pytest.mark.slow
 def test_a_detector_is_trained_on_it(tmp_path):
     config = ViTMAERobustConfig(**{**TINY, "num_hidden_layers": 4, "patch_size": 8, "image_size": 32})

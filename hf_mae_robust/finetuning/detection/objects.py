@@ -59,12 +59,22 @@ class Objects:
 
 @dataclass(frozen=True)
 class ObjectLabels:
-    """A column of objects of the interface of `Labels`, joint with the image."""
+    """A column of objects of the interface of `Labels`, joint with the image.
+
+    Attributes:
+        column: its name. class_names: of the classes 0, 1, ... description: of the data set, for errors.
+        classes: of the categories 0, 1, ... in the column; None: the categories are the classes.
+    """
 
     column: str
     class_names: tuple[str, ...]
     description: str
+    classes: tuple[int, ...] | None = None
     is_joint = True
+
+    @property
+    def class_of_category(self) -> Sequence[int]:
+        return range(len(self.class_names)) if self.classes is None else self.classes
 
     def check(self, values: Sequence[Any], first_row: int | None = 0) -> Sequence[Any]:
         """Raises DataError, naming the first row, where the column holds nothing; no object is an empty list."""
@@ -77,10 +87,22 @@ class ObjectLabels:
         return values
 
     def of_split(self, features: Features | None, description: str) -> "ObjectLabels":
-        """The same classes for another split. Raises DataError where that one has no such column."""
+        """The same classes for another split. Categories that it names are those of the same name: exports of COCO's
+        JSON often list only what a file holds. Raises DataError where that one has no such column, or a name that is
+        not that of one class."""
         if features is not None and self.column not in features:
             raise DataError(f"{description} has no column '{self.column}', the objects of {self.description}.")
-        return replace(self, description=description)
+        names = _category_names(fields_of(features[self.column]).get("category")) if features is not None else None
+        if names in (None, self.class_names):
+            return replace(self, description=description, classes=None)
+        for name in names:
+            if (count := self.class_names.count(name)) != 1:
+                difference = f"has {count} classes of the name '{name}'" if count else f"lacks '{name}'"
+                raise DataError(
+                    f"{self.description} and {description} name different classes: the former {difference}. Give "
+                    "both the same categories, by ClassLabel or COCO's 'categories'."
+                )
+        return replace(self, description=description, classes=tuple(map(self.class_names.index, names)))
 
     def examined(self, source: ImageSource) -> "ObjectLabels":
         """Itself. Raises DataError where boxes contradict masks or images; those of COCO's JSON were looked at when it
@@ -138,10 +160,9 @@ def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int
     where = f"{labels.description}: object {number} of row {row:,}{known}"
     category: Any = found.get("category")
     box: Any = found.get("bbox")
-    if not isinstance(category, Integral) or not 0 <= int(category) < len(labels.class_names):
-        raise DataError(
-            f"{where} has the category {category!r}; there are the classes 0 to {len(labels.class_names) - 1}."
-        )
+    classes = labels.class_of_category
+    if not isinstance(category, Integral) or not 0 <= int(category) < len(classes):
+        raise DataError(f"{where} has the category {category!r}; there are the categories 0 to {len(classes) - 1}.")
     try:
         x, y, width, height = (float(number) for number in box)
     except (TypeError, ValueError) as error:
@@ -173,7 +194,7 @@ def _checked(found: dict[str, Any], size: tuple[int, int], row: int, number: int
     area = found.get("area")
     if area is None or not 0 <= area < np.inf:
         area = float(rle.area(mask)) if mask is not None else (box[2] - box[0]) * (box[3] - box[1])
-    return box, int(category), is_crowd, float(area), mask
+    return box, classes[int(category)], is_crowd, float(area), mask
 
 
 def _mask(found: dict[str, Any], size: tuple[int, int], row: int, number: int) -> dict[str, Any] | None:
@@ -241,16 +262,19 @@ def find_objects(
                 f"{description}: the objects in column '{wanted}' have no {name} (fields {', '.join(alternatives)}); "
                 f"they have: {', '.join(inner) or 'none'}. Detection here learns boxes and masks."
             )
-    category = inner["category"]
-    category = getattr(category, "feature", category)
-    if isinstance(category, ClassLabel):
-        names = category.names
+    names = _category_names(inner["category"]) or names
     if not names:
         raise DataError(
             f"{description}: the categories in column '{wanted}' are numbers without names: give --id2label FILE with "
             '{"0": "name", ...}, or their number.'
         )
     return ObjectLabels(wanted, tuple(names), description)
+
+
+def _category_names(category: Any) -> tuple[str, ...] | None:
+    """Of a field of objects; None where the categories are plain numbers."""
+    category = getattr(category, "feature", category)
+    return tuple(category.names) if isinstance(category, ClassLabel) else None
 
 
 def fields_of(feature: Any) -> dict[str, Any]:

@@ -66,12 +66,16 @@ def changed(folder, change):
     return path, folder / "train2017"
 
 
-def test_the_layout_of_coco_opens_as_train_and_val(folder):
-    train, evaluation = open_splits(
+def opened(folder):
+    return open_splits(
         DataLocation(str(folder), label_column_name="auto"),
         find_labels=lambda features, wanted, description, _: find_objects(features, wanted, description),
         find_splits=coco_splits,
     )
+
+
+def test_the_layout_of_coco_opens_as_train_and_val(folder):
+    train, evaluation = opened(folder)
     assert (train.num_rows, evaluation.num_rows) == (2, 2)
     assert train.class_names == ("car", "brush")  # in the order of COCO's ids, 3 and 90
     image = torch.zeros(3, 16, 24, dtype=torch.uint8)
@@ -82,6 +86,25 @@ def test_the_layout_of_coco_opens_as_train_and_val(folder):
     expected[:, 4:7] = 1
     assert np.array_equal(rle.decode([objects.masks[1]])[..., 0], expected)
     assert len(train.labels.decode(train.rows.label(1), image, 1)) == 0
+
+
+def test_categories_of_another_list_are_those_of_the_same_name(folder):
+    """Exports often list only the categories that a file holds, in an order of their own."""
+    new = content()
+    new["categories"] = [{"id": 1, "name": "car"}, {"id": 3, "name": "boat"}, {"id": 90, "name": "brush"}]
+    path = folder / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps(new))
+    train, evaluation = opened(folder)
+    assert train.class_names == evaluation.class_names == ("car", "boat", "brush")
+    image = torch.zeros(3, 16, 24, dtype=torch.uint8)
+    assert train.labels.decode(train.rows.label(0), image, 0).classes.tolist() == [2, 1]
+    assert evaluation.labels.decode(evaluation.rows.label(0), image, 0).classes.tolist() == [2, 0]
+
+
+def test_a_category_that_the_training_split_lacks_is_an_error(folder):
+    changed(folder, lambda new: new["categories"][0].update(name="comb"))
+    with pytest.raises(DataError, match=r"\(train\) and .*\(val\) name different classes: .*lacks 'brush'"):
+        opened(folder)
 
 
 def test_other_folders_are_none_of_these(folder):

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from faster_coco_eval.core import mask as rle
+from PIL import Image as PILImage
 
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError, ImageDecodingError
 from hf_mae_robust.finetuning.detection.objects import Objects, find_objects
 
@@ -91,7 +94,7 @@ def test_boxes_without_area_are_left_out_and_others_cut_to_the_image():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"category": [1, 7]}, "object 1 of row 3 has the category 7; there are the classes 0 to 1"),
+        ({"category": [1, 7]}, "object 1 of row 3 has the category 7; there are the categories 0 to 1"),
         ({"category": [None, 0]}, "object 0 of row 3 has the category None"),
         ({"segmentation": [square(2, 3, 5), []]}, "object 1 of row 3 has no mask"),
         ({"bbox": [[1, 2, 3], [1, 2, 3, 4]]}, r"the box \[1, 2, 3\]"),
@@ -130,6 +133,53 @@ def test_a_polygon_far_outside_counts_as_a_bad_image():
 def test_areas_that_are_no_numbers_are_those_of_the_masks():
     areas = labels_of().decode(value(area=[float("nan"), None]), IMAGE, 0).areas
     assert areas.tolist() == [25, 64] and labels_of().decode(value(area=[7.5, 8]), IMAGE, 0).areas.tolist() == [7.5, 8]
+
+
+def tables(**names):
+    """A split of one image for each list of names, with the categories 1 and 0 of it."""
+    row = {"image": PILImage.new("RGB", (30, 20)), "objects": value()}
+    found = DatasetDict()
+    for split, of_split in names.items():
+        fields = {**FIELDS, "category": List(ClassLabel(names=of_split))}
+        found[split] = Dataset.from_list([row], features=Features({"image": Image(), "objects": fields}))
+    return found
+
+
+def opened(folder):
+    return open_splits(
+        DataLocation(str(folder), label_column_name="auto"),
+        find_labels=lambda features, wanted, description, _: find_objects(features, wanted, description),
+    )
+
+
+def test_categories_of_another_split_are_those_of_the_same_name(tmp_path):
+    tables(train=["cat", "dog", "bird"], validation=["cat", "bird"]).save_to_disk(tmp_path)
+    sources = opened(tmp_path)
+    found = [source.labels.decode(source.rows.label(0), IMAGE, 0).classes.tolist() for source in sources]
+    assert found == [[1, 0], [2, 0]] and sources[1].class_names == ("cat", "dog", "bird")
+    with pytest.raises(DataError, match="category 2; there are the categories 0 to 1"):
+        sources[1].labels.decode(value(category=[2, 0]), IMAGE, 0)
+
+
+def test_a_category_that_the_training_split_lacks_is_an_error(tmp_path):
+    tables(train=["cat", "dog"], validation=["cat", "bird"]).save_to_disk(tmp_path)
+    with pytest.raises(DataError, match=r"\(train\) and .*\(validation\) name different classes: .*lacks 'bird'"):
+        opened(tmp_path)
+
+
+def test_parquet_files_of_different_categories_are_refused(tmp_path):
+    for split, table in tables(train=["cat", "dog", "bird"], validation=["cat", "bird"]).items():
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match="in column 'objects.category': class 1 is 'dog' and 'bird'"):
+        opened(tmp_path)
+
+
+def test_a_category_that_names_two_classes_is_an_error():
+    plain = Features({"objects": {**FIELDS, "category": List(Value("int64"))}})
+    labels = find_objects(plain, "auto", "photos (train)", ["cat", "dog", "dog"])
+    with pytest.raises(DataError, match="2 classes of the name 'dog'"):
+        labels.of_split(Features({"objects": FIELDS}), "photos (validation)")
+    assert labels.of_split(plain, "photos (validation)").class_names == ("cat", "dog", "dog")
 
 
 def test_null_is_an_error_that_names_the_row():
