@@ -50,7 +50,8 @@ class SemanticMaps:
         column: its name. class_names: of the classes 0, 1, ... description: of the data set, for errors.
         values: of a map, of each class.
         ignored_values: of a map, that stand for no class, and are not counted.
-        is_count: whether the user gave the number of classes, not names of values.
+        is_count: whether the user gave the number of classes, not names of values, and no other split has shown which
+            values these are.
     """
 
     column: str
@@ -79,11 +80,11 @@ class SemanticMaps:
         """The same classes for another split. Raises DataError where that one has no such column."""
         if features is not None and self.column not in features:
             raise DataError(f"{description} has no column '{self.column}', the maps of {self.description}.")
-        return replace(self, description=description)
+        return replace(self, description=description, is_count=False)
 
     def examined(self, source: ImageSource) -> "SemanticMaps":
-        """What the maps of some rows show. Two classes without names, and maps of 0 and 255 alone: these are the two.
-        Prints which classes have no pixel in them, and a large share of ignored pixels.
+        """What the maps of some rows show. Two classes without names, and maps of 0 and 255 alone: these are the two,
+        unless another split has told. Prints which classes have no pixel in them, and a large share of ignored pixels.
 
         Raises DataError where every pixel is ignored, a map has a value that is not a class, or none can be read.
         """

@@ -289,6 +289,16 @@ def test_two_classes_of_maps_with_0_and_255(capsys):
     assert maps(2).examined(source_of_maps(usual)).decode(png(usual), blank(2, 2), 0).tolist() == [[0, -1], [1, 0]]
 
 
+def test_what_255_stands_for_is_the_same_in_both_splits():
+    """A small validation split may hold 0 and 255 alone, where the training split has class 1 and ignores 255."""
+    usual = np.array([[0, 255], [1, 0]], dtype=np.uint8)
+    for numbers, expected in ((usual, [[0, -1], [-1, 0]]), (BINARY, [[0, 1], [1, 0]])):
+        train = maps(2).examined(source_of_maps(numbers))
+        evaluation = train.of_split(FEATURES, "set (validation)").examined(source_of_maps(BINARY))
+        assert evaluation.values == train.values
+        assert evaluation.decode(png(BINARY), blank(2, 2), 0).tolist() == expected
+
+
 def test_classes_without_a_pixel_and_ignored_pixels_are_said(capsys):
     maps(3).examined(source_of_maps(np.array([[0, 255], [255, 255]], dtype=np.uint8)))
     said = capsys.readouterr().out
