@@ -50,6 +50,9 @@ def mae_beit_config(**fields: Any) -> BeitConfig:
             **fields,
         }
     )
+    for name in ("image_size", "patch_size"):  # BEiT divides by the patch size, and cannot by a pair
+        if len(sides := set(to_pair(getattr(config, name)))) == 1:
+            setattr(config, name, sides.pop())
     height, width = to_pair(config.image_size)
     if height != width:
         raise UserError(

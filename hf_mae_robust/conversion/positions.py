@@ -22,6 +22,14 @@ def square_size(image_size: int | Sequence[int]) -> int:
     return height
 
 
+def square_patch(patch_size: int | Sequence[int], task: str) -> int:
+    """The side. Raises ValueError for patches that are not square."""
+    height, width = to_pair(patch_size)
+    if height != width:
+        raise UserError(f"{task} needs square patches, not {patch_size}.")
+    return height
+
+
 def grid_size(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, int]:
     """Patches (vertically, horizontally). Raises ValueError where they do not fit into the image."""
     (height, width), (patch_height, patch_width) = to_pair(image_size), to_pair(patch_size)

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_encoder
 from ...conversion.finetuned import label_settings, read_finetuned
 from ...conversion.pixels import Pixels, read_pixels
-from ...conversion.positions import positions_for
+from ...conversion.positions import positions_for, square_patch
 from ...conversion.settings import SIZES, settings_of
 from ...conversion.source import ModelSource
 from ...errors import UserError
 from ...model import ViTMAERobustConfig, ViTMAERobustForInstanceSegmentation, ViTMAERobustInstanceSegmentationConfig
-from ...model.configuration_vit_mae_robust import to_pair
 
 NAMES = {
     "layernorm_before": "norm1",
@@ -123,15 +122,13 @@ def _detector_on(
     encoder: PreTrainedModel, pixels: Pixels, class_names: Sequence[str], settings: DetectorSettings
 ) -> ViTMAERobustForInstanceSegmentation:
     config = encoder.config
-    if len(set(to_pair(config.patch_size))) > 1:
-        raise UserError(f"Detection needs square patches, not {config.patch_size}.")
+    patch_size = square_patch(config.patch_size, "Detection")
     if config.intermediate_size % config.hidden_size:
         raise UserError(
             f"Detection needs an intermediate_size that is a multiple of the hidden_size {config.hidden_size}, "
             f"not {config.intermediate_size}."
         )
-    same = settings_of(config, (*SIZES, "layer_norm_eps"))
-    same["patch_size"] = to_pair(config.patch_size)[0]
+    same = settings_of(config, (*SIZES, "layer_norm_eps")) | {"patch_size": patch_size}
     model = ViTMAERobustForInstanceSegmentation(
         ViTMAERobustInstanceSegmentationConfig(
             **same,

@@ -17,6 +17,7 @@ from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_conf
 from ...conversion.finetuned import check_classes, label_settings, nothing_to_evaluate
 from ...conversion.loading import load_strictly
 from ...conversion.pixels import Pixels, read_pixels
+from ...conversion.positions import square_patch
 from ...conversion.settings import settings_of
 from ...conversion.source import ModelSource
 from ...errors import CheckpointError, UserError
@@ -84,6 +85,7 @@ def linear_segmenter(
         image_size = encoder.config.image_size
     else:
         encoder, pixels = read_encoder(source, tuple(VIT_ENCODERS))
+    square_patch(encoder.config.patch_size, "Segmentation")
     fields = {**label_settings(class_names), "use_mean_pooling": False}  # so the final norm is that of the encoder
     config = mae_beit_config(**settings_of(encoder.config), image_size=image_size, **fields)
     beit = cast(BeitModel, BeitModel._from_config(config, attn_implementation=attn_implementation))

@@ -13,6 +13,7 @@ from ...conversion.beit import fill_beit, mae_beit_config
 from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_encoder
 from ...conversion.finetuned import label_settings, read_finetuned
 from ...conversion.pixels import Pixels, read_pixels
+from ...conversion.positions import square_patch
 from ...conversion.settings import settings_of
 from ...conversion.source import ModelSource
 from ...errors import UserError
@@ -52,6 +53,7 @@ def tap_indices(num_hidden_layers: int) -> list[int]:
 
 
 def backbone_config(encoder_config: PreTrainedConfig, image_size: int, settings: SegmenterSettings) -> BeitConfig:
+    square_patch(encoder_config.patch_size, "Segmentation")
     return mae_beit_config(
         **settings_of(encoder_config),
         image_size=image_size,

@@ -21,7 +21,9 @@ from transformers import (
 
 from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.errors import UserError
 from hf_mae_robust.finetune import make_parser
+from hf_mae_robust.finetuning.segmentation.linear_head import linear_segmenter
 from hf_mae_robust.finetuning.segmentation.maps import IGNORED
 from hf_mae_robust.finetuning.segmentation.models import (
     SegmenterSettings,
@@ -114,6 +116,32 @@ def test_upernet_taps_the_blocks_of_the_encoder(saved, source):
     for block, tap in zip((2, 3, 4, 6), found, strict=True):
         torch.testing.assert_close(tap, maps_of(expected[block], 4), **EXACT)
     assert pixels.num_channels == 3 and all(parameter.isfinite().all() for parameter in segmenter.state_dict().values())
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_sizes_may_be_pairs_of_equal_numbers(tmp_path, from_scratch):
+    """As in `--config_overrides image_size=[32,32],patch_size=[8,8]`; both heads compute what they do with numbers."""
+    model, batch = build(**DEPTH), images()
+    found = []
+    for sizes in ({"image_size": 32, "patch_size": 8}, {"image_size": [32, 32], "patch_size": [8, 8]}):
+        model.vit.config.update(sizes)
+        model.save_pretrained(tmp_path)
+        source = ModelSource(None, {**SIZES, **sizes}) if from_scratch else ModelSource(str(tmp_path))
+        torch.manual_seed(0)
+        make = segmenter_from_scratch if from_scratch else segmenter_from_encoder
+        upernet, _ = make(source, CLASSES, SegmenterSettings(**SMALL, relative_position_bias=True))
+        linear, _ = linear_segmenter(source, CLASSES, 32, "sdpa", from_scratch)
+        found.append([segmenter.eval()(batch).logits for segmenter in (upernet, linear)])
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+def test_patches_that_are_not_square_are_refused(tmp_path):
+    build(patch_size=(8, 4), **DEPTH).save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path))
+    with pytest.raises(UserError, match=r"Segmentation needs square patches, not \[8, 4\]\."):
+        segmenter_from_encoder(source, CLASSES, SegmenterSettings(**SMALL))
+    with pytest.raises(UserError, match=r"Segmentation needs square patches, not \[8, 4\]\."):
+        linear_segmenter(source, CLASSES, 32, "sdpa", from_scratch=False)
 
 
 def test_an_official_file_is_taken_too(tmp_path):
