@@ -47,19 +47,26 @@ def from_timm(model: VisionTransformer, **config_overrides: Any) -> PreTrainedMo
     `BeitForImageClassification`; in evaluation mode, with the same features or logits. Its weights are copied.
 
     Raises ValueError, which names it, for a part that MAE's ViT does not have: register tokens, layer scale, a norm of
-    queries and keys or before the blocks, rotary positions, another activation, no CLS token.
+    queries and keys or before the blocks, rotary positions, another activation, no CLS token, another pooling.
     """
     if not isinstance(model, VisionTransformer):
         raise UserError(f"{type(model).__name__} is not a VisionTransformer of timm, so it has no place here.")
     block: Any = model.blocks[0]
+    activation, has_head = block.mlp.act, model.num_classes > 0
+    norm = "before" if isinstance(model.fc_norm, nn.Identity) else "after"
+    # Of a classifier, `from_original` tells the pooling by the place of the norm.
+    is_known = model.global_pool in ("token", "avg", "")
+    if has_head:
+        is_known = (model.global_pool, norm) in (("token", "before"), ("avg", "after"))
     foreign = {
         "no CLS token, or register tokens": model.cls_token is None or model.num_prefix_tokens != 1,
         "a CLS token without position": model.no_embed_class,
         "a norm before the blocks": not isinstance(model.norm_pre, nn.Identity),
         "a norm of queries and keys": not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity),
         "layer scale": not isinstance(getattr(block, "ls1", nn.Identity()), nn.Identity),
-        f"the activation {type(block.mlp.act).__name__}": not isinstance(block.mlp.act, nn.GELU),
-        f"the pooling '{model.global_pool}'": model.global_pool not in ("token", "avg", ""),
+        f"the activation {activation}": not isinstance(activation, nn.GELU) or activation.approximate != "none",
+        f"the pooling '{model.global_pool}' with the norm {norm} it": not is_known,
+        "a mean that includes CLS": has_head and model.global_pool == "avg" and model.pool_include_prefix,
     }
     if found := [part for part, is_there in foreign.items() if is_there]:
         raise UserError(f"This Vision Transformer of timm is not MAE's: it has {', '.join(found)}.")

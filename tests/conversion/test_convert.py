@@ -2,6 +2,7 @@
 test_checkpoints."""
 
 import json
+from functools import partial
 
 import pytest
 import timm
@@ -25,6 +26,8 @@ from transformers import (
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.convert import convert
+from hf_mae_robust.conversion.timm_format import from_timm
+from hf_mae_robust.errors import UserError
 from tests.helpers import TINY
 
 SIZES = {key: value for key, value in TINY.items() if not key.startswith("mid_")}
@@ -154,6 +157,22 @@ def test_other_transformers_of_timm_are_refused(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "there", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"global_pool": "avg", "fc_norm": False}, "the pooling 'avg' with the norm before it"),
+        ({"global_pool": "token", "fc_norm": True}, "the pooling 'token' with the norm after it"),
+        ({"global_pool": ""}, "the pooling '' with the norm before it"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "a mean that includes CLS"),
+        ({"act_layer": partial(torch.nn.GELU, approximate="tanh")}, r"the activation GELU\(approximate='tanh'\)"),
+    ],
+)
+def test_classifiers_of_timm_that_would_get_other_logits_are_refused(settings, message):
+    model = timm.create_model("vit_base_patch16_224", **PLAIN, **settings, num_classes=3)
+    with pytest.raises(UserError, match=message):
+        from_timm(model)
 
 
 def damaged(folder):
