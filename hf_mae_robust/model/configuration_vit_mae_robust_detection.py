@@ -15,8 +15,8 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
 
     Args:
         image_size: side of the square that images are fitted into, in pixels; a multiple of `patch_size`.
-        patch_size, num_channels, hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio, layer_norm_eps,
-        drop_path_rate: of the encoder. Drop path grows linearly from 0.
+        patch_size, num_channels, hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio, hidden_act,
+        layer_norm_eps, drop_path_rate: of the encoder. Drop path grows linearly from 0.
         window_size: patches a side within which blocks attend, all but the last of each quarter; 0: all to all.
         use_relative_position_embeddings: in each block, starting at zero.
         pyramid: "adaptor": maps at 4, 2, 1 and 1/2 times the resolution of the patches, from the last blocks of the
@@ -44,6 +44,7 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     mlp_ratio: int = 4
+    hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
@@ -128,7 +129,7 @@ class ViTMAERobustInstanceSegmentationConfig(PreTrainedConfig):
         ends = self.ends_of_quarters
         same: tuple[str, ...]
         same = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        same += ("mlp_ratio", "layer_norm_eps", "drop_path_rate", "window_size", "initializer_range")
+        same += ("mlp_ratio", "hidden_act", "layer_norm_eps", "drop_path_rate", "window_size", "initializer_range")
         same += ("use_relative_position_embeddings",)
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         settings["out_indices"] = ends if self.pyramid == "adaptor" else [self.num_hidden_layers]

@@ -128,7 +128,7 @@ def _detector_on(
             f"Detection needs an intermediate_size that is a multiple of the hidden_size {config.hidden_size}, "
             f"not {config.intermediate_size}."
         )
-    same = settings_of(config, (*SIZES, "layer_norm_eps")) | {"patch_size": patch_size}
+    same = settings_of(config, (*SIZES, "hidden_act", "layer_norm_eps")) | {"patch_size": patch_size}
     model = ViTMAERobustForInstanceSegmentation(
         ViTMAERobustInstanceSegmentationConfig(
             **same,

@@ -25,7 +25,7 @@ SIZES = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "i
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Checkpoints of four blocks: ours (from stock's weights), stock MAE, and a ViT with learned positions."""
+    """Checkpoints of four blocks: ours (from stock's weights), stock MAE, and ViTs with learned positions."""
     torch.manual_seed(0)
     found = {}
     sizes = {**SIZES, "image_size": 16, "patch_size": 4}
@@ -33,6 +33,7 @@ def folders(tmp_path_factory):
     for name, model in {
         "stock": ViTMAEForPreTraining(ViTMAEConfig(**sizes, **decoder)),
         "vit": ViTModel(ViTConfig(**sizes), add_pooling_layer=False),
+        "vit_relu": ViTModel(ViTConfig(**sizes, hidden_act="relu"), add_pooling_layer=False),
     }.items():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -61,12 +62,12 @@ def build(name, overrides=HEADS, **options):
     return detector_from_encoder(source(name, overrides), NAMES, settings(**options))
 
 
-@pytest.mark.parametrize("kind", ["stock", "ours", "vit"])
+@pytest.mark.parametrize("kind", ["stock", "ours", "vit", "vit_relu"])
 def test_features_are_those_of_the_encoder_without_cls(folders, kind):
     """transformers' own blocks, run on the patch tokens alone."""
     model, pixels = build(folders[kind])
     assert isinstance(pixels, Pixels)
-    encoder = (ViTModel if kind == "vit" else ViTMAERobustModel).from_pretrained(folders[kind]).eval()
+    encoder = (ViTModel if kind.startswith("vit") else ViTMAERobustModel).from_pretrained(folders[kind]).eval()
     images = torch.randn(2, 3, 16, 16)
     embeddings = encoder.embeddings
     tokens = embeddings.patch_embeddings(images) + embeddings.position_embeddings[:, 1:]
