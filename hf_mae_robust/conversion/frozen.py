@@ -6,7 +6,6 @@ from transformers import PreTrainedModel
 
 from .encoders import read_encoder
 from .pixels import Pixels
-from .positions import square_size
 from .source import Access, ModelSource
 
 
@@ -18,7 +17,7 @@ class FrozenEncoder(nn.Module):
     def __init__(self, model: PreTrainedModel, pooling: str | None):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.image_size = square_size(model.config.image_size)
+        self.image_size = model.config.image_size
         self.has_own_mean = getattr(model.config, "use_mean_pooling", False)
         self.pooling = pooling or ("mean" if self.has_own_mean else "cls")
         # CLS; DeiT's distillation token; DINOv2's registers.

@@ -90,6 +90,20 @@ def test_vectors_are_those_of_a_loop_with_transformers(kind, pooling, encoder_di
     assert found["row"].tolist() == list(range(40)) and found["label"].tolist() == [row % 2 for row in range(40)]
 
 
+def test_an_encoder_of_images_that_are_not_square(tmp_path):
+    model = ViTMAERobustModel(ViTMAERobustConfig(**{**TINY, "image_size": [32, 16]})).eval()
+    model.save_pretrained(tmp_path / "model")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 16, 3), dtype=np.uint8)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        PILImage.fromarray(picture).save(folder / f"{number}.png")
+    with torch.no_grad():
+        expected = model(normalised(pictures)).last_hidden_state[:, 0]
+    found = embed(tmp_path / "model", folder, tmp_path / "e.parquet")
+    np.testing.assert_allclose(found["vector"], expected.numpy(), atol=2e-6, rtol=1e-6)
+
+
 def test_float16_is_the_rounded_float32(encoder_dir, photos_dir, tmp_path):
     long = embed(encoder_dir, photos_dir, tmp_path / "a.parquet")["vector"]
     embed(encoder_dir, photos_dir, tmp_path / "b.parquet", "--dtype", "float16")
