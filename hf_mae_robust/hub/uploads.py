@@ -56,6 +56,10 @@ def files_left_behind(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
+def _patterns(folder: Path) -> list[str]:
+    return [glob.escape(name) for name in files_left_behind(folder)]
+
+
 def open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
     """Create a repository and its branch, or see that they are there and may be written to. Returns its full id.
 
@@ -149,10 +153,11 @@ class Pushes:
             return self._upload(folder, message)
         except UPLOAD_ERRORS as error:
             branch = f" --revision {self.revision}" if self.revision else ""
-            command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch} --exclude 'checkpoint-*/*'"
+            included = "".join(f" --include {shlex.quote(name)}" for name in _patterns(folder))
+            command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch}{included}"
             reason = refusal(error, self.repo_id, MODEL)
             raise HubError(
-                f"The model is complete in {folder}, but was not pushed: {reason}. `{command}` pushes it later."
+                f"The model is complete in {folder}, but was not pushed: {reason}. This pushes it later:\n`{command}`"
             ) from error
 
     # Files that have arrived are not sent again, and a commit whose answer was lost is not made twice.
@@ -163,6 +168,6 @@ class Pushes:
             folder_path=folder,
             revision=self.revision,
             commit_message=message,
-            allow_patterns=[glob.escape(name) for name in files_left_behind(folder)],
+            allow_patterns=_patterns(folder),
         )
         return done.commit_url

@@ -294,9 +294,12 @@ def test_a_model_that_cannot_be_pushed_is_not_lost(kind, path, reason, run, word
     assert "Traceback" not in output
     files = {path.name for path in (tmp_path / "waves").iterdir()}
     assert LEFT_BEHIND - {".gitattributes"} <= files
-    # Nothing of it is there, not half of it; and the command that is named pushes it.
+    # Nothing of it is there, not half of it; and the command that is named pushes what a run pushes.
     assert hub.repositories["ada/waves"].files().keys() == {".gitattributes"}
     hub.faults = []
+    for private in ("predictions.csv", "notes.txt", "older/model.safetensors", "checkpoint-5/model.safetensors"):
+        (tmp_path / "waves" / private).parent.mkdir(exist_ok=True)
+        (tmp_path / "waves" / private).write_text("mine")
     (tmp_path / "hf.py").write_text("from huggingface_hub.cli.hf import main\nmain()\n")
     _, *command = shlex.split(re.search("`(hf upload .*?)`", output)[1])
     code, output = run(tmp_path / "hf.py", *command)
