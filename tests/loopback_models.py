@@ -186,6 +186,8 @@ class ModelHandler(Handler):
                 if len(self.server.hub.blobs.get(value["oid"], ())) != value["size"]:
                     return self._refuse(400, None, f"{value['path']}: its content did not arrive")
                 files[value["path"]] = self.server.hub.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         sha = repository.commit(branch, files, header["summary"])
         address = f"{self.server.hub.url}/{name}/commit/{sha}"
         self._json({"success": True, "commitUrl": address, "commitOid": sha, "hookOutput": ""})

@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 UPLOAD_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
 # Of a checkpoint, what only a resumed run needs.
-_STATE = ["optimizer*", "scheduler*", "scaler*", "rng_state*", MANIFEST, "*/*"]
+_STATE = ["optimizer*", "scheduler*", "scaler*", "rng_state*", "ema.safetensors", "linear_probe.safetensors"]
+_STATE += [MANIFEST, "*/*"]
+# A checkpoint of LoRA. transformers and peft take a model with these beside it for an adapter.
+_ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 # Of an output folder, what the README says a run leaves behind; other files that lie there are nobody's business.
 _OUTPUT = [
     "README.md",
@@ -110,9 +113,9 @@ class Pushes:
         return self._checkpoint if any(not future.done() for future in self._running) else None
 
     def push_checkpoint(self, checkpoint: Path, step: int, strategy: str, always: bool) -> None:
-        """Begin to upload a complete checkpoint folder, as --hub_strategy says: "every_save": as the model;
-        "checkpoint": also complete, as last-checkpoint/; "all_checkpoints": under its own name; "end": not at all.
-        While one is still being uploaded the next ones are skipped, unless `always`, which waits."""
+        """Begin to upload a complete checkpoint folder, as --hub_strategy says: "every_save": as the model, unless it
+        holds an adapter alone; "checkpoint": also complete, as last-checkpoint/; "all_checkpoints": under its own name;
+        "end": not at all. While one is still being uploaded the next ones are skipped, unless `always`, which waits."""
         strategy = HubStrategy(strategy)
         if strategy is HubStrategy.END:
             return
@@ -127,7 +130,8 @@ class Pushes:
         }
         message = f"Training in progress, step {step:,}"
         self._checkpoint = checkpoint
-        self._running.append(self.api.upload_folder(**common, commit_message=message, ignore_patterns=_STATE))
+        if not (checkpoint / _ADAPTER[0]).exists():
+            self._running.append(self.api.upload_folder(**common, commit_message=message, ignore_patterns=[*_STATE]))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy is HubStrategy.CHECKPOINT else checkpoint.name
             self._running.append(
@@ -154,7 +158,8 @@ class Pushes:
         except UPLOAD_ERRORS as error:
             branch = f" --revision {self.revision}" if self.revision else ""
             included = "".join(f" --include {shlex.quote(name)}" for name in _patterns(folder))
-            command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch}{included}"
+            deleted = "".join(f" --delete {name}" for name in _ADAPTER)
+            command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch}{included}{deleted}"
             reason = refusal(error, self.repo_id, MODEL)
             raise HubError(
                 f"The model is complete in {folder}, but was not pushed: {reason}. This pushes it later:\n`{command}`"
@@ -169,5 +174,6 @@ class Pushes:
             revision=self.revision,
             commit_message=message,
             allow_patterns=_patterns(folder),
+            delete_patterns=_ADAPTER,
         )
         return done.commit_url

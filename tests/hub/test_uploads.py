@@ -8,12 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification
 
 from hf_mae_robust.training.checkpoints import fault_of
 from tests.faults import send
 from tests.fresh import code_of_card, run_without_the_package_online
-from tests.helpers import TINY_OVERRIDES, as_flags
+from tests.helpers import TINY_OVERRIDES, as_flags, finetuning_settings
 from tests.loopback_hub import Fault
 from tests.loopback_models import ModelHub, Repository
 from tests.processes import ROOT, Parent, environment
@@ -322,6 +324,60 @@ def test_a_stopped_run_pushes_its_checkpoint_and_says_what_failed(run, words, hu
     hub.faults = [Fault(500, "/commit/", "POST")]
     code, output = run("run_pretrain.py", *words("--overwrite_output_dir"), FAULT=stopped)
     assert code == 75 and "checkpoint-3 was not pushed: the Hub answered 500" in output, output
+
+
+PUSH = """
+from pathlib import Path
+from hf_mae_robust.hub.uploads import Pushes
+pushes = Pushes("ada/waves", None, None)
+pushes.push_checkpoint(Path("out/checkpoint-5"), 5, "checkpoint", always=True)
+pushes.push_output(Path("out"), "End of training")
+"""
+
+
+@pytest.mark.parametrize(
+    "checkpoint, model",
+    [
+        (["config.json", "adapter_config.json", "adapter_model.safetensors", "optimizer.pt"], []),
+        (["config.json", "model.safetensors", "ema.safetensors", "linear_probe.safetensors"], ["model.safetensors"]),
+    ],
+    ids=["of an adapter", "of a classifier"],
+)
+def test_only_what_belongs_to_the_model_is_at_the_root(checkpoint, model, run, hub, tmp_path):
+    repository = hub.repositories["ada/waves"] = Repository()
+    # As a run with --lora_r once left it.
+    former = ["adapter_config.json", "adapter_model.safetensors", "adapter/adapter_config.json", "mine.txt"]
+    repository.commit("main", dict.fromkeys(former, b"former"), "former")
+    output = ["config.json", "model.safetensors", "adapter/adapter_config.json", "base/model.safetensors"]
+    for name in [*output, *(f"checkpoint-5/{name}" for name in checkpoint)]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(name)
+    (tmp_path / "push.py").write_text(PUSH)
+    code, printed = run(tmp_path / "push.py")
+    assert code == 0, printed
+    of_checkpoint = {f"last-checkpoint/{name}" for name in checkpoint}
+    assert repository.files().keys() == {"mine.txt", *output, *of_checkpoint}
+    assert (repository.messages.count("Training in progress, step 5") == 1) is bool(model)
+
+
+def test_a_pushed_classifier_that_lora_trained_is_the_one_of_the_output_folder(
+    run, hub, encoder_dir, photos_dir, tmp_path
+):
+    pytest.importorskip("peft")
+    settings = finetuning_settings(photos_dir, encoder_dir, tmp_path / "waves") | {"base_learning_rate": 0.5}
+    more = ("--lora_r", 2, "--save_strategy", "epoch", "--hub_always_push", "true", "--push_to_hub")
+    code, output = run("run_finetune.py", *as_flags(settings, *more))
+    assert code == 0, output
+    files = hub.repositories["ada/waves"].files()
+    for name, content in files.items():
+        (tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "downloaded" / name).write_bytes(content)
+    assert not [name for name in files if name.startswith("adapter_")] and "adapter/adapter_config.json" in files
+    pixel_values = torch.randn(2, 3, 16, 16)
+    loaded = [AutoModelForImageClassification.from_pretrained(tmp_path / name) for name in ("waves", "downloaded")]
+    with torch.no_grad():
+        expected, found = (model(pixel_values).logits for model in loaded)
+    assert torch.equal(found, expected)
 
 
 LOAD = """
