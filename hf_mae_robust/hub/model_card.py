@@ -55,12 +55,14 @@ PICTURES = {
     "predictions.png": "Predictions",
 }
 EXAMPLES = ("example_1.png", "example_2.png")
+# Pillow's modes of 8-bit images by their channels, where it is not RGB.
+MODES = {1: "L", 4: "RGBA"}
 
 _LOAD = """\
 from transformers import AutoImageProcessor, {auto}
 from transformers.image_utils import load_image
 
-processor = AutoImageProcessor.from_pretrained("{model}")
+processor = AutoImageProcessor.from_pretrained("{model}"{processor_trust})
 model = {auto}.from_pretrained("{model}"{trust})
 inputs = processor({image}, return_tensors="pt")
 """
@@ -156,11 +158,11 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     task, name = about["task"], model_id or path.resolve().name
     # An absolute path says nothing on another machine.
     model = model_id or (name if path.is_absolute() else path.as_posix())
-    is_gray, is_of_bands = _encoder(config).get("num_channels", 3) == 1, _is_of_bands(folder)
+    mode, is_of_bands = MODES.get(_encoder(config).get("num_channels", 3)), _is_of_bands(folder)
     measured = [(label, kind, results[key]) for key, kind, label in METRICS[task] if key in results]
     examples = [example for example in EXAMPLES if (folder / example).exists()]
-    # Widgets make three channels of an image with one.
-    widget = [{"src": example, "example_title": example} for example in examples if not is_gray]
+    # Widgets make three channels of every image.
+    widget = [{"src": example, "example_title": example} for example in examples if mode is None]
     card_data = ModelCardData(
         model_name=name.rpartition("/")[2],
         **_metadata(
@@ -190,11 +192,11 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         figures.append(("The same for predicting the mean", f"{results['eval_loss_of_mean']:.4f}"))
     example = examples[0] if examples else None
     use_note = _use_note_of_bands(task) if is_of_bands else _use_note(task)
-    code = _code_of_bands(task, model) if is_of_bands else _code(task, model, example, model_id, is_gray)
+    code = _code_of_bands(task, model) if is_of_bands else _code(task, model, example, model_id, mode)
     if run.get("freeze_encoder"):
         trust = ". `trust_remote_code=True` runs the code of the image processor, which lies beside the weights"
         use_note = f"{_FROZEN_NOTE}{trust if is_of_bands else ''}:"
-        code = _code_of_linear_head(model, example, model_id, is_of_bands, is_gray)
+        code = _code_of_linear_head(model, example, model_id, is_of_bands, mode)
     return _render(
         card_data,
         title=name.rpartition("/")[2],
@@ -243,7 +245,7 @@ def card_of_recipe(name: str) -> str:
         figures_title=f"The paper's figures ({paper.table})",
         note="These are the paper's, from its own runs. They were not reproduced here.",
         use_note=f"When you have trained it, with `--output_dir {recipe['output_dir']}`:",
-        code=_code(task, recipe["output_dir"], EXAMPLES[0], None, is_gray=False),
+        code=_code(task, recipe["output_dir"], EXAMPLES[0], None, mode=None),
         pictures=(),
         training="The command:",
         command=command,
@@ -415,18 +417,20 @@ def _use_note(task: str) -> str:
     return "A stock model: only transformers is needed."
 
 
-def _code(task: str, model: str, example: str | None, model_id: str | None, is_gray: bool) -> str:
+def _code(task: str, model: str, example: str | None, model_id: str | None, mode: str | None) -> str:
+    """mode: of Pillow, that images must have; None: RGB."""
     trust = ", trust_remote_code=True" if task in (PRETRAINING, "detection") else ""
     imports, path = "", f'"{model}/{example}"' if example else '"image.jpg"'
     if example and model_id:  # on the Hub
         path, imports = f'hf_hub_download("{model_id}", "{example}")', "from huggingface_hub import hf_hub_download\n"
-    if task != PRETRAINING and not is_gray:
+    if task != PRETRAINING and mode is None:
         return (imports + _PIPELINE.format(pipeline=PIPELINES[task], model=model, trust=trust, path=path)).rstrip()
     auto = _AUTO_CLASSES[task]
-    # Pipelines and load_image make three channels of an image with one.
-    image = f'Image.open({path}).convert("L")' if is_gray else f"load_image({path})"
-    code = imports + _LOAD.format(auto=auto, model=model, trust=trust, image=image)
-    if is_gray:
+    # Pipelines and load_image make three channels of every image.
+    image = f'Image.open({path}).convert("{mode}")' if mode else f"load_image({path})"
+    processor_trust = trust if task == "detection" else ""
+    code = imports + _LOAD.format(auto=auto, model=model, processor_trust=processor_trust, trust=trust, image=image)
+    if mode:
         code = code.replace("from transformers.image_utils import load_image", "from PIL import Image")
     return code + _LAST_LINES[task]
 
@@ -437,10 +441,10 @@ def _code_of_bands(task: str, model: str) -> str:
 
 
 def _code_of_linear_head(
-    model: str, example: str | None, model_id: str | None, is_of_bands: bool, is_gray: bool
+    model: str, example: str | None, model_id: str | None, is_of_bands: bool, mode: str | None
 ) -> str:
     """How to use what --freeze_encoder has trained."""
-    load = _code(PRETRAINING, model, example, model_id, is_gray).removesuffix(_LAST_LINES[PRETRAINING])
+    load = _code(PRETRAINING, model, example, model_id, mode).removesuffix(_LAST_LINES[PRETRAINING])
     if is_of_bands:
         load = _code_of_bands(PRETRAINING, model).removesuffix(_LAST_LINES[PRETRAINING])
     load = load.replace(

@@ -217,6 +217,36 @@ def test_the_card_of_a_classifier(channels, tmp_path, photos_dir, monkeypatch):
     assert "'label': 'a'" in printed if channels == 3 else printed.strip() in ("a", "b")
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+@pytest.mark.parametrize("task", ["pre-training", "classification", "detection"])
+def test_the_code_in_the_card_gives_a_model_the_channels_that_it_takes(task, mode, pretrained, tmp_path):
+    channels = len(mode)
+    folder = shutil.copytree(pretrained, tmp_path / "model")
+    run = json.loads((folder / "run.json").read_text())
+    run["about"]["task"] = task
+    (folder / "run.json").write_text(json.dumps(run))
+    normalisation = {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
+    settings = {**TINY, **normalisation, "num_channels": channels}
+    model = ViTMAERobustForPreTraining(ViTMAERobustConfig(**settings))
+    processor = evaluation_processor(16, 1.0, channels, **normalisation)
+    if task == "classification":
+        model.save_pretrained(tmp_path / "encoder")
+        model, _ = classifier_from_checkpoint(ModelSource(str(tmp_path / "encoder")), ["a", "b"])
+    if task == "detection":
+        settings |= {"num_hidden_layers": 4, "fpn_channels": 16, "box_fc_dim": 32, "box_num_convs": 1}
+        small = DetectorSettings(16, fields={"window_size": 2})
+        model, _ = detector_from_scratch(ModelSource(None, settings | {"mask_num_convs": 1}), ["a", "b"], small)
+        square = {"height": 16, "width": 16}
+        processor = ViTMAERobustDetectionImageProcessor(size=square, pad_size=square, **normalisation)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    Image.fromarray(photos(1)[0]).convert(mode).save(folder / "example_1.png")
+    save_card(folder, path=folder.name)
+    assert ModelCard.load(folder / "README.md").data.get("widget") is None
+    code = f"{code_of_card(folder / 'README.md')}\nprint(tuple(inputs['pixel_values'].shape))"
+    assert run_without_the_package(code, tmp_path).endswith(f"(1, {channels}, 16, 16)\n")
+
+
 def bands_of(folder: Path, model, form: BandForm) -> Path:
     """A finished run's folder, with a model of bands and its image processor in the place of its own."""
     for name in ("example_1.png", "example_2.png"):
