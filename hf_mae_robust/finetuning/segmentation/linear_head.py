@@ -13,7 +13,7 @@ from transformers import BeitModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ...conversion.beit import fill_beit, mae_beit_config
-from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_config, read_encoder
+from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, open_config, read_config, read_encoder
 from ...conversion.finetuned import check_classes, label_settings, nothing_to_evaluate
 from ...conversion.loading import load_strictly
 from ...conversion.pixels import Pixels, read_pixels
@@ -93,9 +93,13 @@ def linear_segmenter(
     return LinearSegmenter(beit, len(class_names)), pixels
 
 
-def has_linear_head(name: str | None) -> bool:
-    """Whether this is a folder that --freeze_encoder has written."""
-    return name is not None and (Path(name) / HEAD_FILE).exists()
+def has_linear_head(source: ModelSource) -> bool:
+    """Whether this is a folder that --freeze_encoder has written. Another run may have written a segmenter there since.
+    Raises ValueError where the folder holds no model."""
+    if source.name is None or not (Path(source.name) / HEAD_FILE).exists():
+        return False
+    config = open_config(source)
+    return config is not None and config.model_type == "beit"
 
 
 def linear_segmenter_for_evaluation(source: ModelSource, class_names: Sequence[str]) -> tuple[LinearSegmenter, Pixels]:

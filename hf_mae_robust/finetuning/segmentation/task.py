@@ -67,7 +67,7 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         if arguments.recipe.eval_only:
             if model.from_scratch:
                 raise nothing_to_evaluate("segmenter")
-            if has_linear_head(source.name):
+            if has_linear_head(source):
                 linear, pixels = linear_segmenter_for_evaluation(source, class_names)
                 return cast(PreTrainedModel, linear), pixels
             return segmenter_for_evaluation(source, class_names)

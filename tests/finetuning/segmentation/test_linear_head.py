@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import interpolate
-from transformers import BeitModel
+from transformers import BeitConfig, BeitModel, UperNetConfig
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.conversion.frozen import load_encoder
@@ -18,7 +18,7 @@ from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.errors import CheckpointError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
-from hf_mae_robust.finetuning.segmentation.linear_head import linear_segmenter
+from hf_mae_robust.finetuning.segmentation.linear_head import has_linear_head, linear_segmenter
 from hf_mae_robust.hub.uploads import files_left_behind
 from tests.helpers import TINY, as_flags, losses
 
@@ -127,6 +127,13 @@ def test_only_the_head_trains_and_the_folder_is_evaluated_again(arguments, tmp_p
     again = json.loads((tmp_path / "again" / "all_results.json").read_text())
     assert again["eval_mean_iou"] == results["eval_mean_iou"]
     assert np.array_equal(evaluated.confusion, trainer.confusion)
+
+
+def test_another_segmenter_in_the_folder_is_not_taken_for_a_frozen_one(tmp_path):
+    (tmp_path / "linear_head.safetensors").write_bytes(b"")
+    for config in (BeitConfig(), UperNetConfig()):
+        config.save_pretrained(tmp_path)
+        assert has_linear_head(ModelSource(str(tmp_path))) is (config.model_type == "beit")
 
 
 def test_the_python_of_its_card_gives_what_the_trained_model_gives(arguments, tmp_path, monkeypatch):
