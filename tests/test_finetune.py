@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
@@ -15,10 +16,11 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, pipeline
 
-from hf_mae_robust.errors import EXIT_STOPPED, CheckpointError
+from hf_mae_robust.errors import EXIT_STOPPED, CheckpointError, UserError
 from hf_mae_robust.files import seal
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.finetuning.classification.augmentation import seeded
+from hf_mae_robust.hub.uploads import files_left_behind
 from hf_mae_robust.training.predictions import Predictions
 from tests.faults import send
 from tests.helpers import as_flags, finetuning_settings, losses, photos
@@ -102,6 +104,40 @@ def test_what_a_training_held_out_is_evaluated_again_with_the_same_flags(argumen
     again = finetune(*arguments(*parts, "--eval_only", "--model_name_or_path", tmp_path / "out"))
     assert again.eval_source.fingerprint == trained.eval_source.fingerprint
     assert again.state.global_step == 0 and again.eval_source.num_rows == 10
+
+
+def test_nothing_of_an_earlier_run_in_the_folder_is_taken_for_the_new_ones(arguments, tmp_path, capsys):
+    pytest.importorskip("peft")
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    finetune(*arguments("--lora_r", 2, "--save_strategy", "epoch"))
+    # As a run with --freeze_encoder, a pre-training and the user left it.
+    strangers = ("linear_head.safetensors", "target_statistics.safetensors", "notes.txt", "adapter/mine.txt")
+    for name in strangers:
+        (out / name).write_text("former")
+    before = {path for path in out.rglob("*") if path.is_file()}
+    assert {out / name for name in ("predictions.csv", "confusion_matrix.png", "base/model.safetensors")} <= before
+    second = ["--overwrite_output_dir", "--eval_split_name", "none", "--max_steps", 2]
+    with pytest.raises(UserError):
+        finetune(*arguments(*second, "--per_device_train_batch_size", 500))
+    assert {path for path in out.rglob("*") if path.is_file()} == before
+    capsys.readouterr()
+    finetune(*arguments(*second))
+    assert "results of an earlier run" in capsys.readouterr().out
+    finetune(*arguments(*second, "--output_dir", fresh))
+    assert set(files_left_behind(out)) == {"adapter/mine.txt", *files_left_behind(fresh)}
+    assert not (out / "predictions.csv").exists() and (out / "notes.txt").exists()
+    assert not [key for key in json.loads((out / "all_results.json").read_text()) if key.startswith("eval_")]
+    assert ModelCard.load(out / "README.md").data.eval_results is None
+
+
+def test_what_a_run_starts_from_stays_though_it_lies_in_the_output_folder(arguments, tmp_path):
+    pytest.importorskip("peft")
+    out = tmp_path / "out"
+    finetune(*arguments("--lora_r", 2))
+    prepare(arguments("--model_name_or_path", out))
+    assert (out / "adapter" / "adapter_config.json").exists() and not (out / "all_results.json").exists()
+    prepare(arguments("--model_name_or_path", out / "base"))
+    assert (out / "base" / "model.safetensors").exists() and not (out / "adapter").exists()
 
 
 def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):

@@ -102,6 +102,21 @@ def test_starting_over_with_bad_input_removes_nothing(photos_dir, tmp_path, caps
     assert newest_checkpoint(tmp_path).name == "checkpoint-6"
 
 
+def test_statistics_of_an_earlier_run_in_the_folder_do_not_stay(photos_dir, tmp_path):
+    first, again, path = tmp_path / "first", tmp_path / "again", tmp_path / "again" / "target_statistics.safetensors"
+    words = flags(
+        photos_dir, first, "--target_normalization", "global_patch", "--max_steps", "1", "--save_strategy", "no"
+    )
+    main([*words, "--target_statistics", "auto"])
+    shutil.copytree(first, again)
+    words += ["--output_dir", str(again)]
+    main([*words, "--target_statistics", "auto"])
+    main([*words, "--target_statistics", str(path)])
+    assert path.read_bytes() == (first / path.name).read_bytes()
+    main([*words, "--target_normalization", "global_rgb"])
+    assert not path.exists()
+
+
 def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
     names = set(ViTMAEConfig().to_dict())
     stock = ViTMAEForPreTraining(ViTMAEConfig(**{key: value for key, value in TINY.items() if key in names}))

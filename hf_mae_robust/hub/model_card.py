@@ -154,6 +154,8 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     results = {key: value for entry in history for key, value in entry.items() if key.startswith("eval_")}
     if (folder / "all_results.json").exists():
         results |= _read_json(folder / "all_results.json")
+    if about["evaluated_on"] is None:  # those that are there are of another run
+        results = {key: value for key, value in results.items() if not key.startswith("eval_")}
     path = Path(path or folder)
     task, name = about["task"], model_id or path.resolve().name
     # An absolute path says nothing on another machine.

@@ -56,6 +56,7 @@ from .setup import (
     check_schedule,
     fetch_model,
     open_sources,
+    output_of_earlier_run,
     pin_decoding,
     pin_revision,
     record_of,
@@ -193,12 +194,13 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     say(task.describe(trainer, given))
     warn_of_stream(source, data)
     check_shared(training.output_dir)
+    earlier = output_of_earlier_run(arguments) if checkpoint is None and training.process_index == 0 else {}
     if checkpoint is None:
         task.start(trainer, arguments)
     stop_if_asked()
     # Dropout must not depend on what was computed so far, or found in a cache.
     set_seed(training.seed)
-    start_over_if_asked(recipe, training)
+    start_over_if_asked(recipe, training, earlier)
     return trainer, checkpoint
 
 

@@ -1,7 +1,8 @@
 """The steps by which run.py prepares a run: sources, schedule, the checkpoint to resume from."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..errors import CheckpointError, UserError, refused_by_library
 from ..files import check_can_write
+from ..hub.model_card import PICTURES, PROCESSOR
 from ..hub.models import local_model
-from ..hub.run_record import read_record
+from ..hub.run_record import RECORD, read_record
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .checkpoints import (
     NEW_ORDER_FROM,
@@ -32,6 +34,7 @@ from .checkpoints import (
 from .launch import check_launch
 from .optim_args import check_optim_args
 from .optimization import scale_learning_rate, warmup_steps
+from .predictions import PREDICTIONS
 from .processes import first_process
 from .trainer import ImageTrainer
 
@@ -39,6 +42,13 @@ from .trainer import ImageTrainer
 MAX_EVAL_SAMPLES_OF_STREAM = 5000
 # They say which numbers of the files are trained on, and the model's settings do not tell.
 IMAGE_FLAGS = ("channel_axis", "frame", "clip_percentiles")
+# What not every run writes into its output folder, so that it may be an earlier one's: results, and parts of a model.
+_RESULTS = [*(f"{kind}_results.json" for kind in ("all", "train", "eval")), *PICTURES]
+_RESULTS += ["classes.json", "confusion_matrix.json", PREDICTIONS]
+_PARTS = ["linear_head.safetensors", "target_statistics.safetensors", "base/model.safetensors.index.json"]
+_PARTS += [f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
+_PARTS += [f"base/{name}" for name in ("config.json", "model.safetensors", "model-*-of-*.safetensors")]
+_PARTS += [f"{folder}/{name}" for folder in ("adapter", "base") for name in (PROCESSOR, "*_vit_mae_robust*.py")]
 
 
 def say(message: str) -> None:
@@ -354,9 +364,36 @@ def warn_of_stream(source: ImageSource, data: DataArguments) -> None:
         )
 
 
-def start_over_if_asked(recipe: RecipeArguments, training: ImageTrainingArguments) -> None:
+def output_of_earlier_run(arguments: Any) -> dict[Path, int]:
+    """Files in the output folder that an earlier run wrote, and that would be published as this one's, with the time of
+    their last change. Without links and what a flag names: a file, or a folder that holds parts of a model."""
+    folder = Path(arguments.training.output_dir).resolve()
+    if not (folder / RECORD).exists():
+        return {}
+    groups = [vars(group).values() for group in arguments if group is not arguments.training]
+    given = {Path(value).resolve() for group in groups for value in group if isinstance(value, str)}
+    inputs = {path for path in given if path.is_relative_to(folder)}
+    found = [path for name in _RESULTS for path in folder.glob(name) if path not in inputs]
+    found += [path for name in _PARTS for path in folder.glob(name) if not inputs & {path, *path.parents}]
+    return {path: path.stat().st_mtime_ns for path in found if path.is_file() and path == path.resolve()}
+
+
+def remove_unchanged(files: Mapping[Path, int], folder: str) -> None:
+    """Delete files that were not written again since the time given, and folders that this leaves empty."""
+    removed = [path for path, changed in files.items() if path.stat().st_mtime_ns == changed]
+    for path in removed:
+        path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()
+    if removed:
+        names = ", ".join(path.relative_to(Path(folder).resolve()).as_posix() for path in removed)
+        say(f"Removed results of an earlier run from {folder}: {names}")
+
+
+def start_over_if_asked(recipe: RecipeArguments, training: ImageTrainingArguments, earlier: Mapping[Path, int]) -> None:
     """--overwrite_output_dir. To be called last of all before the training, when whatever was wrong with the arguments
-    or the data has been found."""
+    or the data has been found. earlier: as `output_of_earlier_run`, removed in any case; of the first process."""
+    remove_unchanged(earlier, training.output_dir)
     starts_over = recipe.overwrite_output_dir and training.process_index == 0
     if starts_over and (removed := remove_checkpoints(training.output_dir)):
         say(f"Training starts from the beginning: removed {', '.join(str(path) for path in removed)}")

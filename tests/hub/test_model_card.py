@@ -111,6 +111,15 @@ def test_the_card_of_a_pretraining_says_what_was_run(pretrained, photos_dir):
     assert str(photos_dir.parent) not in str(card)  # a path of this machine
 
 
+def test_the_card_of_a_run_that_evaluated_nothing_has_no_results(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "waves")
+    run = json.loads((folder / "run.json").read_text())
+    run["about"] |= {"evaluated_on": None, "split": None, "num_evaluated": None}
+    (folder / "run.json").write_text(json.dumps(run))
+    card = ModelCard(card_of_run(folder))
+    assert card.data.eval_results is None and "Reconstruction loss" not in card.text
+
+
 def test_every_picture_in_the_card_is_there(pretrained):
     card = ModelCard.load(pretrained / "README.md")
     shown = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
