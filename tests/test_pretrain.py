@@ -128,8 +128,10 @@ def test_a_stock_checkpoint_is_trained_on(photos_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--target_normalization", "global_patch"])
     assert "holds no patch statistics; give --target_statistics auto" in capsys.readouterr().err
-    main(words)
+    main([*words, "--save_strategy", "steps", "--save_steps", "1"])
     assert "lacks" not in capsys.readouterr().out
+    main([*words, "--save_strategy", "steps", "--save_steps", "1"])  # the same command resumes
+    assert "Resuming from" in capsys.readouterr().out
     trained = load_file(tmp_path / "out" / "model.safetensors")
     expected = stock.state_dict()
     key = "vit.encoder.layer.1.output.dense.weight"

@@ -21,8 +21,10 @@ def settings_of(config: PreTrainedConfig, names: Sequence[str] = SHARED_SETTINGS
 
 
 def mae_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """Of a config of ViT-MAE, ours or stock: all that [`ViTMAERobustConfig`] has too."""
-    return {name: value for name, value in config.to_dict().items() if name in ViTMAERobustConfig.__dataclass_fields__}
+    """Of a config of ViT-MAE, ours or stock: all that [`ViTMAERobustConfig`] has too, but for the name of its kind:
+    with stock's, a run would differ from its own checkpoints."""
+    names = ViTMAERobustConfig.__dataclass_fields__.keys() - {"model_type"}
+    return {name: value for name, value in config.to_dict().items() if name in names}
 
 
 def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> ViTMAERobustConfig:
