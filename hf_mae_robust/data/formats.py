@@ -14,7 +14,7 @@ PLUGINS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
     **dict.fromkeys((".avif", ".avifs"), "pip install pillow-avif-plugin, or a newer Pillow"),
     ".jxl": "pip install pillow-jxl-plugin",
-    ".jls": "pip install imagecodecs",
+    ".jls": "convert them to PNG, or give a folder of them alone, with pip install imagecodecs",
     **dict.fromkeys((".jp2", ".j2k", ".jpx"), "install a Pillow with OpenJPEG"),
     ".webp": "install a Pillow with WebP",
     **dict.fromkeys(
@@ -27,7 +27,9 @@ PLUGINS = {
 # Of arrays; a folder of images may hold others beside them, such as features or masks.
 ARRAYS = frozenset([".npy", ".npz"])
 # Read by more than Pillow (model/band_files_vit_mae_robust.py), where the package is installed.
-_BAND_FILES = {".dcm": "pydicom", ".dicom": "pydicom", ".jls": "imagecodecs", ".jxl": "imagecodecs"}
+_BAND_FILES = {".dcm": "pydicom", ".dicom": "pydicom"}
+# These, too, where a folder holds no other images: beside pictures they would make a data set of bands of all.
+_BAND_FILES_ALONE = {".jls": "imagecodecs", ".jxl": "imagecodecs"}
 # First bytes of the usual formats, for files whose name says nothing.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 # Endings of files that are not images, so that their content need not be looked at.
@@ -125,7 +127,16 @@ def readable_endings() -> frozenset[str]:
         for ending, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NO_PICTURES
     }
-    return frozenset(pictures | {ending for ending, package in _BAND_FILES.items() if find_spec(package) is not None})
+    return frozenset(pictures | _installed(_BAND_FILES))
+
+
+def endings_alone() -> frozenset[str]:
+    """Endings of the files that are images where a data set holds no others: arrays, and what imagecodecs reads."""
+    return frozenset(ARRAYS | _installed(_BAND_FILES_ALONE))
+
+
+def _installed(packages: dict[str, str]) -> set[str]:
+    return {ending for ending, package in packages.items() if find_spec(package) is not None}
 
 
 def looks_like_an_image(path: Path) -> bool:

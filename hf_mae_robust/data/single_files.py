@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, Features, Value
 
 from ..errors import DataError
-from .formats import ARRAYS, PLUGINS, readable_endings
+from .formats import PLUGINS, endings_alone, readable_endings
 
 # Ending -> the builder of `datasets` that reads such a file.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".tar": "webdataset"}
@@ -21,7 +21,7 @@ _NUMBER = re.compile("-?[0-9]{1,18}")
 
 def _endings() -> frozenset[str]:
     """Of files that a list may name."""
-    return readable_endings() | ARRAYS
+    return readable_endings() | endings_alone()
 
 
 def builder_of(path: Path) -> str:
@@ -95,7 +95,9 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
             columns[name], features[name] = [str(file) for file in files], datasets.Image()
             continue
         values = [row[i] or None for row in rows]  # a missing label is not a class called ""
+        # Of numbers, -1 is a missing label, unless it is needed to make two classes.
         is_number = all(_NUMBER.fullmatch(value) for value in values if value is not None)
+        is_number = is_number and {value for value in values if value is not None} != {"-1", "1"}
         columns[name] = [int(value) if is_number and value is not None else value for value in values]
         features[name] = Value("int64" if is_number else "string")
     return Dataset.from_dict(columns, features=Features(features))

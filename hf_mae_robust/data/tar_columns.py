@@ -9,7 +9,7 @@ import numpy as np
 from datasets import ClassLabel, Features, Value
 
 from ..errors import DataError
-from .formats import ARRAYS, readable_endings
+from .formats import endings_alone, readable_endings
 from .labels import WEBDATASET_KEY
 from .layouts import MAP_WORDS, words_of
 
@@ -27,9 +27,9 @@ def _ending(kind: str) -> str:
 
 def image_kinds(kinds: Iterable[str]) -> list[str]:
     """Those that are images; arrays (.npy, .npz) where nothing else is one, as in folders."""
-    readable, kinds = readable_endings(), list(kinds)
+    readable, alone, kinds = readable_endings(), endings_alone(), list(kinds)
     pictures = [kind for kind in kinds if _ending(kind) in readable]
-    return pictures or [kind for kind in kinds if _ending(kind) in ARRAYS]
+    return pictures or [kind for kind in kinds if _ending(kind) in alone]
 
 
 def is_of_maps(kind: str) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import ARRAYS, PLUGINS, looks_like_an_image, readable_endings
+from .formats import PLUGINS, endings_alone, looks_like_an_image, readable_endings
 
 # What a folder holds that a training run wrote.
 _TRACES_OF_A_RUN = frozenset(
@@ -30,8 +30,8 @@ class Tree:
     """All paths are relative to the folder, with "/" between, sorted as text.
 
     Attributes:
-        images: files that can be decoded here; arrays (.npy, .npz), where nothing else is an image. unreadable: image
-            files that need a plugin, which is not installed.
+        images: files that can be decoded here; arrays (.npy, .npz), and what imagecodecs reads, where nothing else is
+            an image. unreadable: image files that need a plugin, which is not installed.
         others: ending (lower case, "" for none) -> number of other files; names: of these, those that tell
             a layout, such as `_annotations.coco.json`.
         broken_links: to image files, or without an ending as links to folders are, that are not there.
@@ -65,14 +65,14 @@ def _is_there(entry: os.DirEntry[str]) -> bool:
 
 
 def _shown(path: str) -> str:
-    """Bytes that are not UTF-8 as escapes; every other path as it is."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """What UTF-8, and so Arrow, cannot hold as escapes; every other path as it is."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def read_tree(root: str | Path) -> Tree:
     """Walk through a folder, links to folders and files included."""
-    tree, readable = Tree(Path(root)), readable_endings()
-    arrays: list[str] = []
+    tree, readable, alone = Tree(Path(root)), readable_endings(), endings_alone()
+    found_alone: list[str] = []
 
     def add_file(entry: os.DirEntry[str], path: str) -> None:
         ending = Path(entry.name).suffix.lower()
@@ -86,10 +86,10 @@ def read_tree(root: str | Path) -> Tree:
                 tree.broken_links.append(path)
         elif ending in readable:
             tree.images.append(path)
+        elif ending in alone:
+            found_alone.append(path)
         elif ending in PLUGINS:
             tree.unreadable.append(path)
-        elif ending in ARRAYS:
-            arrays.append(path)
         elif looks_like_an_image(Path(entry.path)):
             tree.images.append(path)
         else:
@@ -122,11 +122,14 @@ def read_tree(root: str | Path) -> Tree:
                 add_file(entry, path)
 
     walk(os.fspath(root), "", (os.path.realpath(root),))
-    if tree.images or tree.unreadable:
+    if tree.images or tree.unreadable:  # beside images, arrays are something else: features, masks
+        images = [path for path in found_alone if Path(path).suffix.lower() in PLUGINS]
+        tree.unreadable += images
+        arrays = sorted(set(found_alone) - set(images))
         tree.others.update(Path(path).suffix.lower() for path in arrays)
         tree.names += arrays
-    else:  # beside images they are something else: features, masks
-        tree.images = arrays
+    else:
+        tree.images = found_alone
     for paths in (
         tree.images,
         tree.unreadable,

@@ -4,6 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_mae_robust.data import formats
 from hf_mae_robust.data.opening import open_splits
@@ -11,6 +12,7 @@ from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from tests.data.test_band_decoding import decode
+from tests.helpers import photos
 
 codecs = pytest.importorskip("imagecodecs")
 ENCODERS = {".jxl": lambda array: codecs.jpegxl_encode(array, lossless=True), ".jls": codecs.jpegls_encode}
@@ -43,3 +45,15 @@ def test_without_imagecodecs_the_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install imagecodecs"):
         open_splits(DataLocation(str(tmp_path)), eval_split=None)
+
+
+def test_beside_pictures_they_are_left_out_and_named(tmp_path, capsys):
+    """They would make a data set of bands of all, which models of 8-bit images do not take."""
+    for number, picture in enumerate(photos(199)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.jpg")
+    (tmp_path / "0.jxl").write_bytes(ENCODERS[".jxl"](photos(1)[0]))
+    source, _ = open_splits(DataLocation(str(tmp_path)), eval_split=None)
+    assert len(source) == 199 and not source.needs_bands
+    assert (
+        "left out: 1 (0.jxl): .jxl files cannot be read here: pip install pillow-jxl-plugin" in capsys.readouterr().out
+    )

@@ -94,6 +94,13 @@ def test_a_missing_label_of_a_list_is_not_a_class(folder, others, missing):
         opened(folder / "list.csv", label_column_name="label")
 
 
+def test_labels_of_minus_one_and_one_are_two_classes(folder):
+    names = ["a/0.jpg", "b/1.jpg", "a/2.jpg", "b/3.jpg"]
+    lines = [f"photos/{name},{label}\n" for name, label in zip(names, (-1, 1, 1, -1))]
+    (folder / "list.csv").write_text("image,label\n" + "".join(lines))
+    assert opened(folder / "list.csv", label_column_name="label").class_names == ("-1", "1")
+
+
 def test_a_list_of_paths_only(folder):
     (folder / "list.txt").write_text("photos/a/0.jpg\nphotos/b/1.jpg\n")
     assert opened(folder / "list.txt").num_rows == 2
