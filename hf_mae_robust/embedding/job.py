@@ -131,8 +131,9 @@ def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     images = NamedImages(source, job.transform, job.pixels.num_channels)
 
     def is_bad(row: int) -> bool:
-        # One of the Hub, at one commit, is not asked for.
-        return not source.root or "skipped" in images[0, int(positions_of(source, np.array([row]))[0])]
+        # Only a file of its own can be repaired: Parquet files are other data then, and the Hub has one commit.
+        is_file = source.root and source.seekable_at_no_cost
+        return not is_file or "skipped" in images[0, int(positions_of(source, np.array([row]))[0])]
 
     finished = first_process(lambda: parts.open(source.num_rows, is_bad))
     if finished:

@@ -21,6 +21,7 @@ from ..files import check_is_free, flush
 from ..hub.run_record import short_name
 from ..model.configuration_vit_mae_robust import to_pair
 from ..statistics.stored import FOLDER, Accumulator, Form
+from ..training.parts import RECORD as RECORD_OF_PARTS
 from ..training.parts import Part, Parts, difference
 from ..training.processes import first_process
 from ..training.setup import say
@@ -182,7 +183,13 @@ class Job:
         return ShrunkImages(source, self.shrinking, annotations_of(source.labels) or self.annotations, self.form)
 
     def _open_parts(self, parts: dict[str, Parts]) -> dict[str, list[Part]]:
-        """The finished parts of each split, where there is no plan of these settings."""
+        """The finished parts of each split, where there is no plan of these settings. Raises UserError where those of
+        other splits are there."""
+        if others := sorted({record.parent.name for record in self.work.glob(f"*/{RECORD_OF_PARTS}")} - parts.keys()):
+            raise UserError(
+                f"{self.work} holds parts of a run with another split ({others[0]}). Give the former settings to "
+                f"resume it, delete {self.work} to begin again, or choose another --output_dir."
+            )
         finished = {
             source.split: parts[source.split].open(source.num_rows, self._images_of(source).is_bad)
             for source in self.sources

@@ -30,7 +30,7 @@ def difference(former: dict[str, Any], settings: dict[str, Any], names: Mapping[
     """The first setting that is not what it was, as a sentence's part; None: all are. names: of settings whose values
     tell people nothing; the others are flags."""
     for name, value in settings.items():
-        if former.get(name) == value:
+        if former.get(name) == value or (name == "stream" and name not in former):  # a record of before it was noted
             continue
         if name in names:
             return f"{names[name]} changed"

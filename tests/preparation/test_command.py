@@ -265,6 +265,20 @@ def test_shards_of_other_settings_are_not_kept(other, has_as_many, original_dir,
     assert (sum("train-" in name for name in found) == sum("train-" in name for name in before)) == has_as_many
 
 
+def test_shards_of_other_splits_are_not_deleted(original_dir, tmp_path, monkeypatch, capsys):
+    """Of a run that was killed while it joined them: its images are in them alone."""
+    former = ("--splits", "train", "--max_shard_size", "9KB")
+    expected = contents(prepare(original_dir, tmp_path / "fresh", *former))
+    with monkeypatch.context() as patch:
+        killed_after(2, patch, ".train-")
+        with pytest.raises(Killed):
+            prepare(original_dir, tmp_path / "out", *former)
+    before = contents(tmp_path / "out.parts")
+    error = refusal(words(original_dir, tmp_path / "out", "--splits", "validation"), capsys)
+    assert "holds parts of a run with another split (train)" in error and contents(tmp_path / "out.parts") == before
+    assert contents(prepare(original_dir, tmp_path / "out", *former)) == expected
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_part_that_is_lost_before_the_shards_are_planned(streaming, tmp_path, monkeypatch, capsys):
     source, more = photo_folder(tmp_path / "set"), ("--splits", "train", "--row_group_size", 5)
