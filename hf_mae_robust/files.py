@@ -130,7 +130,8 @@ def check_can_write(path: str | Path, name: str) -> None:
 
 def write_completely(path: Path, write: Callable[[Path], Any], folder: Path | None = None) -> None:
     """Let `write` write a file under another name, flush it to the disk, and give it its name: complete, or not there.
-    If that fails, nothing is left. folder: where it lies meanwhile, on the same disk; None: beside `path`."""
+    An error leaves nothing; a signal may leave the file under the other name.
+    folder: where it lies meanwhile, on the same disk; None: beside `path`."""
     unfinished = (folder or path.parent) / f".{path.name}-{secrets.token_hex(4)}"
     try:
         write(unfinished)

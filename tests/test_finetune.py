@@ -135,7 +135,9 @@ def test_what_a_run_starts_from_stays_though_it_lies_in_the_output_folder(argume
     out = tmp_path / "out"
     finetune(*arguments("--lora_r", 2))
     prepare(arguments("--model_name_or_path", out))
-    assert (out / "adapter" / "adapter_config.json").exists() and not (out / "all_results.json").exists()
+    assert (out / "model.safetensors").exists() and not (out / "all_results.json").exists()
+    assert not (out / "adapter").exists()  # it is merged into the weights that this starts from
+    finetune(*arguments("--lora_r", 2))
     prepare(arguments("--model_name_or_path", out / "base"))
     assert (out / "base" / "model.safetensors").exists() and not (out / "adapter").exists()
 

@@ -99,7 +99,7 @@ def _read_steps(name: str, processor: Any) -> None:
     factor = getattr(processor, "rescale_factor", None)
     for setting, is_usual in (
         ("do_rescale", getattr(processor, "do_rescale", None) is not False),
-        ("rescale_factor", factor is None or math.isclose(factor, 1 / 255)),
+        ("rescale_factor", factor is None or math.isclose(factor, 1 / 255, rel_tol=1e-5)),
     ):
         if not is_usual:
             raise UserError(
@@ -117,11 +117,16 @@ def pixels_of(config: PreTrainedConfig, processor: BaseImageProcessor | None = N
     if (form := _band_form(config, processor)) is not None:
         return _checked(form, config.num_channels)
     channels, holder = config.num_channels, processor if processor is not None else config
-    mean, std = getattr(holder, "image_mean", None), getattr(holder, "image_std", None)
+    mean, std = (_repeated(getattr(holder, name, None), channels) for name in ("image_mean", "image_std"))
     if mean is None or std is None or len(mean) != channels:
         is_rgb = channels == 3
         mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_rgb else ([0.5] * channels, [0.5] * channels)
     return Pixels(channels, tuple(mean), tuple(std))
+
+
+def _repeated(values: Sequence[float] | None, channels: int) -> Sequence[float] | None:
+    """Of a gray image processor, whose default is three equal numbers."""
+    return [values[0]] * channels if values is not None and len(set(values)) == 1 else values
 
 
 def _band_form(config: PreTrainedConfig, processor: BaseImageProcessor | None) -> BandForm | None:

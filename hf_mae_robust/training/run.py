@@ -194,8 +194,9 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
     say(task.describe(trainer, given))
     warn_of_stream(source, data)
     check_shared(training.output_dir)
-    earlier = output_of_earlier_run(arguments) if checkpoint is None and training.process_index == 0 else {}
+    earlier: dict[Path, int] = {}
     if checkpoint is None:
+        earlier = first_process(lambda: output_of_earlier_run(arguments))
         task.start(trainer, arguments)
     stop_if_asked()
     # Dropout must not depend on what was computed so far, or found in a cache.

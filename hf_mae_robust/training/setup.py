@@ -374,15 +374,15 @@ def output_of_earlier_run(arguments: Any) -> dict[Path, int]:
     given = {Path(value).resolve() for group in groups for value in group if isinstance(value, str)}
     inputs = {path for path in given if path.is_relative_to(folder)}
     found = [path for name in _RESULTS for path in folder.glob(name) if path not in inputs]
-    found += [path for name in _PARTS for path in folder.glob(name) if not inputs & {path, *path.parents}]
+    found += [path for name in _PARTS for path in folder.glob(name) if not inputs & {path, path.parent}]
     return {path: path.stat().st_mtime_ns for path in found if path.is_file() and path == path.resolve()}
 
 
 def remove_unchanged(files: Mapping[Path, int], folder: str) -> None:
     """Delete files that were not written again since the time given, and folders that this leaves empty."""
-    removed = [path for path, changed in files.items() if path.stat().st_mtime_ns == changed]
+    removed = [path for path, changed in files.items() if path.exists() and path.stat().st_mtime_ns == changed]
     for path in removed:
-        path.unlink()
+        path.unlink(missing_ok=True)
         with suppress(OSError):
             path.parent.rmdir()
     if removed:
@@ -392,8 +392,8 @@ def remove_unchanged(files: Mapping[Path, int], folder: str) -> None:
 
 def start_over_if_asked(recipe: RecipeArguments, training: ImageTrainingArguments, earlier: Mapping[Path, int]) -> None:
     """--overwrite_output_dir. To be called last of all before the training, when whatever was wrong with the arguments
-    or the data has been found. earlier: as `output_of_earlier_run`, removed in any case; of the first process."""
-    remove_unchanged(earlier, training.output_dir)
+    or the data has been found. earlier: as `output_of_earlier_run`, removed in any case."""
+    first_process(lambda: remove_unchanged(earlier, training.output_dir))
     starts_over = recipe.overwrite_output_dir and training.process_index == 0
     if starts_over and (removed := remove_checkpoints(training.output_dir)):
         say(f"Training starts from the beginning: removed {', '.join(str(path) for path in removed)}")

@@ -82,3 +82,8 @@ def test_other_units_than_0_to_1_are_refused(tmp_path, settings):
     (name, value), *_ = settings.items()
     with pytest.raises(UserError, match=f"says {name} {value}.*divided by 255"):
         read_processor(str(tmp_path))
+
+
+def test_a_gray_model_takes_the_one_number_that_three_channels_of_its_processor_have(tmp_path):
+    ViTImageProcessor(size=16, do_normalize=False).save_pretrained(tmp_path)
+    assert read_pixels(ModelSource(str(tmp_path)), BeitConfig(num_channels=1)) == Pixels(1, (0.0,), (1.0,))
