@@ -372,11 +372,7 @@ def test_finetuning_of_imagenet_has_maes_settings(name, epochs, rate, layer_deca
     model, data, augmentation, _, _, recipe, training = parsed
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 1024
     assert (training.num_train_epochs, recipe.base_learning_rate) == (epochs, rate)
-    assert (recipe.layer_decay, model.drop_path_rate, model.pooling) == (
-        layer_decay,
-        drop_path,
-        None,
-    )  # the mean, or as the encoder does
+    assert (recipe.layer_decay, model.drop_path_rate, model.pooling) == (layer_decay, drop_path, None)
     assert (recipe.warmup_epochs, recipe.min_learning_rate, training.weight_decay) == (5, 1e-6, 0.05)
     assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.999, 0)
     assert (augmentation.mixup, augmentation.cutmix, augmentation.random_erasing) == (0.8, 1.0, 0.25)

@@ -322,10 +322,10 @@ def decode_map(value: Any, row: int | None = None) -> torch.Tensor:
 
 
 def _as_numbers(image: Image.Image) -> Image.Image:
-    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        raise ImageDecodingError(f"its mode is {image.mode}: colours, not numbers of classes", "unsupported")
     if image.mode.startswith("I;16"):  # in the order of bytes that torch takes
         return Image.fromarray(np.asarray(image).astype(np.int32))
+    if image.mode not in ("1", "L", "P", "I"):
+        raise ImageDecodingError(f"its mode is {image.mode}: colours, not numbers of classes", "unsupported")
     return image.convert("L").point(bool) if image.mode == "1" else image
 
 

@@ -96,8 +96,8 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
             continue
         values = [row[i] or None for row in rows]  # a missing label is not a class called ""
         # Of numbers, -1 is a missing label, unless it is needed to make two classes.
-        is_number = all(_NUMBER.fullmatch(value) for value in values if value is not None)
-        is_number = is_number and {value for value in values if value is not None} != {"-1", "1"}
+        given = {value for value in values if value is not None}
+        is_number = given != {"-1", "1"} and all(map(_NUMBER.fullmatch, given))
         columns[name] = [int(value) if is_number and value is not None else value for value in values]
         features[name] = Value("int64" if is_number else "string")
     return Dataset.from_dict(columns, features=Features(features))

@@ -163,6 +163,12 @@ class ImageSource:
         return not self.full_size_decoding and self.band_form is None and not is_joint
 
     @property
+    def may_be_repaired(self) -> bool:
+        """Whether a bad image may have become a good one since, and can be looked at in little time. Parquet files are
+        other data then, and the Hub has one commit."""
+        return bool(self.root) and self.seekable_at_no_cost
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         return None if self.labels is None else self.labels.class_names
 

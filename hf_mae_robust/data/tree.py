@@ -123,11 +123,12 @@ def read_tree(root: str | Path) -> Tree:
 
     walk(os.fspath(root), "", (os.path.realpath(root),))
     if tree.images or tree.unreadable:  # beside images, arrays are something else: features, masks
-        images = [path for path in found_alone if Path(path).suffix.lower() in PLUGINS]
-        tree.unreadable += images
-        arrays = sorted(set(found_alone) - set(images))
-        tree.others.update(Path(path).suffix.lower() for path in arrays)
-        tree.names += arrays
+        for path in found_alone:
+            if (ending := Path(path).suffix.lower()) in PLUGINS:
+                tree.unreadable.append(path)
+            else:
+                tree.others[ending] += 1
+                tree.names.append(path)
     else:
         tree.images = found_alone
     for paths in (

@@ -80,16 +80,16 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     if processor is None:
         processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
     source = _open(args).read_as(pixels.band_form, pixels.num_channels)
-    stamp = None
+    stamp = {}
     if source.num_rows is None:
-        stamp = {"stream": first_process(partial(stamp_of_stream, source, args.dataset_name, args.output))}
+        stamp["stream"] = first_process(partial(stamp_of_stream, source, args.dataset_name, args.output))
     settings = {
         "weights": digest_of_model(encoder),
         "pooling": encoder.pooling,
         "dtype": args.dtype,
         "preprocessing": digest(type(processor).__name__, processor.to_dict()),
         "fingerprint": source.fingerprint,
-        **(stamp or {}),
+        **stamp,
         **({"scaled_decoding": True} if source.decodes_scaled else {}),
         "batch_size": args.batch_size,
         "device": device.type,
@@ -131,9 +131,7 @@ def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     images = NamedImages(source, job.transform, job.pixels.num_channels)
 
     def is_bad(row: int) -> bool:
-        # Only a file of its own can be repaired: Parquet files are other data then, and the Hub has one commit.
-        is_file = source.root and source.seekable_at_no_cost
-        return not is_file or "skipped" in images[0, int(positions_of(source, np.array([row]))[0])]
+        return not source.may_be_repaired or "skipped" in images[0, int(positions_of(source, np.array([row]))[0])]
 
     finished = first_process(lambda: parts.open(source.num_rows, is_bad))
     if finished:

@@ -82,10 +82,12 @@ class Job:
         self.annotations = next(filter(None, (annotations_of(source.labels) for source in self.sources)), None)
         fingerprints = {source.split: source.fingerprint for source in self.sources}
         stream = next((source for source in self.sources if source.num_rows is None), None)
-        stamp = stream and {"stream": first_process(partial(stamp_of_stream, stream, args.dataset_name))}
+        stamp = {}
+        if stream is not None:
+            stamp["stream"] = first_process(partial(stamp_of_stream, stream, args.dataset_name))
         self.settings = {
             "fingerprint": digest(fingerprints, self.annotations and self.annotations.describe()),
-            **(stamp or {}),
+            **stamp,
             "short_side": args.short_side,
             "jpeg_quality": args.jpeg_quality,
             "lossless": args.lossless,
@@ -183,8 +185,8 @@ class Job:
         return ShrunkImages(source, self.shrinking, annotations_of(source.labels) or self.annotations, self.form)
 
     def _open_parts(self, parts: dict[str, Parts]) -> dict[str, list[Part]]:
-        """The finished parts of each split, where there is no plan of these settings. Raises UserError where those of
-        other splits are there."""
+        """The finished parts of each split, for a run that has made no plan yet. Raises UserError where parts of
+        another split lie beside them."""
         if others := sorted({record.parent.name for record in self.work.glob(f"*/{RECORD_OF_PARTS}")} - parts.keys()):
             raise UserError(
                 f"{self.work} holds parts of a run with another split ({others[0]}). Give the former settings to "

@@ -111,10 +111,8 @@ class ShrunkImages(Dataset[Any]):
         return image, self.accumulator.of_image(pixels)
 
     def is_bad(self, row: int) -> bool:
-        """Whether an image that could not be decoded still cannot. Only a file of its own can be repaired: Parquet
-        files are other data then, and the Hub has one commit."""
-        is_file = self.source.root and self.source.seekable_at_no_cost
-        return not is_file or bool(self[0, row].skipped)
+        """Whether an image that could not be decoded still cannot."""
+        return not self.source.may_be_repaired or bool(self[0, row].skipped)
 
     def _shrunk(self, position: int, value: Any, label: Any) -> tuple[dict[str, Any], np.ndarray]:
         image, statistics = self.prepared(value, position)

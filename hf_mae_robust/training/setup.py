@@ -383,7 +383,7 @@ def remove_unchanged(files: Mapping[Path, int], folder: str) -> None:
     removed = [path for path, changed in files.items() if path.exists() and path.stat().st_mtime_ns == changed]
     for path in removed:
         path.unlink(missing_ok=True)
-        with suppress(OSError):
+        with suppress(OSError):  # it holds other files
             path.parent.rmdir()
     if removed:
         names = ", ".join(path.relative_to(Path(folder).resolve()).as_posix() for path in removed)
