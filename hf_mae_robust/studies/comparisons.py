@@ -12,7 +12,9 @@ from .hits import unpacked
 from .report import Results, last_block, mean_of_curve, paired, with_more
 
 # Verdicts on the primary comparison.
-REACHED, NOT_REACHED, UNDECIDED, UNFINISHED = "reached", "not reached", "undecided", "not all runs are finished"
+REACHED, NOT_REACHED, UNDECIDED, UNFINISHED = "reached", "not reached", "undecided", "not all planned runs are finished"
+# A finding has a corrected p below it.
+ALPHA = 0.05
 RESAMPLES = 10_000
 
 
@@ -74,8 +76,8 @@ def _hits_of(comparison: Comparison, seeds: Sequence[int], results: dict[str, Re
 
 
 def compared(comparison: Comparison, results: dict[str, Results]) -> dict[str, Any]:
-    """What `report.paired` gives over the seeds that both have, these seeds and the values, and `over_images`, the
-    interval of the bootstrap, where there are images."""
+    """What `report.paired` gives over the seeds that both have, these seeds and the values, and `over_images`,
+    the interval of the bootstrap, where there are images."""
     values = values_of(comparison.measure, results)
     mine, others = (values.get(name, {}) for name in (comparison.variant, comparison.against))
     seeds = sorted(mine.keys() & others.keys())
@@ -89,15 +91,25 @@ def compared(comparison: Comparison, results: dict[str, Results]) -> dict[str, A
     return found
 
 
+def ends_by_seed(found: dict[str, Any]) -> tuple[float, float]:
+    """Of the interval of a comparison of at least two seeds. Both ends are the difference where all seeds have the same
+    one: the t-test has no interval then."""
+    low, high = found["interval"] or (found["difference"], found["difference"])
+    return low, high
+
+
+def evaluate_verdict(low: np.ndarray, high: np.ndarray, margin: float) -> np.ndarray:
+    """Of intervals by seed (`(N,)` ends): REACHED where the lower end is at least -margin, else NOT_REACHED where the
+    upper end is below 0, else UNDECIDED."""
+    return np.where(low >= -margin, REACHED, np.where(high < 0, NOT_REACHED, UNDECIDED))
+
+
 def verdict(found: dict[str, Any], margin: float) -> str:
-    """On the primary comparison: REACHED where the lower end of the 95% interval by seed is at least -margin, else
-    NOT_REACHED where the upper end is below 0, else UNDECIDED. UNFINISHED before all planned seeds are there."""
-    if len(found["seeds"]) < found["planned"] or found["interval"] is None:
+    """On the primary comparison, by `evaluate_verdict`; UNFINISHED before all planned seeds are there, and for one."""
+    if len(found["seeds"]) < max(2, found["planned"]):
         return UNFINISHED
-    low, high = found["interval"]
-    if low >= -margin:
-        return REACHED
-    return NOT_REACHED if high < 0 else UNDECIDED
+    low, high = ends_by_seed(found)
+    return str(evaluate_verdict(np.array(low), np.array(high), margin))
 
 
 def evaluate_plan(plan: Plan, results: dict[str, Results], seeds: Mapping[str, Sequence[int]]) -> dict[str, Any]:

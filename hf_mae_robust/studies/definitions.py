@@ -92,11 +92,13 @@ class Comparison:
 @dataclass(frozen=True)
 class Plan:
     """What is compared, decided before the first run. primary: the one question of the study: is the variant at most
-    `margin` behind? secondary: tested with a correction for their number."""
+    `margin` behind? secondary: tested with a correction for their number. document: where it is written, in this
+    repository."""
 
     primary: Comparison
     margin: float
     secondary: tuple[Comparison, ...]
+    document: str
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def _plan_of_half_epochs(variants: tuple[Variant, ...]) -> Plan:
     # What the small study was the first to see.
     earlier = [Comparison("probe_mean", "mid_12", MAE.name)]
     earlier += [Comparison("uniformity", name, MAE.name) for name in (EDGE.name, PATCH.name, ROBUST.name)]
-    return Plan(primary, 0.005, (*(each for each in on_images if each != primary), *earlier))
+    secondary = (*(each for each in on_images if each != primary), *earlier)
+    return Plan(primary, 0.005, secondary, "benchmarks/reproduce/medium/PLAN.md")
 
 
 def _tried_rates() -> tuple[Variant, ...]:

@@ -3,12 +3,13 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from scipy import stats
 
 from .definitions import FEATURE_MEASURES, TOKEN_MEASURES, TRAINING_MEASURES, Study
@@ -16,6 +17,8 @@ from .definitions import FEATURE_MEASURES, TOKEN_MEASURES, TRAINING_MEASURES, St
 # Of the runs of one kind: variant -> seed -> result.
 Results = dict[str, dict[int, dict[str, Any]]]
 PROBE = "linear_probe_accuracy"
+# Differences of accuracies whose deviation is at most this are equal.
+ROUNDING = 1e-12
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -29,10 +32,10 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
     """Differences by seed: their mean, its 95% interval and the p-value of the paired t-test (two-sided); interval and
-    p-value are None where there are fewer than 2 pairs, or all differences are the same."""
+    p-value are None where there are fewer than 2 pairs, or all differences are the same, but for rounding."""
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
     found: dict[str, Any] = {"difference": statistics.fmean(differences), "interval": None, "p": None}
-    if len(differences) > 1 and statistics.stdev(differences) > 0:
+    if len(differences) > 1 and statistics.stdev(differences) > ROUNDING:
         test = stats.ttest_rel(values, baseline)
         interval = test.confidence_interval(0.95)
         found |= {"interval": [float(interval.low), float(interval.high)], "p": float(test.pvalue)}
@@ -268,30 +271,54 @@ def _losses(study: Study, pretrained: Results) -> list[str]:
     return lines
 
 
-def write_curves(study: Study, results: Results, name: str, label: str, path: Path) -> bool:
-    """One line a variant, the mean over seeds, and a band from the lowest to the highest."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for number, variant in enumerate(study.variants):
-        curves = [
-            result["curves"][name] for result in results.get(variant.name, {}).values() if name in result["curves"]
-        ]
-        if not curves:
-            continue
-        # Seeds log at the same epochs.
-        epochs = [epoch for epoch, _ in curves[0]]
-        values = np.array([[value for _, value in points] for points in curves if len(points) == len(epochs)])
-        line: dict[str, Any] = {
-            "color": f"C{number}",
-            "linewidth": 1.4,
-            "label": f"{variant.label} (n = {len(values)})",
-        }
-        axes.plot(epochs, values.mean(axis=0), **line, marker="o" if len(epochs) < 20 else None, markersize=3)
-        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.15, linewidth=0)
-    axes.set(xlabel="epoch", ylabel=label, yscale="log" if "loss" in name else "linear")
-    axes.grid(alpha=0.3, which="both")
-    is_drawn = bool(axes.lines)
-    if is_drawn:
+def write_curves(
+    study: Study,
+    results: Results,
+    name: str,
+    label: str,
+    path: Path,
+    panels: Mapping[str, Collection[str]] | None = None,
+    after: float = -math.inf,
+) -> bool:
+    """One line a variant, the mean over seeds, and a band from the lowest to the highest.
+
+    Args:
+        panels: title -> names of the variants that it shows; default: all in one, without a title. after: only later
+            epochs are drawn.
+
+    Returns:
+        whether there was something to draw.
+    """
+    drawn = {
+        variant.name: curves
+        for variant in study.variants
+        if (curves := [r["curves"][name] for r in results.get(variant.name, {}).values() if name in r["curves"]])
+    }
+    panels = {"": drawn} if panels is None else panels
+    panels = {title: names for title, names in panels.items() if drawn.keys() & set(names)}
+    if not panels:
+        return False
+    figure, every_axes = plt.subplots(
+        1, len(panels), figsize=(7 if len(panels) == 1 else 5.5 * len(panels), 4.5), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axes, (title, names) in zip(every_axes[0], panels.items()):
+        for number, variant in enumerate(study.variants):
+            if variant.name in names and variant.name in drawn:
+                _draw(axes, [dict(points) for points in drawn[variant.name]], after, f"C{number}", variant.label)
+        axes.set(xlabel="epoch", ylabel=label, yscale="log" if "loss" in name else "linear", title=title)
+        axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
-        figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
-    return is_drawn
+    return True
+
+
+def _draw(axes: Axes, curves: list[dict[float, float]], after: float, color: str, label: str) -> None:
+    """curves: of the seeds, epoch -> value. Seeds log at the same epochs; one that was resumed may lack some."""
+    epochs = [epoch for epoch in curves[0] if epoch > after and all(epoch in curve for curve in curves)]
+    values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
+    marker = "o" if len(epochs) < 50 else None
+    text = f"{label} (n = {len(curves)})"
+    axes.plot(epochs, values.mean(axis=0), color=color, linewidth=1.4, label=text, marker=marker, markersize=3)
+    axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)

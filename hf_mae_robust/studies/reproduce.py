@@ -272,19 +272,26 @@ def _results(runs: list[Run], kind: str) -> Results:
     found: Results = {}
     for run in runs:
         if run.kind == kind and (result := run.result()) is not None:
-            found.setdefault(result["variant"], {})[result["seed"]] = result
+            found.setdefault(run.described["variant"], {})[run.described["seed"]] = result
     return found
 
 
 def _circumstances(runs: list[Run]) -> dict[str, str]:
-    """Where, with what and how long the finished runs have trained."""
+    """Where and with what the finished runs have trained."""
     finished = [result for run in runs if (result := run.result()) is not None]
-    hours = sum(result["metrics"].get("train_runtime", 0) for result in finished) / 3600
-    return {
-        "machine": "; ".join(sorted({result["machine"] for result in finished})),
-        "versions": "; ".join(sorted({result["versions"] for result in finished})),
-        "training": f"{hours:.2f} h, added up over the runs",
-    }
+    return {name: "; ".join(sorted({result[name] for result in finished})) for name in ("machine", "versions")}
+
+
+def _planned(study: Study, args: argparse.Namespace) -> int:
+    """How many runs a study has: where it has a plan, by that, even if `--seeds` asks for fewer."""
+    seeds = max(map(len, study.seeds.values())) if study.plan else args.seeds
+    return len(runs_of(study, argparse.Namespace(**vars(args) | {"seeds": seeds})))
+
+
+def _hours(runs: list[Run]) -> str:
+    results = [result for run in runs if (result := run.result()) is not None]
+    hours = sum(result["metrics"].get("train_runtime", 0) for result in results) / 3600
+    return f"{hours:.2f} h, added up over the runs"
 
 
 def start(words: list[str]) -> None:
@@ -351,8 +358,9 @@ def run_reproduce(args: argparse.Namespace) -> None:
             if args.scale != "smoke"
             else "smoke: shows that the study runs, not which variant is better",
             "data": Path(args.dataset_name).name if args.dataset_name else "scikit-learn's digits",
-            "runs": f"{finished} of {len(runs)} finished",
+            "runs": f"{finished} of {_planned(study, args)} finished",
             **_circumstances(runs),
+            **({} if study.plan else {"training": _hours(runs)}),  # a plan's report has the cost by variant
         }
         write = write_plan_report if study.plan else write_rates_report if study.held_out else write_report
         path = write(study, results, args.output_dir / args.scale / "reports", command, about)

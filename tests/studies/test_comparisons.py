@@ -18,6 +18,7 @@ from hf_mae_robust.studies.comparisons import (
 )
 from hf_mae_robust.studies.definitions import Comparison, Plan
 from hf_mae_robust.studies.hits import packed
+from hf_mae_robust.studies.report import paired
 from hf_mae_robust.training.predictions import Predictions
 
 
@@ -105,17 +106,26 @@ def test_other_images_are_refused():
         ((-0.006, 0.0), 5, UNDECIDED),
         ((-0.02, -0.001), 5, NOT_REACHED),
         ((-0.004, 0.02), 4, UNFINISHED),
-        (None, 5, UNFINISHED),
     ],
 )
 def test_the_verdict_follows_the_plan(interval, seeds, expected):
     assert verdict({"interval": interval, "seeds": list(range(seeds)), "planned": 5}, 0.005) == expected
 
 
+@pytest.mark.parametrize(("difference", "expected"), [(-0.005, REACHED), (-0.0051, NOT_REACHED)])
+def test_equal_differences_of_all_seeds_are_an_interval_of_their_own(difference, expected):
+    """The t-test has none. 0.57 - 0.56 is not 0.58 - 0.57 in binary, which would give a p of 1e-29."""
+    found = paired([0.57, 0.58, 0.59], [0.56, 0.57, 0.58])
+    assert found["p"] is None and found["interval"] is None
+    found = {"interval": None, "difference": difference, "seeds": [0, 1, 2, 3, 4], "planned": 5}
+    assert verdict(found, 0.005) == expected
+    assert verdict(found | {"seeds": [0], "planned": 1}, 0.005) == UNFINISHED  # one seed says nothing of others
+
+
 def test_the_correction_counts_all_that_are_planned():
     mine, others = sides(seeds=4)
     secondary = (Comparison("linear", "a", "b"), Comparison("linear", "c", "b"), Comparison("knn", "a", "b"))
-    plan = Plan(Comparison("linear", "b", "a"), 0.005, secondary)
+    plan = Plan(Comparison("linear", "b", "a"), 0.005, secondary, "PLAN.md")
     found = evaluate_plan(plan, results_of({"a": mine, "b": others}), dict.fromkeys("abc", range(4)))
     first, *missing = found["secondary"]
     assert first["p_holm"] == pytest.approx(min(1, 3 * first["p"])) and 0 < first["p"] < 0.3
