@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Types that a file names beside the weights, such as the default of a `defaultdict`.
 _DEFAULTS = ("list", "dict", "int", "float", "str", "bool", "tuple", "frozenset", "range", "slice")
 # Where this tensor is, is a ViT in the names of the official code; what stands before the name is the wrapping.
-_LANDMARK = "patch_embed.proj.weight"
+LANDMARK = "patch_embed.proj.weight"
 # Beside these, DINO and MoCo v3 keep projection heads, which are not part of the encoder.
 _ENCODERS_ONLY = ("backbone", "base_encoder", "momentum_encoder")
 
@@ -115,7 +115,7 @@ def read_original(path: str | Path, checkpoint_key: str | None = None) -> dict[s
     if not found:
         raise UserError(
             f'{path} holds no tensors that are known: needs a state dict, bare or under "model", with '
-            f"{_LANDMARK} among its names; its own are {listed(name for name, _ in tables)}."
+            f"{LANDMARK} among its names; its own are {listed(name for name, _ in tables)}."
             if tables
             else f'{path} holds no tensors: needs a state dict, bare or under "model".'
         )
@@ -178,7 +178,7 @@ def _tables(content: Any, name: str = "") -> Iterator[tuple[str, Mapping[Any, An
 def _prefixes(table: Mapping[Any, Any]) -> list[str]:
     """What stands before the names of each ViT in a table: "", "module.", ..."""
     names = (key for key, value in table.items() if isinstance(key, str) and isinstance(value, Tensor))
-    return sorted(name.removesuffix(_LANDMARK) for name in names if f".{name}".endswith(f".{_LANDMARK}"))
+    return sorted(name.removesuffix(LANDMARK) for name in names if f".{name}".endswith(f".{LANDMARK}"))
 
 
 def _chosen(found: list[_Found], checkpoint_key: str | None, path: Path) -> _Found:

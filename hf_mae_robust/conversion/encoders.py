@@ -22,9 +22,10 @@ from transformers import (
 
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig, ViTMAERobustModel
+from .checkpoint_file import LANDMARK, read_original
 from .inflation import fit_channels, inflation_note, read_fitted_pixels
-from .loading import first_line, load_strictly
-from .original import from_original, read_original
+from .loading import first_line, listed, load_strictly
+from .original import from_original
 from .pixels import Pixels, pixels_of
 from .settings import CHANNEL_SETTINGS, SIZES, mae_settings, overridden
 from .source import ModelSource
@@ -36,6 +37,8 @@ VIT_ENCODERS = {
     "vit_msn": ViTMSNModel,
 }
 VIT_CLASSIFIERS = {"vit": ViTForImageClassification, "vit_msn": ViTMSNForImageClassification}
+# Files of a folder that transformers writes, which is what is read.
+_PARTS = ("config.json", "model.safetensors", "pytorch_model.bin")
 OWN_CLASSES = {
     "beit": BeitForImageClassification,
     "data2vec-vision": Data2VecVisionForImageClassification,
@@ -63,6 +66,8 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
     if name is None:
         raise UserError("--model_name_or_path is needed, or --from_scratch.")
     if Path(name).is_file():
+        if Path(name).name in _PARTS and Path(name).with_name("config.json").exists():
+            raise UserError(f"{name} is a file of a model's folder. Give the folder, {Path(name).parent}.")
         return None
     with refused_by_library(f"{name}: its config.json cannot be used"):
         try:
@@ -120,15 +125,20 @@ def _load_vit_as_it_is(source: ModelSource, config: PreTrainedConfig | None) -> 
 
 
 def _load_official(source: ModelSource) -> PreTrainedModel:
+    found = read_original(source.checkpoint)
+    if LANDMARK not in found:  # nobody is asked for the number of heads of another model
+        raise UserError(
+            f"{source.name} is not an official checkpoint: it has no {LANDMARK}; its tensors are {listed(found)}. Give "
+            "a Vision Transformer in the layout of the official MAE, a folder or a Hub id."
+        )
     heads = source.overrides.get("num_attention_heads")
     if heads is None:
         raise UserError(
-            f"--model_name_or_path {source.name} is an official checkpoint. Its tensors do not tell the number of "
-            "heads: give --config_overrides num_attention_heads=12 (ViT-B; ViT-L and ViT-H 16)."
+            f"{source.name} is an official checkpoint. Its tensors do not tell the number of heads: give "
+            f"{source.heads_flag}12 (ViT-B; ViT-L and ViT-H 16)."
         )
     decoder = ("decoder_", "mask_token")
-    tensors = {key: value for key, value in read_original(source.checkpoint).items() if not key.startswith(decoder)}
-    return from_original(tensors, heads).float()
+    return from_original({key: value for key, value in found.items() if not key.startswith(decoder)}, heads).float()
 
 
 def _load_own_encoder(source: ModelSource, config: PreTrainedConfig) -> PreTrainedModel:

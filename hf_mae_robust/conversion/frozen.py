@@ -41,5 +41,5 @@ def load_encoder(
     """The encoder of any checkpoint that `read_encoder` takes, frozen and masking nothing, and how it wants its images.
     num_attention_heads: of an official file. Raises ValueError as there."""
     overrides = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
-    model, pixels = read_encoder(ModelSource(name, overrides, Access(token)))
+    model, pixels = read_encoder(ModelSource(name, overrides, Access(token), heads_flag="--num_attention_heads "))
     return FrozenEncoder(model, pooling), pixels

@@ -234,5 +234,6 @@ def _check_sizes(
     ]:
         raise UserError(
             f"{source.flag} {source.name} has other sizes, so its weights do not fit ({', '.join(differences)})."
-            f" Leave these settings out of --config_overrides, or start from scratch, without {source.flag}."
+            " Leave these settings out of --config_overrides, or take another recipe where it sets them; or start "
+            f"from scratch, without {source.flag}."
         )

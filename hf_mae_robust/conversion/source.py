@@ -38,6 +38,7 @@ class ModelSource:
             of INFLATIONS (inflation.py); None: it is refused.
         checkpoint_key: which model of an official file that holds several, see `read_original`.
         flag: by which the user named it, for errors.
+        heads_flag: by which the user gives the number of heads of an official file, up to the number.
     """
 
     name: str | None
@@ -47,6 +48,7 @@ class ModelSource:
     inflate_channels: str | None = None
     checkpoint_key: str | None = None
     flag: str = "--model_name_or_path"
+    heads_flag: str = "--config_overrides num_attention_heads="
 
     @property
     def checkpoint(self) -> str:

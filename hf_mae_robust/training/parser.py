@@ -15,7 +15,7 @@ from ..recipes import recipe_path
 from .overrides import merge_config_overrides, parse_config_overrides, write_config_overrides
 from .ranges import NEGATIVE_NUMBER
 from .recipe_yaml import read_flags
-from .suggestions import suggest
+from .suggestions import SCRIPT_OF_KEY, suggest
 
 # Flags that name a file or folder; `~` is the home folder in them.
 PATHS = (
@@ -141,8 +141,12 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             raise UserError(f"--config {path} cannot be read: {error}.") from error
         flags = {name: action for name, action in self.actions_by_name().items() if name not in ("help", "config")}
         words = {}
-        for key, (value, written) in read_flags(text, f"--config {path}").items():
+        settings = read_flags(text, f"--config {path}")
+        for key, (value, written) in settings.items():
             if key not in flags:
+                if others := [name for name in SCRIPT_OF_KEY if name in settings and name not in flags]:
+                    script = SCRIPT_OF_KEY[others[0]]
+                    raise UserError(f"--config {path} is a recipe of {script}: its key '{key}' is unknown here.")
                 raise UserError(f"--config {path}: unknown key '{key}'{suggest(key, list(flags))}.")
             if value is not None:
                 words[key] = _as_words(flags[key], value, written)

@@ -49,7 +49,7 @@ class Resuming(TypedTrainer):
     """
 
     def __init__(self, *, allow_elastic_resume: bool = False, **kwargs: Any):
-        with refused_by_library("These settings do not go together"):
+        with refused_by_library("The Trainer of transformers refuses these settings"):
             super().__init__(**kwargs)
         self.allow_elastic_resume = allow_elastic_resume
 

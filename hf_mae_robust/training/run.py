@@ -52,6 +52,7 @@ from .setup import (
     check_can_evaluate,
     check_metric,
     check_not_in_data_folder,
+    check_not_start_folder,
     check_output_dir,
     check_schedule,
     fetch_model,
@@ -114,6 +115,9 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
         checkpoint = agree_on_checkpoint(recipe, training)
         pin_revision(data, checkpoint)
         pin_decoding(data, checkpoint)
+    if not evaluates_only and checkpoint is None:
+        flag = "--encoder_from" if getattr(arguments.model, "encoder_from", None) else "--model_name_or_path"
+        check_not_start_folder(Path(training.output_dir), start, flag)
     stop_if_asked()
     options = task.source_options(arguments)
     source, eval_source = open_sources(data, arguments.model.token, training.seed, evaluates_only, **options)

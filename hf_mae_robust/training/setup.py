@@ -262,6 +262,15 @@ def check_not_in_data_folder(output_dir: Path, dataset_name: str | None) -> None
         )
 
 
+def check_not_start_folder(output_dir: Path, start: str | None, flag: str) -> None:
+    """Raises UserError where a run would write its model over the one that it starts from. start: a folder, or a name
+    on the Hub."""
+    if start is not None and Path(start).is_dir() and output_dir.resolve() == Path(start).resolve():
+        raise UserError(
+            f"--output_dir {output_dir} is the folder of {flag}, whose model the run would overwrite. Give another one."
+        )
+
+
 def begin(training: ImageTrainingArguments) -> None:
     """Checks that need neither model nor data, and the seed."""
     check_output_dir(Path(training.output_dir))

@@ -12,8 +12,10 @@ OTHER_NAMES = {
     "blr": ("base_learning_rate",),
     "clip_grad": ("max_grad_norm",),
     "cls_token": ("pooling",),
+    "data": ("dataset_name",),
     "data_dir": ("dataset_name",),
     "data_path": ("dataset_name",),
+    "dataset": ("dataset_name",),
     "device": ("use_cpu",),
     "drop_path": ("drop_path_rate",),
     "epochs": ("num_train_epochs",),
@@ -21,6 +23,8 @@ OTHER_NAMES = {
     "eval_batch_size": ("per_device_eval_batch_size",),
     "finetune": ("model_name_or_path",),
     "global_pool": ("pooling",),
+    "image_size": ("config_overrides",),
+    "img_size": ("image_size", "config_overrides"),
     "input_size": ("image_size", "config_overrides"),
     "log_dir": ("report_to",),
     "logging_dir": ("report_to",),
@@ -28,6 +32,7 @@ OTHER_NAMES = {
     "min_lr": ("min_learning_rate", "lr_scheduler_kwargs"),
     "model": ("config",),
     "num_workers": ("dataloader_num_workers",),
+    "patch_size": ("config_overrides",),
     "pin_mem": ("dataloader_pin_memory",),
     "no_pin_mem": ("no_dataloader_pin_memory",),
     "no_cuda": ("use_cpu",),
@@ -59,6 +64,13 @@ ADVICE = {
     "global_pool": "'--pooling mean'",
     "cls_token": "'--pooling cls'",
 }
+# A key of recipes -> the only script that has it.
+SCRIPT_OF_KEY = {
+    "task": "run_finetune.py",
+    "target_normalization": "run_pretrain.py",
+    "encoder_from": "run_pretrain.py",
+    "decoder_warmup_steps": "run_pretrain.py",
+}
 
 
 def suggest(word: str, flags: Sequence[str]) -> str:
@@ -68,11 +80,14 @@ def suggest(word: str, flags: Sequence[str]) -> str:
     known = {flag.lstrip("-"): flag for flag in flags}
     if name.startswith("no_") and name not in OTHER_NAMES and (positive := name.removeprefix("no_")) in known:
         return f" (did you mean '{known[positive]} false'?)"
+    if not dashes and "=" in word and "config_overrides" in known:
+        return " (a part of --config_overrides? Write its settings without spaces: image_size=64,patch_size=8)"
     if name in ADVICE:
         return f" (here: {ADVICE[name]})"
     for other in (name, *OTHER_NAMES.get(name, ())):
         if other in known:
-            example = " image_size=..." if (name, other) == ("input_size", "config_overrides") else ""
+            size = "patch_size" if name == "patch_size" else "image_size"
+            example = f" {size}=..." if other == "config_overrides" and name != other else ""
             return f" (did you mean '{known[other]}{example}'?)"
     if name in OTHER_NAMES and dashes:  # all of them are in the other script
         return f" (run_finetune.py has --{OTHER_NAMES[name][0]})"

@@ -9,9 +9,11 @@ from transformers import BeitModel, Dinov2Config, Dinov2Model
 
 from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.encoders import VIT_ENCODERS, encoder_from_scratch, read_encoder
+from hf_mae_robust.conversion.frozen import load_encoder
 from hf_mae_robust.conversion.pixels import Pixels
 from hf_mae_robust.conversion.source import ModelSource
-from tests.model_helpers import build
+from hf_mae_robust.errors import UserError
+from tests.model_helpers import OFF, build
 
 SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 48}
@@ -44,3 +46,27 @@ def test_the_decoder_is_left_behind(tmp_path):
     encoder, pixels = read_encoder(ModelSource(str(tmp_path)), tuple(VIT_ENCODERS))
     assert encoder.state_dict().keys() == model.vit.state_dict().keys()
     assert pixels.image_mean == (0.1, 0.2, 0.3) and not encoder.training
+
+
+def test_files_that_are_no_official_checkpoint(tmp_path):
+    """Nobody is asked for the number of heads of such a file."""
+    torch.save({"conv1.weight": torch.ones(2, 3, 7, 7)}, tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match="resnet.pth is not an official checkpoint: .* its tensors are conv1.weight"):
+        load_encoder(str(tmp_path / "resnet.pth"))
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(UserError, match="empty.pth"):
+        load_encoder(str(tmp_path / "empty.pth"))
+    build(**OFF).save_pretrained(tmp_path / "mae")
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(UserError, match=rf"{name} is a file of a model's folder. Give the folder, .*mae\."):
+            load_encoder(str(tmp_path / "mae" / name))
+
+
+def test_heads_of_an_official_file_are_asked_for_by_the_flag_of_the_command(tmp_path):
+    torch.save(
+        {"cls_token": torch.ones(1, 1, 8), "patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, tmp_path / "a.pth"
+    )
+    with pytest.raises(UserError, match="a.pth is an official checkpoint.* give --num_attention_heads 12 "):
+        load_encoder(str(tmp_path / "a.pth"))
+    with pytest.raises(UserError, match="give --config_overrides num_attention_heads=12 "):
+        read_encoder(ModelSource(str(tmp_path / "a.pth")))

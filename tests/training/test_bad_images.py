@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, Value
 from hf_mae_robust.errors import UserError
 from hf_mae_robust.pretrain import main, make_parser, prepare, pretrain
 from tests.helpers import write_parquet_set
+from tests.model_helpers import OFF, build
 from tests.runs import run, tiny_run
 
 
@@ -157,3 +158,15 @@ def test_the_folder_of_the_data_is_no_output_folder(photos_dir, tmp_path, capsys
         main(tiny_run(photos_dir, "--max_steps", "1", "--output_dir", str(photos_dir / ".." / photos_dir.name)))
     assert end.value.code == 2 and "is the folder of the data. Give another one" in capsys.readouterr().err
     assert not (photos_dir / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("flag", ["model_name_or_path", "encoder_from"])
+def test_a_run_does_not_overwrite_the_model_that_it_starts_from(photos_dir, tmp_path, capsys, flag):
+    build(**OFF).save_pretrained(tmp_path / "mae")
+    before = (tmp_path / "mae/model.safetensors").read_bytes()
+    words = ["--max_steps", "1", "--output_dir", str(tmp_path / "mae"), f"--{flag}", str(tmp_path / "other/../mae")]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SystemExit) as end:
+        main(tiny_run(photos_dir, *words))
+    assert end.value.code == 2 and f"is the folder of --{flag}, whose model" in capsys.readouterr().err
+    assert (tmp_path / "mae/model.safetensors").read_bytes() == before

@@ -61,6 +61,7 @@ def test_recipe_file_of_the_user(tmp_path):
     ("content", "message"),
     [
         ("seed: [1, 2]", "--seed takes one value, not a list of 2: [1, 2]"),
+        ("task: classification\nseed: 1", "is a recipe of run_finetune.py: its key 'task' is unknown here"),
         ("base_learnin_rate: 1", "unknown key 'base_learnin_rate' (did you mean 'base_learning_rate'?)"),
         ("- a\n- b", "must hold 'flag: value' lines"),
         ("a: [1", "not valid YAML"),
@@ -82,6 +83,10 @@ def test_bad_recipes_end_in_one_sentence(tmp_path, capsys, content, message):
         (["--dataset_nam", "x"], "unknown --dataset_nam (did you mean '--dataset_name'?)"),
         (["--num_train_epochs", "many"], "invalid float value: 'many'"),
         (["--target_normalization", "patch"], "invalid choice"),
+        (
+            ["--config_overrides", "image_size=64,", "patch_size=8"],
+            "unknown patch_size=8 (a part of --config_overrides?",
+        ),
     ],
 )
 def test_bad_flags_end_in_one_sentence(capsys, words, message):
@@ -298,6 +303,11 @@ def test_two_image_sizes(capsys):
         ("--resume", "--resume_from_checkpoint"),
         ("--num_workers", "--dataloader_num_workers"),
         ("--input_size", "--config_overrides image_size="),
+        ("--img_size", "--config_overrides image_size="),
+        ("--image_size", "--config_overrides image_size="),
+        ("--patch_size", "--config_overrides patch_size="),
+        ("--dataset", "--dataset_name"),
+        ("--data", "--dataset_name"),
         ("--model", "--config vit_base_mae_800ep"),
         ("--world_size", "torchrun --nproc_per_node"),
         ("--finetune", "--model_name_or_path"),
