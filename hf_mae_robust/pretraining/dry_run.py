@@ -48,7 +48,7 @@ def _tokens(config: ViTMAERobustConfig) -> str:
         parts.append(f"{part} {span}: {tokens}")
     masked = sum(patches_by_kind(config)[1:])
     kept = f", {layers[-1].outputs} of them reconstructed in a step" if config.decoder_keep_ratio < 1 else ""
-    return f"{', '.join(parts)} (masked patches: {masked}{kept})"
+    return f"of an image: {', '.join(parts)} (masked patches: {masked}{kept})"
 
 
 def _operations(config: ViTMAERobustConfig) -> str:

@@ -57,7 +57,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         if model.model_name_or_path is None and (given := [name for name in flags if flags[name] is not None]):
             raise UserError(
                 f"--{given[0]} guards what an encoder has learnt, and this run starts from scratch. Give "
-                "--encoder_from."
+                f"--encoder_from PATH, or leave --{given[0]} out (a recipe may set it)."
             )
 
     def check_model(self, arguments: PretrainArguments) -> None:

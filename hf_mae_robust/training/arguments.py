@@ -94,7 +94,8 @@ class DatasetArguments:
     vertical_flip: bool = option(False, "Flip half of the images vertically, too: for images from above.")
     rot90: bool = option(False, "Turn images by 0, 90, 180 or 270 degrees at random: for images from above.")
     crop_pct: float = option(
-        0.875, "Evaluation resizes to image_size / crop_pct and crops the centre; 1.0 for images of the model's size."
+        0.875,
+        "Evaluation resizes to image_size / crop_pct and crops the centre. Give 1.0 for images of that size.",
     )
 
     def __post_init__(self) -> None:

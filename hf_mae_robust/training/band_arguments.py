@@ -49,7 +49,7 @@ class BandArguments:
     channel_axis: Literal["first", "last"] | None = option(
         None, "Which axis of an array holds its channels; default: told by its shape."
     )
-    frame: int | None = option(None, "Frame or page to take of files that hold several, counted from 0.")
+    frame: int | None = option(None, "Which frame or page to read of a file that holds several, counted from 0.")
     show_bands: list[int] | None = field(
         default=None,
         metadata={
