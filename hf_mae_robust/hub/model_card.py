@@ -154,8 +154,12 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     results = {key: value for entry in history for key, value in entry.items() if key.startswith("eval_")}
     if (folder / "all_results.json").exists():
         results |= _read_json(folder / "all_results.json")
-    if about["evaluated_on"] is None:  # those that are there are of another run
+    captions = PICTURES
+    if about["evaluated_on"] is None:  # results that are there are of another run
         results = {key: value for key, value in results.items() if not key.startswith("eval_")}
+        captions = {
+            name: caption.replace("Held-out images", "Images of the training") for name, caption in PICTURES.items()
+        }
     path = Path(path or folder)
     task, name = about["task"], model_id or path.resolve().name
     # An absolute path says nothing on another machine.
@@ -210,7 +214,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         use_note=use_note,
         code=code,
         bands=_bands(_read_json(folder / PROCESSOR)) if is_of_bands else None,
-        pictures=[(picture, caption) for picture, caption in PICTURES.items() if (folder / picture).exists()],
+        pictures=[(picture, caption) for picture, caption in captions.items() if (folder / picture).exists()],
         training=_training(about, run, results, history, folder),
         settings=_settings(run, config),
         software=", ".join(f"{package} {number}" for package, number in about["software"].items()),

@@ -18,8 +18,8 @@ NUM_MEASURED = 64
 
 
 def save_pictures(trainer: MAETrainer) -> None:
-    """`reconstructions.png` of the first images held out (or trained on, where none are), in the output folder, and of
-    a band model `reconstruction_error_by_band.png` of some more.
+    """`reconstructions.png` of the first images held out (or trained on, where none are and nothing is pushed), in the
+    output folder, and of a band model `reconstruction_error_by_band.png` of some more.
     By all processes: they run a model together that is sharded; of another one the first process is enough."""
     if not (trainer.is_sharded or trainer.is_world_process_zero()):
         return
@@ -53,7 +53,10 @@ def save_pictures(trainer: MAETrainer) -> None:
             if config.is_band_model:
                 sums += torch.stack(reconstruction_errors(model, images, noise))
     if trainer.is_world_process_zero() and grid is not None:  # None: none of them can be decoded
-        save_image(grid, folder / RECONSTRUCTIONS)
+        if trainer.may_show_images:
+            save_image(grid, folder / RECONSTRUCTIONS)
+        else:
+            (folder / RECONSTRUCTIONS).unlink(missing_ok=True)  # of another run
         if config.is_band_model:
             errors = (sums[0] / sums[1].clamp(min=1)).tolist()
             save_errors_by_band(errors, folder / ERRORS_BY_BAND, config.bands, config.norm_pix_loss)

@@ -29,6 +29,12 @@ class Publishing(Checkpointing):
         if self.is_world_process_zero():
             self.pushes = Pushes(self.hub_model_id, token, args.hub_revision)
 
+    @property
+    def may_show_images(self) -> bool:
+        """Whether pictures of images may lie in the output folder. With --push_to_hub they are published, and only of
+        the images that are evaluated on does the manual say so."""
+        return self.eval_dataset is not None or not self.args.push_to_hub
+
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         super()._save_checkpoint(model, trial)
         if self.pushes is not None:

@@ -287,7 +287,8 @@ def save_examples_and_card(trainer: ImageTrainer) -> None:
     folder, source = Path(trainer.args.output_dir), trainer.eval_dataset or trainer.train_source
     for name in EXAMPLES:
         (folder / name).unlink(missing_ok=True)  # of another run
-    if source.band_form is None:  # pipelines and widgets of the Hub take no others
+    # Pipelines and widgets of the Hub take no images of bands.
+    if source.band_form is None and trainer.may_show_images:
         save_examples(source, EXAMPLES, folder, trainer.num_channels)
     trainer.create_model_card()
 

@@ -178,6 +178,21 @@ def test_what_a_run_leaves_behind_is_on_the_hub_and_comes_back(run, words, hub, 
     assert code == 2 and "has no such revision" in output
 
 
+def test_pictures_of_the_training_images_stay_on_the_disk(run, words, hub, tmp_path):
+    """Without images held out, a run that pushes draws none; not even those of an earlier run are pushed."""
+    pictures = {"reconstructions.png", "example_1.png", "example_2.png"}
+    local = words("--eval_split_name", "none", "--push_to_hub", "false", "--save_strategy", "epoch")
+    code, output = run("run_pretrain.py", *local)
+    assert code == 0 and pictures <= {path.name for path in (tmp_path / "waves").iterdir()}, output
+    assert "Images of the training: original" in (tmp_path / "waves" / "README.md").read_text()
+    code, output = run("run_pretrain.py", *words("--eval_split_name", "none"))
+    assert code == 0 and "Resuming from" in output, output
+    files = hub.repositories["ada/waves"].files()
+    assert files.keys() == LEFT_BEHIND - pictures - {"eval_results.json"}
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.get("widget") is None and not pictures & set(re.findall(r"\w+\.png", str(card)))
+
+
 @pytest.mark.parametrize(
     "strategy, folder",
     [
