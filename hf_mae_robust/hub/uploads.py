@@ -6,10 +6,10 @@ import re
 import shlex
 from concurrent.futures import Future
 from json import JSONDecodeError
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
@@ -46,21 +46,51 @@ _OUTPUT = [
     "confusion_matrix.json",
     *PICTURES,
     *EXAMPLES,
-    "runs/**/*",
+    "runs/*/*tfevents*",
     "adapter/*",
     "base/*",
+]
+_LOGS = "runs/"
+# TensorBoard writes the name of the host into the names of its files, and transformers into that of their folder.
+_HOSTS = [
+    (re.compile(r"(?<=^runs/)([^/_]+_\d\d-\d\d-\d\d)_[^/]*"), r"\1"),
+    (re.compile(r"(?<=/events\.out\.tfevents\.)(\d+)\..*\.(\d+\.\d+)$"), r"\1.\2"),
 ]
 
 
 def files_left_behind(folder: Path) -> list[str]:
-    """Paths in a finished output folder that go to the Hub. Patterns given to `upload_folder` would find files of the
+    """Paths in a finished output folder that go to the Hub. Patterns given to huggingface_hub would find files of the
     same names in sub-folders too, where other runs may lie."""
     found = {path for pattern in _OUTPUT for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def _patterns(folder: Path) -> list[str]:
-    return [glob.escape(name) for name in files_left_behind(folder)]
+def _name_on_hub(path: str) -> str:
+    """Of a file that a run leaves behind: its path, without the name of the host."""
+    for pattern, kept in _HOSTS:
+        path = pattern.sub(kept, path)
+    return path
+
+
+def _is_output(path: str) -> bool:
+    """Whether a path in a repository is one of those that runs leave behind. A pattern stands for one folder: `match`
+    alone would find files of the same names in sub-folders."""
+    there = PurePosixPath(path)
+    return any(path.count("/") == pattern.count("/") and there.match(pattern) for pattern in _OUTPUT)
+
+
+def _command(repo_id: str, folder: Path, revision: str | None) -> str:
+    """What pushes a finished folder by hand: all but TensorBoard's logs, which it cannot give other names. It deletes
+    what a former model has left in the repository, as far as its patterns find no files of others."""
+    names = [name for name in files_left_behind(folder) if not name.startswith(_LOGS)]
+    folders = {name.rpartition("/")[0] for name in names}
+    deleted = [*_ADAPTER, *(name for name in _OUTPUT if "*" not in name and name not in names)]
+    deleted += [f"{parts}/*" for parts in ("adapter", "base") if parts not in folders]
+    branch = f" --revision {revision}" if revision else ""
+    included = "".join(f" --include {shlex.quote(glob.escape(name))}" for name in names)
+    return f"hf upload {repo_id} {shlex.quote(str(folder))}{branch}{included}" + "".join(
+        f" --delete {shlex.quote(name)}" for name in deleted
+    )
 
 
 def open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:
@@ -150,30 +180,33 @@ class Pushes:
         self._running = []
 
     def push_output(self, folder: Path, message: str) -> str:
-        """Upload what a run leaves behind in a finished folder, in one commit. Returns the commit's address. Raises
-        HubError; the folder is as it was."""
+        """Upload what a run leaves behind in a finished folder, in one commit, which deletes what another run has left
+        there; files that no run writes stay. Returns the commit's address. Raises HubError; the folder is as it was."""
         self.wait()
         try:
             return self._upload(folder, message)
         except UPLOAD_ERRORS as error:
-            branch = f" --revision {self.revision}" if self.revision else ""
-            included = "".join(f" --include {shlex.quote(name)}" for name in _patterns(folder))
-            deleted = "".join(f" --delete {name}" for name in _ADAPTER)
-            command = f"hf upload {self.repo_id} {shlex.quote(str(folder))}{branch}{included}{deleted}"
             reason = refusal(error, self.repo_id, MODEL)
+            has_logs = any(name.startswith(_LOGS) for name in files_left_behind(folder))
+            later = "This pushes it later" + ", without TensorBoard's logs" * has_logs
             raise HubError(
-                f"The model is complete in {folder}, but was not pushed: {reason}. This pushes it later:\n`{command}`"
+                f"The model is complete in {folder}, but was not pushed: {reason}. {later}:\n"
+                f"`{_command(self.repo_id, folder, self.revision)}`"
             ) from error
 
     # Files that have arrived are not sent again, and a commit whose answer was lost is not made twice.
     @retrying(attempts=4, expects_json=True).wraps
     def _upload(self, folder: Path, message: str) -> str:
-        done = self.api.upload_folder(
-            repo_id=self.repo_id,
-            folder_path=folder,
-            revision=self.revision,
+        names = {_name_on_hub(name): name for name in files_left_behind(folder)}
+        there = self.api.list_repo_files(self.repo_id, revision=self.revision)
+        former = [name for name in there if (name in _ADAPTER or _is_output(name)) and name not in names]
+        done = self.api.create_commit(
+            self.repo_id,
+            [
+                *(CommitOperationDelete(name, is_folder=False) for name in former),
+                *(CommitOperationAdd(name, folder / path) for name, path in names.items()),
+            ],
             commit_message=message,
-            allow_patterns=_patterns(folder),
-            delete_patterns=_ADAPTER,
+            revision=self.revision,
         )
         return done.commit_url

@@ -375,6 +375,52 @@ def test_only_what_belongs_to_the_model_is_at_the_root(checkpoint, model, run, h
     assert (repository.messages.count("Training in progress, step 5") == 1) is bool(model)
 
 
+PUSH_OUTPUT = """
+from pathlib import Path
+from hf_mae_robust.errors import HubError
+from hf_mae_robust.hub.uploads import Pushes
+try:
+    Pushes("ada/waves", None, None).push_output(Path("out"), "End of training")
+except HubError as error:
+    print(error)
+"""
+HOST = "ward-7.clinic.example"
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["by the run", "by the command"])
+def test_a_push_leaves_nothing_of_a_former_model_and_names_no_host(by_hand, run, hub, tmp_path):
+    repository = hub.repositories["ada/waves"] = Repository()
+    former = [
+        "adapter/adapter_config.json",
+        "base/model.safetensors",
+        "linear_head.safetensors",
+        "confusion_matrix.png",
+    ]
+    former += ["confusion_matrix.json", "target_statistics.safetensors", "example_2.png"]
+    if not by_hand:  # patterns of the command would find files of others, too
+        former += ["model-00001-of-00002.safetensors", f"runs/Oct01_00-00-00_{HOST}/events.out.tfevents.9.{HOST}.1.0"]
+    foreign = ["mine.txt", "older/all_results.json", "older/model.safetensors", "last-checkpoint/example_2.png"]
+    repository.commit("main", dict.fromkeys([*former, *foreign], b"former"), "former")
+    output = ["config.json", "model.safetensors", "example_1.png"]
+    logs = f"runs/Oct04_03-36-40_{HOST}/events.out.tfevents.1759548000.{HOST}.45.0"
+    for name in (*output, logs, "runs/notes.txt"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(name)
+    (tmp_path / "push.py").write_text(PUSH_OUTPUT)
+    hub.faults = [Fault(413, "/commit/", "POST")] if by_hand else []
+    code, printed = run(tmp_path / "push.py")
+    assert code == 0, printed
+    if by_hand:
+        assert "This pushes it later, without TensorBoard's logs" in printed
+        hub.faults = []
+        (tmp_path / "hf.py").write_text("from huggingface_hub.cli.hf import main\nmain()\n")
+        _, *command = shlex.split(re.search("`(hf upload .*?)`", printed)[1])
+        code, printed = run(tmp_path / "hf.py", *command)
+        assert code == 0, printed
+    pushed = set() if by_hand else {"runs/Oct04_03-36-40/events.out.tfevents.1759548000.45.0"}
+    assert repository.files().keys() == {*foreign, *output, *pushed}
+
+
 def test_a_pushed_classifier_that_lora_trained_is_the_one_of_the_output_folder(
     run, hub, encoder_dir, photos_dir, tmp_path
 ):
