@@ -112,6 +112,8 @@ def test_nothing_of_an_earlier_run_in_the_folder_is_taken_for_the_new_ones(argum
     finetune(*arguments("--lora_r", 2, "--save_strategy", "epoch"))
     # As a run with --freeze_encoder, a pre-training and the user left it.
     strangers = ("linear_head.safetensors", "target_statistics.safetensors", "notes.txt", "adapter/mine.txt")
+    (out / "runs" / "Oct01_00-00-00_host").mkdir(parents=True)
+    strangers += ("runs/Oct01_00-00-00_host/events.out.tfevents.1.host.2.0", "runs/notes.txt")
     for name in strangers:
         (out / name).write_text("former")
     before = {path for path in out.rglob("*") if path.is_file()}
@@ -126,6 +128,7 @@ def test_nothing_of_an_earlier_run_in_the_folder_is_taken_for_the_new_ones(argum
     finetune(*arguments(*second, "--output_dir", fresh))
     assert set(files_left_behind(out)) == {"adapter/mine.txt", *files_left_behind(fresh)}
     assert not (out / "predictions.csv").exists() and (out / "notes.txt").exists()
+    assert [path.name for path in (out / "runs").iterdir()] == ["notes.txt"]
     assert not [key for key in json.loads((out / "all_results.json").read_text()) if key.startswith("eval_")]
     assert ModelCard.load(out / "README.md").data.eval_results is None
 

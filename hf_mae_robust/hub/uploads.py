@@ -28,6 +28,8 @@ _STATE = ["optimizer*", "scheduler*", "scaler*", "rng_state*", "ema.safetensors"
 _STATE += [MANIFEST, "*/*"]
 # A checkpoint of LoRA. transformers and peft take a model with these beside it for an adapter.
 _ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
+# TensorBoard's, in an output folder.
+LOGS = "runs/*/*tfevents*"
 # Of an output folder, what the README says a run leaves behind; other files that lie there are nobody's business.
 _OUTPUT = [
     "README.md",
@@ -46,11 +48,10 @@ _OUTPUT = [
     "confusion_matrix.json",
     *PICTURES,
     *EXAMPLES,
-    "runs/*/*tfevents*",
+    LOGS,
     "adapter/*",
     "base/*",
 ]
-_LOGS = "runs/"
 # TensorBoard writes the name of the host into the names of its files, and transformers into that of their folder.
 _HOSTS = [
     (re.compile(r"(?<=^runs/)([^/_]+_\d\d-\d\d-\d\d)_[^/]*"), r"\1"),
@@ -82,7 +83,7 @@ def _is_output(path: str) -> bool:
 def _command(repo_id: str, folder: Path, revision: str | None) -> str:
     """What pushes a finished folder by hand: all but TensorBoard's logs, which it cannot give other names. It deletes
     what a former model has left in the repository, as far as its patterns find no files of others."""
-    names = [name for name in files_left_behind(folder) if not name.startswith(_LOGS)]
+    names = [name for name in files_left_behind(folder) if not PurePosixPath(name).match(LOGS)]
     folders = {name.rpartition("/")[0] for name in names}
     deleted = [*_ADAPTER, *(name for name in _OUTPUT if "*" not in name and name not in names)]
     deleted += [f"{parts}/*" for parts in ("adapter", "base") if parts not in folders]
@@ -187,7 +188,7 @@ class Pushes:
             return self._upload(folder, message)
         except UPLOAD_ERRORS as error:
             reason = refusal(error, self.repo_id, MODEL)
-            has_logs = any(name.startswith(_LOGS) for name in files_left_behind(folder))
+            has_logs = any(PurePosixPath(name).match(LOGS) for name in files_left_behind(folder))
             later = "This pushes it later" + ", without TensorBoard's logs" * has_logs
             raise HubError(
                 f"The model is complete in {folder}, but was not pushed: {reason}. {later}:\n"

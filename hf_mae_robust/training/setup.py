@@ -20,6 +20,7 @@ from ..files import check_can_write
 from ..hub.model_card import PICTURES, PROCESSOR
 from ..hub.models import local_model
 from ..hub.run_record import RECORD, read_record
+from ..hub.uploads import LOGS
 from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .checkpoints import (
     NEW_ORDER_FROM,
@@ -44,7 +45,7 @@ MAX_EVAL_SAMPLES_OF_STREAM = 5000
 IMAGE_FLAGS = ("channel_axis", "frame", "clip_percentiles")
 # What not every run writes into its output folder, so that it may be an earlier one's: results, and parts of a model.
 _RESULTS = [*(f"{kind}_results.json" for kind in ("all", "train", "eval")), *PICTURES]
-_RESULTS += ["classes.json", "confusion_matrix.json", PREDICTIONS]
+_RESULTS += ["classes.json", "confusion_matrix.json", PREDICTIONS, LOGS]
 _PARTS = ["linear_head.safetensors", "target_statistics.safetensors", "base/model.safetensors.index.json"]
 _PARTS += [f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
 _PARTS += [f"base/{name}" for name in ("config.json", "model.safetensors", "model-*-of-*.safetensors")]
