@@ -162,8 +162,8 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         }
     path = Path(path or folder)
     task, name = about["task"], model_id or path.resolve().name
-    # An absolute path says nothing on another machine.
-    model = model_id or (name if path.is_absolute() else path.as_posix())
+    # As `portable`: other paths say nothing on another machine.
+    model = model_id or (name if path.is_absolute() or ".." in path.parts else path.as_posix())
     mode, is_of_bands = MODES.get(_encoder(config).get("num_channels", 3)), _is_of_bands(folder)
     measured = [(label, kind, results[key]) for key, kind, label in METRICS[task] if key in results]
     examples = [example for example in EXAMPLES if (folder / example).exists()]

@@ -22,16 +22,17 @@ def short_name(path_or_id: str | None) -> str | None:
 
 
 def portable(value: Any) -> Any:
-    """The same content, as JSON has it, without absolute paths, which are nobody's business and say nothing on another
-    machine: of each the last part."""
+    """The same content, as JSON has it, without absolute paths and those that lead out of a folder (`..`), which are
+    nobody's business and say nothing on another machine: of each the last part."""
     if isinstance(value, dict):
         return {key: portable(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(each) for each in value]
     if isinstance(value, str):
         for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute():
-                return kind(value).name
+            path = kind(value)
+            if path.is_absolute() or ".." in path.parts:
+                return path.name
     return value
 
 

@@ -33,7 +33,7 @@ from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.recipes import recipe_path
 from tests.fresh import code_of_card, run_without_the_package
-from tests.helpers import TINY, TINY_OVERRIDES, as_flags, photos
+from tests.helpers import TINY, TINY_OVERRIDES, as_flags, finetuning_settings, photos
 
 ROOT = Path(__file__).parents[2]
 CARDS = {
@@ -81,6 +81,24 @@ def test_no_file_of_a_finished_folder_names_a_folder_of_this_machine(pretrained,
     assert not found
     state = json.loads((pretrained / "trainer_state.json").read_text())
     assert (pretrained / state["best_model_checkpoint"]).is_dir()
+
+
+def test_no_file_of_a_finished_folder_names_the_folders_of_a_relative_path(
+    photos_dir, encoder_dir, tmp_path, monkeypatch
+):
+    (tmp_path / "clinic-x").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "clinic-x" / "scans").symlink_to(photos_dir)
+    shutil.copytree(encoder_dir, tmp_path / "clinic-x" / "encoder")
+    monkeypatch.chdir(tmp_path / "here")
+    settings = finetuning_settings("../clinic-x/scans", "../clinic-x/encoder", "../clinic-x/out")
+    finetune(as_flags(settings | {"max_steps": 1, "report_to": "tensorboard", "save_strategy": "epoch"}))
+    files = [path for path in (tmp_path / "clinic-x" / "out").rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files) and any("checkpoint-1" in str(path) for path in files)
+    assert not [path for path in files if b"clinic-x" in path.read_bytes()]
+    run = json.loads((tmp_path / "clinic-x" / "out" / "run.json").read_text())
+    assert (run["dataset_name"], run["about"]["dataset"], run["about"]["start"]) == ("scans", "scans", "encoder")
+    finetune(as_flags(settings | {"max_steps": 1, "report_to": "none"}))  # it resumes
 
 
 def test_the_card_of_a_pretraining_says_what_was_run(pretrained, photos_dir):

@@ -43,12 +43,17 @@ def test_it_says_on_which_split_and_how_many_images_it_was_evaluated():
     assert nothing["evaluated_on"] is nothing["split"] is nothing["num_evaluated"] is None
 
 
-def test_only_absolute_paths_are_shortened():
+def test_paths_from_elsewhere_are_shortened_and_those_below_the_current_folder_are_not():
     content = {
         "a": ["/data/set (train)", r"C:\Users\ada\set", "ada/set", "outputs/run", 3],
-        "b": {"c": "/x"},
+        "b": {"c": "/x", "d": "../../ada/clinic/scans", "e": "data/../ada/set", "f": r"..\ada\set"},
+        "c": ["train-{000..010}.tar", "1..2", "Done.. / so"],
     }
-    assert portable(content) == {"a": ["set (train)", "set", "ada/set", "outputs/run", 3], "b": {"c": "x"}}
+    assert portable(content) == {
+        "a": ["set (train)", "set", "ada/set", "outputs/run", 3],
+        "b": {"c": "x", "d": "scans", "e": "set", "f": "set"},
+        "c": ["train-{000..010}.tar", "1..2", "Done.. / so"],
+    }
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 x CPU process ("), (2, "2 x CPU processes (")])
