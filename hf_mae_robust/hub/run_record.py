@@ -74,7 +74,7 @@ def about_run(
         "dataset": short_name(dataset_name) or built_in_dataset,
         "is_dataset_on_hub": dataset_name is not None and not is_there(dataset_name),
         "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],
-        "split": None if evaluated is None else evaluated.split,
+        "split": None if evaluated is None else _split_of(evaluated),
         "num_evaluated": None if evaluated is None else evaluated.num_rows,
         "recipe": short_name(recipe),
         "license": model_license,
@@ -86,6 +86,12 @@ def about_run(
             "python": platform.python_version(),
         },
     }
+
+
+def _split_of(source: Any) -> str:
+    """Such as "test", or "train, held out": the source itself names the split that its images were held out of."""
+    held_out = f"{source.split}, held out"
+    return held_out if source.description.endswith(f"({held_out})") else source.split
 
 
 # The settings of the run, beside the model's own in config.json.

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hf_mae_robust import __version__
-from hf_mae_robust.data.source import ImageSource
+from hf_mae_robust.data.opening import open_splits
+from hf_mae_robust.data.source import DataLocation, ImageSource
 from hf_mae_robust.hub.run_record import about_run, hardware_of, portable, read_record, short_name, write_record
 
 
@@ -41,6 +42,12 @@ def test_it_says_on_which_split_and_how_many_images_it_was_evaluated():
     assert said["num_parameters"] == 8 and said["software"]["hf_mae_robust"] == __version__
     nothing = about(trainer_on())
     assert nothing["evaluated_on"] is nothing["split"] is nothing["num_evaluated"] is None
+
+
+def test_images_held_out_of_a_split_are_not_the_split(photos_dir):
+    _, held_out = open_splits(DataLocation(str(photos_dir)), "train", None, train_val_split=0.25)
+    for source in (held_out, held_out.head(3), held_out.sample(3, 0)):
+        assert about(trainer_on(source))["split"] == "train, held out"
 
 
 def test_paths_from_elsewhere_are_shortened_and_those_below_the_current_folder_are_not():
