@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -41,8 +42,8 @@ Upload an image, mask patches of it by clicking, and see what the model makes of
 """
 
 
-def requirements() -> list[str]:
-    """Of this package with its extra `demo`, as pip reads them. Raises ValueError where it is not installed."""
+def requirements(*extras: str) -> list[str]:
+    """Of this package with these extras, as pip reads them. Raises ValueError where it is not installed."""
     try:
         required = [Requirement(line) for line in distribution("hf_mae_robust").requires or ()]
     except PackageNotFoundError as error:
@@ -50,7 +51,8 @@ def requirements() -> list[str]:
             "--space writes the requirements of hf_mae_robust, which are known where it is installed: pip install "
             '".[demo]", in a clone of it.'
         ) from error
-    needed = [part for part in required if part.marker is None or part.marker.evaluate({"extra": "demo"})]
+    chosen = [{"extra": extra} for extra in extras]
+    needed = [part for part in required if part.marker is None or any(map(part.marker.evaluate, chosen))]
     return sorted(f"{part.name}{part.specifier}" for part in needed)
 
 
@@ -65,7 +67,7 @@ def write_space(folder: str | Path, inspector: Inspector, title: str, hub_id: st
     The folder appears when it is complete. Raises FileExistsError where it is not empty, ValueError where this package
     is not installed.
     """
-    needed = requirements()
+    needed = requirements("demo", *(["bands"] if inspector.is_of_bands else []))
     settings = {
         "title": title.rpartition("/")[2],
         "emoji": "🧩",
@@ -73,6 +75,8 @@ def write_space(folder: str | Path, inspector: Inspector, title: str, hub_id: st
         "colorTo": "yellow",
         "sdk": "gradio",
         "sdk_version": version("gradio"),
+        # A string, because 3.10 is a number to YAML. The Hub's own choice may be older than what the packages need.
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
         "app_file": "app.py",
         "license": "apache-2.0",
         **({"models": [hub_id]} if hub_id else {}),

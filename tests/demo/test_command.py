@@ -13,10 +13,13 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.data.preprocessing import band_processor
 from hf_mae_robust.demo.command import requirements, write_space
 from hf_mae_robust.demo.inspector import load_inspector
+from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from tests.demo_models import save_model
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +125,9 @@ def test_a_space_names_its_sdk_and_what_it_needs(folder, tmp_path, installed, ca
     settings = front_matter(tmp_path / "space")
     assert settings["sdk"] == "gradio" and settings["app_file"] == "app.py" and settings["title"] == "my-model"
     assert settings["sdk_version"] == version("gradio")
+    # Quoted: YAML would read 3.10 as 3.1. The Hub's default may be too old for the package.
+    lowest = SpecifierSet(re.search('requires-python = "(.*)"', (ROOT / "pyproject.toml").read_text())[1])
+    assert isinstance(settings["python_version"], str) and lowest.contains(settings["python_version"])
     # The Hub refuses a card with other colours.
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert {settings["colorFrom"], settings["colorTo"]} <= colours and len(settings["emoji"]) == 1
@@ -131,6 +137,16 @@ def test_a_space_names_its_sdk_and_what_it_needs(folder, tmp_path, installed, ca
     assert needed == {*declared, "gradio"}
     names = {path.name for path in (tmp_path / "space" / "hf_mae_robust").iterdir()}
     assert {"demo", "hub", "model", "recipes"} <= names and "__pycache__" not in names
+
+
+def test_a_space_of_a_band_model_has_what_reads_its_files(tmp_path, installed):
+    form = BandForm(image_mean=(4500.0,) * 5, image_std=(2500.0,) * 5)
+    settings = {"num_channels": 5, "rescale_factor": 1.0, "image_mean": [4500.0] * 5, "image_std": [2500.0] * 5}
+    folder = save_model(tmp_path / "model", **settings)
+    band_processor(form, 64, 1.0).save_pretrained(folder)
+    main(["demo", str(folder), "--space", str(tmp_path / "space")])
+    needed = {Requirement(line).name for line in (tmp_path / "space" / "requirements.txt").read_text().splitlines()}
+    assert {"tifffile", "imagecodecs", "pydicom", "gradio"} <= needed
 
 
 def test_a_model_of_the_hub_is_named_at_its_commit(folder, tmp_path, installed):
