@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tests.loopback_hub import Handler, LoopbackHub
 
+LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "other")
 LFS_ENDINGS = (".safetensors", ".png", ".bin", ".pt", ".pth")
 
 
@@ -109,6 +110,9 @@ class ModelHandler(Handler):
     def validate(self, body: bytes) -> None:
         content = json.loads(body)["content"]
         errors = [] if content.startswith("---\n") else [{"message": "no metadata"}]
+        named = re.search(r"(?m)^license: (.*)$", content)
+        if named and named[1] not in LICENCES:
+            errors.append({"message": f'"license" must be one of [{", ".join(LICENCES)}]'})
         self._send(400 if errors else 200, json.dumps({"errors": errors, "warnings": []}).encode(), {})
 
     def repository(self, name: str, write: bool = False) -> Repository | None:

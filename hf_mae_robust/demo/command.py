@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from ..errors import UserError
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
+from ..hub.run_record import read_record
 from .inspector import Inspector, load_inspector
 
 PACKAGE = Path(__file__).parents[1]
@@ -56,13 +57,29 @@ def requirements(*extras: str) -> list[str]:
     return sorted(f"{part.name}{part.specifier}" for part in needed)
 
 
-def write_space(folder: str | Path, inspector: Inspector, title: str, hub_id: str | None, revision: str | None) -> None:
+def licence_of(source: str) -> str | None:
+    """Of the weights, as the run that trained them says; None where nobody has given one, or there was no such run."""
+    try:
+        return read_record(Path(source))["about"]["license"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def write_space(
+    folder: str | Path,
+    inspector: Inspector,
+    title: str,
+    hub_id: str | None,
+    revision: str | None,
+    model_license: str | None = None,
+) -> None:
     """A folder that is a Space of the Hub with the SDK gradio: `app.py`, `requirements.txt`, a `README.md` with the
     settings in its front matter, and this package, because a Space has no other way to it. A model of the Hub is
     loaded from there, at one commit; any other goes along, with its image processor, in `checkpoint/`.
 
     Args:
         hub_id, revision: of the model; None where it is not a model on the Hub.
+        model_license: of the weights, which becomes the Space's; None: it names none.
 
     The folder appears when it is complete. Raises FileExistsError where it is not empty, ValueError where this package
     is not installed.
@@ -78,7 +95,7 @@ def write_space(folder: str | Path, inspector: Inspector, title: str, hub_id: st
         # A string, because 3.10 is a number to YAML. The Hub's own choice may be older than what the packages need.
         "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
         "app_file": "app.py",
-        "license": "apache-2.0",
+        **({"license": model_license} if model_license else {}),
         **({"models": [hub_id]} if hub_id else {}),
     }
     with written_whole(folder) as path:
@@ -152,7 +169,8 @@ def run_demo(args: argparse.Namespace) -> None:
     )
     title = args.checkpoint if commit else Path(args.checkpoint).resolve().name
     if args.space is not None:
-        write_space(args.space, inspector, title, args.checkpoint if commit else None, commit)
+        hub_id = args.checkpoint if commit else None
+        write_space(args.space, inspector, title, hub_id, commit, licence_of(source))
         print(f"{args.space}: a Space; `hf upload NAME/OF-SPACE {args.space} --repo-type space` puts it on the Hub.")
         return
     from .app import build_app, launch  # gradio is optional

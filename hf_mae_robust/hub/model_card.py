@@ -124,10 +124,11 @@ _ALL_LIMITATIONS = (
     "It has learnt from the images named above, with their gaps and biases, and was tested on the split named above "
     "only. How it does on other cameras, places or people was not measured."
 )
-_OWN_LICENCE = (
-    "The weights: {name}, as whoever trained them says. The code beside them is hf_mae_robust's: Apache-2.0. The "
-    "images they were trained on have terms of their own."
+_ALL_LICENCES = (
+    "The code beside them is hf_mae_robust's: Apache-2.0. The images they were trained on have terms of their own."
 )
+_OWN_LICENCE = "The weights: {name}, as whoever trained them says."
+_NO_LICENCE = "Whoever trained the weights names no licence for them (`--model_license` of hf_mae_robust does)."
 
 
 def save_card(folder: str | Path, model_id: str | None = None, path: str | Path | None = None) -> None:
@@ -161,7 +162,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
             name: caption.replace("Held-out images", "Images of the training") for name, caption in PICTURES.items()
         }
     path = Path(path or folder)
-    task, name = about["task"], model_id or path.resolve().name
+    task, licence, name = about["task"], about["license"], model_id or path.resolve().name
     # As `portable`: other paths say nothing on another machine.
     model = model_id or (name if path.is_absolute() or ".." in path.parts else path.as_posix())
     mode, is_of_bands = MODES.get(_encoder(config).get("num_channels", 3)), _is_of_bands(folder)
@@ -173,7 +174,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         model_name=name.rpartition("/")[2],
         **_metadata(
             PRETRAINING if run.get("freeze_encoder") else task,  # an encoder, as far as the Hub can run it
-            about["license"],
+            licence,
             about["start"] if about["start_commit"] else None,
         ),
         datasets=[about["dataset"]] if about["is_dataset_on_hub"] else None,
@@ -219,7 +220,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         settings=_settings(run, config),
         software=", ".join(f"{package} {number}" for package, number in about["software"].items()),
         limitations=_limitations(task, is_of_bands, bool(run.get("freeze_encoder"))),
-        licence=_OWN_LICENCE.format(name=about["license"]),
+        licence=f"{_OWN_LICENCE.format(name=licence) if licence else _NO_LICENCE} {_ALL_LICENCES}",
     )
 
 
@@ -266,7 +267,7 @@ def _render(card_data: ModelCardData, **parts: Any) -> str:
     return str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), **parts)).rstrip() + "\n"
 
 
-def _metadata(task: str, model_license: str, base_model: str | None) -> dict[str, Any]:
+def _metadata(task: str, model_license: str | None, base_model: str | None) -> dict[str, Any]:
     return {
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[task],

@@ -55,7 +55,7 @@ def about_run(
     dataset_name: str | None,
     built_in_dataset: str,
     recipe: str | None,
-    model_license: str,
+    model_license: str | None,
 ) -> dict[str, Any]:
     """What `model_card.card_of_run` needs beside a run's settings.
 
@@ -63,7 +63,7 @@ def about_run(
         task: "pre-training", or the fine-tuning's.
         start, start_commit: model the run began with, None: from scratch; its commit, of one on the Hub.
         dataset_name: Hub id or path; None: `built_in_dataset`. recipe: value of --config.
-        model_license: as the Hub writes it.
+        model_license: as the Hub writes it; None: nobody has given one.
     """
     evaluated: Any = trainer.eval_dataset  # an `ImageSource`, of which this package knows nothing
     model = cast(nn.Module, trainer.model)

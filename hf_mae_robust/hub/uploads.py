@@ -9,7 +9,7 @@ from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from transformers.trainer_utils import HubStrategy
 
@@ -92,6 +92,21 @@ def _command(repo_id: str, folder: Path, revision: str | None) -> str:
     return f"hf upload {repo_id} {shlex.quote(str(folder))}{branch}{included}" + "".join(
         f" --delete {shlex.quote(name)}" for name in deleted
     )
+
+
+def check_license(name: str) -> None:
+    """Whether the Hub knows a licence: it would refuse the card, and with it the model, at the end of the training.
+    huggingface_hub has no list of them. Raises UserError."""
+    card = ModelCard(f"---\n{ModelCardData(license=name).to_yaml()}\n---\n")
+    try:
+        retrying(attempts=4).wraps(card.validate)()
+    except (HTTPError, OSError) as error:
+        raise UserError(f"--model_license {name}: {refusal(error, 'the check of licences', MODEL)}.") from error
+    except ValueError as error:
+        raise UserError(
+            f"--model_license {name}: the Hub knows no such licence. Give one of its identifiers, such as apache-2.0, "
+            "mit, cc-by-4.0 or other (https://huggingface.co/docs/hub/repositories-licenses), or leave the flag out."
+        ) from error
 
 
 def open_repository(name: str, token: str | None, revision: str | None, private: bool | None) -> str:

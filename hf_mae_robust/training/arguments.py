@@ -154,7 +154,9 @@ class RecipeArguments:
         "Skip at most N steps with a NaN or infinite loss or gradient before stopping. More than 0 makes the GPU "
         "wait for the CPU once a step.",
     )
-    model_license: str = option("apache-2.0", "Licence of the weights, for the model card (identifier of the Hub).")
+    model_license: str | None = option(
+        None, "Licence of the weights, for the model card: an identifier of the Hub, such as apache-2.0; default: none."
+    )
 
     def __post_init__(self) -> None:
         check_ranges(vars(self))

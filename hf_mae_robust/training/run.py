@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..hub.model_card import EXAMPLES
 from ..hub.run_record import PACKAGES, RECORD, about_run, write_record
+from ..hub.uploads import check_license
 from ..version import __version__
 from .arguments import ImageTrainingArguments
 from .checkpoints import check_config, last_checkpoint
@@ -145,6 +146,8 @@ def prepare(task: Task[Arguments, Any, AnyTrainer], given: Arguments) -> tuple[A
         opened = open_run(task, given)
     arguments, source, checkpoint = opened.arguments, opened.source, opened.checkpoint
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
+    if training.push_to_hub and (model_license := recipe.model_license) is not None:
+        first_process(lambda: check_license(model_license))
     labelled = cast(ImageSource, source if source is not None else opened.eval_source)
     class_names = labelled.class_names or ()
     with complete_models(training):

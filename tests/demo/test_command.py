@@ -135,16 +135,19 @@ def test_a_space_names_its_sdk_and_what_it_needs(folder, tmp_path, installed, ca
     text = (ROOT / "pyproject.toml").read_text()
     declared = re.findall(r'"([\w.-]+)[<>=]', text.split("\ndependencies = [")[1].split("]")[0])
     assert needed == {*declared, "gradio"}
+    assert "license" not in settings  # nobody has given one
     names = {path.name for path in (tmp_path / "space" / "hf_mae_robust").iterdir()}
     assert {"demo", "hub", "model", "recipes"} <= names and "__pycache__" not in names
 
 
-def test_a_space_of_a_band_model_has_what_reads_its_files(tmp_path, installed):
+def test_a_space_of_a_band_model_has_what_reads_its_files_and_the_licence_of_the_run(tmp_path, installed):
     form = BandForm(image_mean=(4500.0,) * 5, image_std=(2500.0,) * 5)
     settings = {"num_channels": 5, "rescale_factor": 1.0, "image_mean": [4500.0] * 5, "image_std": [2500.0] * 5}
     folder = save_model(tmp_path / "model", **settings)
     band_processor(form, 64, 1.0).save_pretrained(folder)
+    (folder / "run.json").write_text('{"about": {"license": "cc-by-4.0"}}')
     main(["demo", str(folder), "--space", str(tmp_path / "space")])
+    assert front_matter(tmp_path / "space")["license"] == "cc-by-4.0"
     needed = {Requirement(line).name for line in (tmp_path / "space" / "requirements.txt").read_text().splitlines()}
     assert {"tifffile", "imagecodecs", "pydicom", "gradio"} <= needed
 

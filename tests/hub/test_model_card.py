@@ -32,6 +32,7 @@ from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.paper import PAPER_RESULTS
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.recipes import recipe_path
+from hf_mae_robust.training.arguments import RecipeArguments
 from tests.fresh import code_of_card, run_without_the_package
 from tests.helpers import TINY, TINY_OVERRIDES, as_flags, finetuning_settings, photos
 
@@ -136,6 +137,16 @@ def test_the_card_of_a_run_that_evaluated_nothing_has_no_results(pretrained, tmp
     (folder / "run.json").write_text(json.dumps(run))
     card = ModelCard(card_of_run(folder))
     assert card.data.eval_results is None and "Reconstruction loss" not in card.text
+
+
+def test_a_licence_that_nobody_gave_is_not_in_the_card(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "waves")
+    run = json.loads((folder / "run.json").read_text())
+    run["about"]["license"] = RecipeArguments().model_license
+    (folder / "run.json").write_text(json.dumps(run))
+    card = ModelCard(card_of_run(folder))
+    assert card.data.license is None and "license" not in card.data.to_dict()
+    assert "names no licence" in card.text and "--model_license" in card.text and "The weights:" not in card.text
 
 
 def test_every_picture_in_the_card_is_there(pretrained):

@@ -323,6 +323,16 @@ def test_a_model_that_cannot_be_pushed_is_not_lost(kind, path, reason, run, word
     assert code == 0 and hub.repositories["ada/waves"].files().keys() == LEFT_BEHIND, output
 
 
+def test_a_licence_that_the_hub_does_not_know_is_refused_before_the_training(run, words, hub, tmp_path):
+    code, output = run("run_pretrain.py", *words("--model_license", "Apache 2.0"))
+    assert code == 2 and "--model_license Apache 2.0: the Hub knows no such licence" in output, output
+    assert "apache-2.0" in output and "Traceback" not in output
+    assert not hub.repositories and not (tmp_path / "waves" / "config.json").exists()
+    hub.faults = [Fault(500, "validate-yaml", "POST")]
+    code, output = run("run_pretrain.py", *words("--model_license", "mit"))
+    assert code == 2 and "--model_license mit: the Hub answered 500" in output, output
+
+
 def test_a_push_that_fails_in_between_is_a_warning(run, words, hub):
     hub.faults = [Fault(500, "commit", "POST", times=1)]
     code, output = run("run_pretrain.py", *words("--save_strategy", "epoch", "--hub_always_push", "true"))
