@@ -20,6 +20,9 @@ from .refusals import MODEL, refusal
 # All that loading a model reads; repositories often hold the weights in other forms too.
 _CONFIGURATION = ["*.json", "*.py"]
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+# Models are read from the top folder. Below it lie the weights of other precisions, and what runs leave behind:
+# checkpoints, and the parts of LoRA. Small files stay, such as those of an image processor in a folder of its own.
+_UNREAD = ["*/*.safetensors", "*/*.bin", "checkpoint-*/*", "last-checkpoint/*", "adapter/*", "base/*"]
 _OLD_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
@@ -28,9 +31,9 @@ def _is_hub_id(name: str) -> bool:
 
 
 def local_model(name: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
-    """A model of the Hub -> the folder it was downloaded to, and its commit. All of it is of this commit, also
-    when the branch moves meanwhile. Anything else, and whatever offline mode does not find in the cache, is returned as
-    it is, with None.
+    """A model of the Hub -> the folder that what loading reads was downloaded to, and its commit. All of it is of this
+    commit, also when the branch moves meanwhile. Anything else, and what offline mode does not find in the cache, is
+    returned as it is, with None.
 
     Args:
         name: folder, file, or Hub id. revision: branch, tag or commit; None: main. token: None: the one logged in with.
@@ -82,7 +85,9 @@ def _from_cache(name: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _download_once(name: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> str:
-    return snapshot_download(name, revision=revision, token=token, allow_patterns=list(patterns))
+    return snapshot_download(
+        name, revision=revision, token=token, allow_patterns=list(patterns), ignore_patterns=_UNREAD
+    )
 
 
 # What is complete already is not downloaded again, and the rest continues where it was.

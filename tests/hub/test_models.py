@@ -21,7 +21,7 @@ def hub(monkeypatch, tmp_path):
     class Hub:
         answers, asked = [], []
 
-        def snapshot_download(self, name, *, revision, token, allow_patterns):
+        def snapshot_download(self, name, *, revision, token, allow_patterns, ignore_patterns):
             self.asked.append((name, revision, token, allow_patterns))
             answer = self.answers.pop(0)
             if isinstance(answer, Exception):

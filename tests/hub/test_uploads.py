@@ -487,6 +487,21 @@ def test_faults_of_a_download_leave_nothing_half_written(run, hub, home, encoder
         assert snapshot.read_bytes() == files["model.safetensors"]
 
 
+def test_weights_of_checkpoints_and_adapters_are_not_downloaded(run, hub, home, encoder_dir, tmp_path):
+    repository, files = encoder_on(hub, encoder_dir)
+    unread = ("last-checkpoint/", "checkpoint-5/", "base/", "adapter/", "fp16/")
+    nested = {f"{folder}{name}": data for folder in unread for name, data in files.items()}
+    repository.commit("main", files | nested | {"image_processor/preprocessor_config.json": b"{}"}, "all")
+    (tmp_path / "load.py").write_text(LOAD)
+    code, output = run(tmp_path / "load.py", token=None)
+    assert code == 0, output
+    (snapshot,) = home.rglob("snapshots/*")
+    found = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    assert "image_processor/preprocessor_config.json" in found and set(files) <= found
+    assert not [name for name in found if name.endswith(".safetensors") and "/" in name]
+    assert not [name for name in found if name.startswith(unread[:4])]
+
+
 def test_weights_that_are_cut_off_on_the_hub_are_refused(run, words, hub, encoder_dir):
     repository, files = encoder_on(hub, encoder_dir)
     repository.commit("main", {**files, "model.safetensors": files["model.safetensors"][:-1000]}, "cut off")
