@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.data.preprocessing import band_processor, evaluation_processor
 from hf_mae_robust.finetune import main as finetune
+from hf_mae_robust.finetuning.arguments import AugmentationArguments, DetectionArguments, SegmentationArguments
 from hf_mae_robust.finetuning.classification.models import classifier_from_checkpoint
 from hf_mae_robust.finetuning.detection.models import DetectorSettings, detector_from_scratch
 from hf_mae_robust.finetuning.segmentation.models import SegmenterSettings, segmenter_from_scratch
@@ -222,6 +224,50 @@ for name in ("example_1.png", "example_1.png", "example_2.png"):
     with torch.no_grad():
         inputs = processor(Image.open(pretrained / "example_1.png"), return_tensors="pt")
         assert_close(torch.tensor(first), model.vit(**inputs).last_hidden_state[0], rtol=0, atol=1e-3)
+
+
+# What has no effect in runs of the other tasks, which record it all the same.
+ONLY_OF = {
+    "classification": {"crop_scale", "auto_augment", "random_erasing", "mixup", "cutmix", "mixup_prob"}
+    | {"mixup_switch_prob", "label_smoothing_factor"},
+    "segmentation": {"photometric_distortion", *(each.name for each in fields(SegmentationArguments))},
+    "detection": {each.name for each in fields(DetectionArguments)},
+}
+OF_FINETUNING = {"augmentation", "horizontal_flip", "layer_decay", "min_learning_rate"}
+# They are off, or their own default stands for them.
+UNSET = {"do_reduce_labels", "stride", "relative_position_bias", "scale_range"}
+
+
+def settings_in_card(pretrained, folder, task, **more) -> set[str]:
+    """Of a fine-tuning with every flag at its default but `more`: what its card lists of them."""
+    folder = shutil.copytree(pretrained, folder)
+    run = json.loads((folder / "run.json").read_text())
+    run["about"]["task"] = run["task"] = task
+    run |= {"label_smoothing_factor": 0.1, "layer_decay": 0.65, "min_learning_rate": 1e-6, "crop_scale": [0.08, 1]}
+    run |= {"horizontal_flip": True, "lr_scheduler_type": "cosine_with_min_lr"}
+    for group in (AugmentationArguments, SegmentationArguments, DetectionArguments):
+        run |= asdict(group())
+    (folder / "run.json").write_text(json.dumps(run | more))
+    rows = set(re.findall(r"(?m)^\| (\w+) \| ", card_of_run(folder)))
+    return rows & {*OF_FINETUNING, *UNSET, *set().union(*ONLY_OF.values())}
+
+
+@pytest.mark.parametrize("task", ONLY_OF)
+def test_the_settings_in_a_card_are_those_of_its_task(task, pretrained, tmp_path):
+    assert settings_in_card(pretrained, tmp_path / "model", task) == (ONLY_OF[task] | OF_FINETUNING) - UNSET
+    scaled = settings_in_card(pretrained, tmp_path / "scaled", task, scale_range=[0.5, 2.0])
+    assert ("scale_range" in scaled) is (task != "classification")
+
+
+def test_settings_without_effect_are_not_in_a_card(pretrained, tmp_path):
+    plain = settings_in_card(pretrained, tmp_path / "plain", "classification", augmentation=False)
+    assert plain == {"label_smoothing_factor", "layer_decay", "min_learning_rate"}
+    frozen = settings_in_card(pretrained, tmp_path / "frozen", "segmentation", freeze_encoder=True)
+    assert not frozen & {"layer_decay", "auxiliary_loss_weight", "segmentation_channels"} and "ignore_index" in frozen
+    for name, probe in (("linear", {"linear_probe": True}), ("attentive", {"probe": "attentive"})):
+        assert "layer_decay" not in settings_in_card(pretrained, tmp_path / name, "classification", **probe)
+    cosine = settings_in_card(pretrained, tmp_path / "cosine", "detection", lr_scheduler_type="cosine")
+    assert "min_learning_rate" not in cosine
 
 
 @pytest.mark.parametrize("channels", [3, 1])
