@@ -33,10 +33,11 @@ PIPELINES = {
     "segmentation": "image-segmentation",
     "detection": "object-detection",
 }
+TOP5 = "Top-5"
 # Result key, type of the metric on the Hub, name.
 METRICS = {
     PRETRAINING: (("eval_loss", "loss", "Reconstruction loss"),),
-    "classification": (("eval_accuracy", "accuracy", "Top-1"), ("eval_top5_accuracy", "accuracy", "Top-5")),
+    "classification": (("eval_accuracy", "accuracy", "Top-1"), ("eval_top5_accuracy", "accuracy", TOP5)),
     "segmentation": (("eval_mean_iou", "mean_iou", "Mean IoU"), ("eval_mean_accuracy", "accuracy", "Mean accuracy")),
     "detection": (
         ("eval_box_ap", "mAP", "Box AP"),
@@ -109,6 +110,10 @@ _OF_BANDS = (
     "sensor, or another scaling of its numbers, gives features without meaning and no error. Pipelines and the widgets "
     "of the Hub cannot run it."
 )
+_OF_OTHER_MODES = (
+    "Pipelines and the widgets of the Hub make three channels of every image, which is not what the model takes; they "
+    "cannot run it."
+)
 _LIMITATIONS = {
     PRETRAINING: (
         "The features are what filling in masked patches teaches; for most uses the encoder has to be fine-tuned. What "
@@ -170,10 +175,15 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     examples = [example for example in EXAMPLES if (folder / example).exists()]
     # Widgets make three channels of every image.
     widget = [{"src": example, "example_title": example} for example in examples if mode is None]
+    if len(config.get("id2label") or config.get("label_names") or ()) <= 5:  # of which the first five are all
+        measured = [entry for entry in measured if entry[0] != TOP5]
+    # The Hub's word for what runs a model, too, and there it would fail.
+    runs_in_pipelines = mode is None and not is_of_bands
     card_data = ModelCardData(
         model_name=name.rpartition("/")[2],
         **_metadata(
-            PRETRAINING if run.get("freeze_encoder") else task,  # an encoder, as far as the Hub can run it
+            # With --freeze_encoder an encoder, as far as the Hub can run it.
+            PIPELINES[PRETRAINING if run.get("freeze_encoder") else task] if runs_in_pipelines else None,
             licence,
             about["start"] if about["start_commit"] else None,
         ),
@@ -198,7 +208,8 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
     if task == PRETRAINING and "eval_loss_of_mean" in results:
         figures.append(("The same for predicting the mean", f"{results['eval_loss_of_mean']:.4f}"))
     example = examples[0] if examples else None
-    use_note = _use_note_of_bands(task) if is_of_bands else _use_note(task)
+    needs_timm = "TimmWrapperForImageClassification" in (config.get("architectures") or ())
+    use_note = _use_note_of_bands(task, needs_timm) if is_of_bands else _use_note(task, needs_timm)
     code = _code_of_bands(task, model) if is_of_bands else _code(task, model, example, model_id, mode)
     if run.get("freeze_encoder"):
         trust = ". `trust_remote_code=True` runs the code of the image processor, which lies beside the weights"
@@ -219,7 +230,7 @@ def card_of_run(folder: Path, model_id: str | None = None, path: str | Path | No
         training=_training(about, run, results, history, folder),
         settings=_settings(run, config),
         software=", ".join(f"{package} {number}" for package, number in about["software"].items()),
-        limitations=_limitations(task, is_of_bands, bool(run.get("freeze_encoder"))),
+        limitations=_limitations(task, is_of_bands, bool(run.get("freeze_encoder")), mode),
         licence=f"{_OWN_LICENCE.format(name=licence) if licence else _NO_LICENCE} {_ALL_LICENCES}",
     )
 
@@ -242,7 +253,7 @@ def card_of_recipe(name: str) -> str:
     overrides = recipe.get("config_overrides") or {}
     config = {"image_size": recipe.get("image_size", 224), **(overrides if isinstance(overrides, dict) else {})}
     return _render(
-        ModelCardData(**_metadata(task, "apache-2.0", None)),
+        ModelCardData(**_metadata(PIPELINES[task], "apache-2.0", None)),
         title=path.stem,
         summary=(
             f"**A recipe: no weights were trained with it here.** {paper.what}, as `--config {path.stem}` of "
@@ -267,10 +278,10 @@ def _render(card_data: ModelCardData, **parts: Any) -> str:
     return str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), **parts)).rstrip() + "\n"
 
 
-def _metadata(task: str, model_license: str | None, base_model: str | None) -> dict[str, Any]:
+def _metadata(pipeline: str | None, model_license: str | None, base_model: str | None) -> dict[str, Any]:
     return {
         "library_name": "transformers",
-        "pipeline_tag": PIPELINES[task],
+        "pipeline_tag": pipeline,
         "license": model_license,
         "base_model": base_model,
         "tags": ["hf_mae_robust", "masked-autoencoder", "vision"],
@@ -347,16 +358,16 @@ def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[s
     )
 
 
-def _limitations(task: str, is_of_bands: bool, is_frozen: bool = False) -> str:
+def _limitations(task: str, is_of_bands: bool, is_frozen: bool, mode: str | None) -> str:
+    """mode: as of `_code`."""
+    of_bands = f"{_OF_BANDS} " if is_of_bands else f"{_OF_OTHER_MODES} " if mode else ""
     if is_frozen:
-        of_bands = f"{_OF_BANDS} " if is_of_bands else ""
         return (
             "The linear layer shows what the frozen features hold; a fine-tuned model segments better. It knows these "
             f"classes only. {of_bands}{_ALL_LIMITATIONS}"
         )
-    if not is_of_bands:
-        return f"{_LIMITATIONS[task]} {_ALL_LIMITATIONS}"
-    return f"{_LIMITATIONS[task].replace('The pipeline', 'The image processor')} {_OF_BANDS} {_ALL_LIMITATIONS}"
+    of_task = _LIMITATIONS[task].replace("The pipeline", "The image processor") if of_bands else _LIMITATIONS[task]
+    return f"{of_task} {of_bands}{_ALL_LIMITATIONS}"
 
 
 def _is_of_bands(folder: Path) -> bool:
@@ -401,16 +412,17 @@ def _span(numbers: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _use_note_of_bands(task: str) -> str:
+def _use_note_of_bands(task: str, needs_timm: bool) -> str:
+    timm = ", timm" if needs_timm else ""
     return (
-        "Only transformers and torchvision are needed, and for TIFF files tifffile and imagecodecs, for DICOM pydicom. "
-        "`trust_remote_code=True` runs the code that lies beside the weights: the image processor, which chooses the "
-        "bands, fills missing pixels and normalises as in the training"
+        f"Only transformers{timm} and torchvision are needed, and for TIFF files tifffile and imagecodecs, for DICOM "
+        "pydicom. `trust_remote_code=True` runs the code that lies beside the weights: the image processor, which "
+        "chooses the bands, fills missing pixels and normalises as in the training"
         + (", and the model. Nothing is masked:" if task == PRETRAINING else ". The model is a stock one:")
     )
 
 
-def _use_note(task: str) -> str:
+def _use_note(task: str, needs_timm: bool) -> str:
     if task == PRETRAINING:
         return (
             "Only transformers is needed; `trust_remote_code=True` runs the model's code, which lies beside the "
@@ -421,7 +433,7 @@ def _use_note(task: str) -> str:
             "Only transformers and torchvision are needed; `trust_remote_code=True` runs the model's code, which lies "
             "beside the weights:"
         )
-    return "A stock model: only transformers is needed."
+    return f"A stock model: only transformers {'and timm are' if needs_timm else 'is'} needed."
 
 
 def _code(task: str, model: str, example: str | None, model_id: str | None, mode: str | None) -> str:

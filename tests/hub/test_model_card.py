@@ -168,7 +168,8 @@ def test_a_picture_that_is_gone_is_left_out_when_the_card_is_written_again(pretr
     card = ModelCard.load(folder / "README.md")
     assert "loss.png" not in card.text and "reconstructions.png" in card.text
     assert [example["src"] for example in card.data.widget] == ["example_2.png"]
-    assert 'from_pretrained("somebody/waves"' in card.text and 'hf_hub_download("somebody/waves", "example_2.png")'
+    assert 'from_pretrained("somebody/waves"' in card.text
+    assert 'hf_hub_download("somebody/waves", "example_2.png")' in card.text
     assert not list(folder.glob("*.part"))
 
 
@@ -291,14 +292,39 @@ def test_the_card_of_a_classifier(channels, tmp_path, photos_dir, monkeypatch):
     folder = Path("outputs/waves")
     card = ModelCard.load(folder / "README.md")
     results = json.loads((folder / "all_results.json").read_text())
-    assert [result.metric_value for result in card.data.eval_results] == [
-        results["eval_accuracy"],
-        results["eval_top5_accuracy"],
-    ]
-    assert card.data.pipeline_tag == "image-classification" and "fine-tuned from encoder" in card.text
+    # Of two classes, one of the first five is always right.
+    assert results["eval_top5_accuracy"] == 1 and "Top-5" not in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [results["eval_accuracy"]]
+    assert card.data.eval_results[0].task_type == "image-classification"
+    # Pipelines make three channels of every image.
+    assert card.data.pipeline_tag == ("image-classification" if channels == 3 else None)
+    assert ("cannot run it" in card.text) is (channels == 1) and "fine-tuned from encoder" in card.text
     assert "confusion_matrix.png" in card.text and (card.data.get("widget") is None) is (channels == 1)
     printed = run_without_the_package(code_of_card(folder / "README.md"), tmp_path)
     assert "'label': 'a'" in printed if channels == 3 else printed.strip() in ("a", "b")
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+@pytest.mark.parametrize("architecture", ["BeitForImageClassification", "TimmWrapperForImageClassification"])
+def test_a_card_says_what_loading_needs_and_top_5_of_more_than_five_classes(
+    architecture, classes, pretrained, tmp_path
+):
+    folder = shutil.copytree(pretrained, tmp_path / "model")
+    run, config = (json.loads((folder / name).read_text()) for name in ("run.json", "config.json"))
+    run["about"]["task"] = "classification"
+    (folder / "run.json").write_text(json.dumps(run))
+    names = {str(number): f"class {number}" for number in range(classes)}
+    is_timm = architecture.startswith("Timm")
+    labels = {"label_names": list(names.values())} if is_timm else {"id2label": names}
+    (folder / "config.json").write_text(json.dumps(config | labels | {"architectures": [architecture]}))
+    (folder / "all_results.json").write_text(json.dumps({"eval_accuracy": 0.5, "eval_top5_accuracy": 1.0}))
+    card = ModelCard(card_of_run(folder))
+    assert [result.metric_name for result in card.data.eval_results] == ["Top-1", "Top-5"][: classes - 4]
+    needed = "only transformers and timm are needed" if is_timm else "only transformers is needed"
+    assert f"A stock model: {needed}." in card.text
+    band_processor(BandForm(image_mean=(1.0,) * 5, image_std=(2.0,) * 5), 16, 1.0).save_pretrained(folder)
+    needed = "Only transformers, timm and torchvision" if is_timm else "Only transformers and torchvision"
+    assert f"{needed} are needed" in card_of_run(folder)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
@@ -350,6 +376,7 @@ def test_the_card_of_a_band_model_reads_files_by_its_own_image_processor(pretrai
     folder = bands_of(shutil.copytree(pretrained, tmp_path / "bands"), model, form)
     card = ModelCard.load(folder / "README.md")
     assert card.data.get("widget") is None and "Pipelines and the widgets of the Hub cannot run it" in card.text
+    assert card.data.pipeline_tag is None
     assert "takes 5 bands and normalises them: means 4500, standard deviations 2500" in card.text
     code = code_of_card(folder / "README.md")
     assert "image.tif" in code and "pipeline(" not in code
@@ -506,7 +533,7 @@ def test_the_code_in_model_cards_runs(tag, stand_ins):
     codes = {
         code_of_card(path).replace(name, "small")
         for name, path in CARDS.items()
-        if metadata_load(path)["pipeline_tag"] == tag and '.convert("L")' not in path.read_text()
+        if metadata_load(path).get("pipeline_tag") == tag and '.convert("L")' not in path.read_text()
     }
     assert 1 <= len(codes) <= 2
     printed = [run_without_the_package(code + "\nprint('done')", stand_ins[tag]) for code in codes]
