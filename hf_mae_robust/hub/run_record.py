@@ -67,12 +67,13 @@ def about_run(
     """
     evaluated: Any = trainer.eval_dataset  # an `ImageSource`, of which this package knows nothing
     model = cast(nn.Module, trainer.model)
+    named = dataset_name and dataset_name.removeprefix("hf://datasets/")
     return {
         "task": task,
         "start": short_name(start),
         "start_commit": start_commit,
-        "dataset": short_name(dataset_name) or built_in_dataset,
-        "is_dataset_on_hub": dataset_name is not None and not is_there(dataset_name),
+        "dataset": short_name(named) or built_in_dataset,
+        "is_dataset_on_hub": named is not None and "://" not in named and not is_there(named),
         "evaluated_on": None if evaluated is None else evaluated.description.rpartition("/")[2],
         "split": None if evaluated is None else _split_of(evaluated),
         "num_evaluated": None if evaluated is None else evaluated.num_rows,

@@ -32,6 +32,9 @@ def test_paths_of_this_machine_are_shortened_and_names_of_the_hub_are_not(tmp_pa
     local, remote, built_in = (about(trainer_on(), name) for name in (str(tmp_path / "ours"), "ada/waves", None))
     assert (local["dataset"], local["is_dataset_on_hub"]) == ("ours", False)
     assert (remote["dataset"], remote["is_dataset_on_hub"]) == ("ada/waves", True)
+    named, elsewhere = (about(trainer_on(), name) for name in ("hf://datasets/ada/waves", "s3://bucket/waves"))
+    assert (named["dataset"], named["is_dataset_on_hub"]) == ("ada/waves", True)
+    assert (elsewhere["dataset"], elsewhere["is_dataset_on_hub"]) == ("s3://bucket/waves", False)
     assert (built_in["dataset"], built_in["is_dataset_on_hub"]) == ("digits", False)
 
 
