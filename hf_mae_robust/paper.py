@@ -28,11 +28,12 @@ TOP1 = "ImageNet-1K top-1 after fine-tuning, percent"
 
 class PaperResult(NamedTuple):
     """What the paper says about a recipe. what: the model. table: where the figures stand. figures: (name, value as
-    printed)."""
+    printed). source: where the paper has them from."""
 
     what: str
     table: str
     figures: tuple[tuple[str, str], ...]
+    source: str = "from its own runs"
 
 
 def _pretraining(what: str, table: str, encoder: str, variant: str) -> PaperResult:
@@ -67,7 +68,7 @@ PAPER_RESULTS = {
     "vit_base_mae_800ep": _pretraining("MAE, ViT-B/16, 800 epochs, the paper's run", "Table 2", "ViT-B", "mae"),
     "vit_base_mae_1600ep": _pretraining(
         "MAE, ViT-B/16, 1600 epochs, by He et al. 2022", "Table 2", "ViT-B", "mae_1600"
-    ),
+    )._replace(source="which quotes He et al. 2022"),
     "vit_large_mae_800ep": _pretraining("MAE, ViT-L/16, 800 epochs, the paper's run", "Table 2", "ViT-L", "mae"),
     "vit_base_midlevel_800ep": _pretraining(
         "ViT-B/16 with mid-level mask tokens, 800 epochs", "Table 5", "ViT-B", "mid_25"

@@ -8,6 +8,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from ..data.source import ImageSource
 from ..errors import UserError
+from ..hub.run_record import in_millions
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
@@ -171,8 +172,8 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
         if arguments.recipe.eval_only:
             return f"Evaluating {start} on {trainer.eval_source.description} ({details})"
         encoder = getattr(config, "backbone_config", config)
-        millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
-        sizes = f"{encoder.model_type} {encoder.hidden_size}x{encoder.num_hidden_layers}, {millions:.3g} M parameters"
+        size = in_millions(sum(parameter.numel() for parameter in trainer.model.parameters()))
+        sizes = f"{encoder.model_type} {encoder.hidden_size}x{encoder.num_hidden_layers}, {size} parameters"
         return self.hint_at_small_recipe(trainer, arguments) + (
             f"Fine-tuning {start} ({sizes}; {details}) for {self.name} of "
             f"{len(trainer.class_names)} classes on {describe_length(trainer)}"

@@ -20,6 +20,7 @@ from ..errors import UserError, refused_by_library
 from ..paper import PAPER_RESULTS
 from ..recipes import recipe_path
 from .before_after import before_and_after
+from .run_record import in_millions
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -261,7 +262,7 @@ def card_of_recipe(name: str) -> str:
         ),
         figures=paper.figures,
         figures_title=f"The paper's figures ({paper.table})",
-        note="These are the paper's, from its own runs. They were not reproduced here.",
+        note=f"These are the paper's, {paper.source}. They were not reproduced here.",
         use_note=f"When you have trained it, with `--output_dir {recipe['output_dir']}`:",
         code=_code(task, recipe["output_dir"], EXAMPLES[0], None, mode=None),
         pictures=(),
@@ -334,7 +335,7 @@ def _summary(about: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[s
     what = (
         f"A Vision Transformer ({encoder['num_hidden_layers']} blocks of width {encoder['hidden_size']}, patches of "
         f"{_by(encoder['patch_size'])} pixels, images of {_by(config.get('image_size', encoder['image_size']))}; "
-        f"{about['num_parameters'] / 1e6:.3g} M parameters in all)"
+        f"{in_millions(about['num_parameters'])} parameters in all)"
     )
     link = f"[{about['dataset']}](https://huggingface.co/datasets/{about['dataset']})"
     commit = f" at commit {about['start_commit'][:10]}" if about["start_commit"] else ""
@@ -601,7 +602,7 @@ def run_card(args: argparse.Namespace) -> None:
     output = args.output
     if output.is_dir() or (output.suffix != ".md" and not output.exists()):
         output.mkdir(parents=True, exist_ok=True)
-        for name in PICTURES:
+        for name in (*PICTURES, *EXAMPLES):
             if (Path(args.source) / name).exists():
                 shutil.copy(Path(args.source) / name, output)
         output /= CARD

@@ -36,6 +36,11 @@ def portable(value: Any) -> Any:
     return value
 
 
+def in_millions(number: int) -> str:
+    """Of parameters: "1.22 M", "1,235 M"."""
+    return f"{number / 1e6:,.0f} M" if number >= 999.5e6 else f"{number / 1e6:.3g} M"
+
+
 def hardware_of(trainer: Trainer) -> str:
     """Such as "8 x NVIDIA H100" or "1 x CPU process (4 threads)"."""
     device, count = trainer.args.device, trainer.args.world_size

@@ -15,6 +15,7 @@ from ..data.source import ImageSource
 from ..errors import UserError
 from ..hub.before_after import before_and_after
 from ..hub.model_card import PRETRAINING
+from ..hub.run_record import in_millions
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import to_pair
 from ..statistics.band_settings import sample_of, say_of_sample
@@ -124,7 +125,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
 
     def describe(self, trainer: MAETrainer, arguments: PretrainArguments) -> str:
         config = trainer.model.config
-        millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+        parameters = in_millions(sum(parameter.numel() for parameter in trainer.model.parameters()))
         target = config.target_normalization + (" + per patch" if config.norm_pix_loss else "")
         if config.norm_pix_loss and config.norm_pix_axis == "channel":
             target += " and channel"
@@ -136,7 +137,7 @@ class PretrainingTask(Task[PretrainArguments, ViTMAERobustForPreTraining, MAETra
         image, patch = ("x".join(map(str, to_pair(size))) for size in (config.image_size, config.patch_size))
         return (
             f"Pre-training a masked autoencoder (encoder {config.hidden_size}x{config.num_hidden_layers}, decoder "
-            f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {millions:.3g} M parameters; {image} "
+            f"{config.decoder_hidden_size}x{config.decoder_num_hidden_layers}, {parameters} parameters; {image} "
             f"px, patch {patch}, {config.mask_ratio:.0%} masked; {ingredients}; attention "
             f"{config._attn_implementation}) on {describe_length(trainer)}"
             f"{describe_guards(trainer, arguments.training)}{describe_schedule(trainer)}"

@@ -160,6 +160,24 @@ def test_every_picture_in_the_card_is_there(pretrained):
     assert len(card.data.widget) == 2
 
 
+def test_a_card_elsewhere_has_its_pictures_and_examples(pretrained, tmp_path, capsys):
+    main(["card", str(pretrained), "--output", str(tmp_path / "elsewhere")])
+    card = ModelCard.load(tmp_path / "elsewhere" / "README.md")
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", card.text) + [example["src"] for example in card.data.widget]
+    assert len(shown) == 4 and {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"README.md", *shown}
+
+
+@pytest.mark.parametrize(
+    "number, words", [(1_220_000, "1.22 M"), (999_600_000, "1,000 M"), (1_234_567_890, "1,235 M"), (86_000_000, "86 M")]
+)
+def test_the_number_of_parameters_reads_as_one(number, words, pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "model")
+    run = json.loads((folder / "run.json").read_text())
+    run["about"]["num_parameters"] = number
+    (folder / "run.json").write_text(json.dumps(run))
+    assert f"; {words} parameters in all)" in card_of_run(folder)
+
+
 def test_a_picture_that_is_gone_is_left_out_when_the_card_is_written_again(pretrained, tmp_path, capsys):
     folder = shutil.copytree(pretrained, tmp_path / "copy")
     (folder / "loss.png").unlink()
@@ -477,6 +495,7 @@ def test_cards_of_recipes_are_up_to_date_and_claim_nothing(name):
     card = ModelCard(text)
     assert card.data.eval_results is None and "no weights were trained with it here" in text
     assert "the paper's" in text and all(f"| {value} |" in text for _, value in PAPER_RESULTS[name].figures)
+    assert ("from its own runs" in text) is ("He et al. 2022" not in text)
 
 
 def test_a_recipe_that_is_no_row_of_the_paper_has_no_card(capsys):

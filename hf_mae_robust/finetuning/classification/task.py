@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TimmWrapperForImageClassification
 from ...conversion.pixels import Pixels, read_processor
 from ...data.preprocessing import EvaluationTransform
 from ...errors import UserError
+from ...hub.run_record import in_millions
 from ...model.configuration_vit_mae_robust import to_pair
 from ...training.intervals import accuracy_interval
 from ...training.predictions import PREDICTIONS
@@ -151,7 +152,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         details = "linear probe with LARS, " if arguments.model.linear_probe else details
         if arguments.model.probe == "attentive":
             trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-            details = f"attentive probe of {trained / 1e6:.3g} M parameters, "
+            details = f"attentive probe of {in_millions(trained)} parameters, "
         if arguments.model.lora_r is not None:
             from .lora import share_trained  # peft is optional
 
