@@ -63,7 +63,9 @@ class Demo:
     def __init__(self, inspector: Inspector):
         self.inspector = inspector
 
-    def open(self, upload: dict[str, Any] | None, mask_ratio: float = 0.0, seed: float | None = 0) -> tuple[Any, ...]:
+    def open(
+        self, upload: dict[str, Any] | None, mask_ratio: float | None = 0.0, seed: float | None = 0
+    ) -> tuple[Any, ...]:
         """An upload -> all pictures: attention, features, of a classifier the classes; then with a decoder what `show`
         gives, else the prepared image. Nothing of nothing."""
         if upload is None:
@@ -77,7 +79,7 @@ class Demo:
             seen.append(self.named(observation.probabilities))
         if not self.inspector.has_decoder:
             return *seen, to_shown(rgb)
-        return *seen, *self.draw({"pixels": pixels}, mask_ratio, seed or 0)
+        return *seen, *self.draw({"pixels": pixels}, mask_ratio or 0, seed or 0)
 
     def named(self, probabilities: torch.Tensor) -> dict[str, float]:
         """Classes with their probabilities; of two of the same name (ImageNet has some) the second with its number."""
@@ -94,9 +96,10 @@ class Demo:
         shown = to_shown(self.inspector.picture_of(rebuilt, pixels))
         return state, masked, shown, f"{int(mask.sum())} of {mask.numel()} patches are masked."
 
-    def draw(self, state: dict[str, Any] | None, mask_ratio: float, seed: float | None) -> tuple[Any, ...]:
+    def draw(self, state: dict[str, Any] | None, mask_ratio: float | None, seed: float | None) -> tuple[Any, ...]:
         """A random mask."""
-        if state is None or seed is None:  # before there is an image, or while a seed is being typed
+        # Before there is an image, or while a number is being typed.
+        if state is None or mask_ratio is None or seed is None:
             return gr.skip()
         if not 0 <= int(seed) < 2**63:
             raise gr.Error(f"Seed {seed}: needs a whole number from 0 to 2^63 - 1.")

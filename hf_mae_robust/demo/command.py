@@ -135,7 +135,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="folder, Hub id or official file of a pre-training model, an encoder or a classifier",
+        help="folder, Hub id or official file of a pre-training model, an encoder or a classifier (no attentive probe)",
     )
     parser.add_argument("--space", type=Path, metavar="DIR", help="write a Space for the Hub to DIR, and start nothing")
     model = parser.add_argument_group("model")

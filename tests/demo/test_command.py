@@ -1,6 +1,7 @@
 """python -m hf_mae_robust demo: its words, and the Space that it writes."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -64,13 +65,17 @@ def test_without_gradio_the_message_says_how_to_install_it(folder, monkeypatch, 
         (["{model}", "--device", "toaster"], "--device toaster"),
         (["{model}", "--space", "{model}"], "is not an empty folder"),
         (["{file}"], "not a PyTorch file"),
+        (["{probe}"], "is a 'timm_wrapper' model"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_bad_input_ends_in_one_sentence(folder, tmp_path, capsys, monkeypatch, words, expected):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     (tmp_path / "file.pth").write_text("nothing")
-    words = [word.format(model=folder, file=tmp_path / "file.pth") for word in words]
+    (tmp_path / "probe").mkdir()
+    config = {"model_type": "timm_wrapper", "architecture": "vit_base_patch16_224", "num_classes": 2}
+    (tmp_path / "probe" / "config.json").write_text(json.dumps(config | {"label_names": ["ant", "bee"]}))
+    words = [word.format(model=folder, file=tmp_path / "file.pth", probe=tmp_path / "probe") for word in words]
     assert expected in message(capsys, *words)
 
 
@@ -105,6 +110,15 @@ def test_a_click_goes_to_the_patch_under_it_on_a_grid_that_is_no_square(tmp_path
         clicked, picture, *_ = demo.click(state, SimpleNamespace(index=[x, y]))
         assert picture.size == (448, 336)
         assert clicked["mask"].nonzero().tolist() == [[row, column]] and not state["mask"].any()
+
+
+def test_an_emptied_mask_ratio_is_waited_for(tmp_path, monkeypatch):
+    app = pytest.importorskip("hf_mae_robust.demo.app", reason="gradio is not installed")
+    demo = app.Demo(load_inspector(str(save_model(tmp_path / "model"))))
+    monkeypatch.setattr(app, "read_upload", lambda upload, inspector: torch.zeros(3, 64, 64, dtype=torch.uint8))
+    state, *_, count = demo.open({"path": "image.png"}, None, None)[2:]
+    assert count == "0 of 64 patches are masked." and not state["mask"].any()
+    assert demo.draw(state, None, 0) == app.gr.skip()
 
 
 def test_classes_of_the_same_name_are_told_apart(tmp_path):
