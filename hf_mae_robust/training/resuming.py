@@ -101,17 +101,27 @@ class Resuming(TypedTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.allow_elastic_resume:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            self._load_fitting_optimizer(checkpoint)
             return
         # The checkpoint's learning rate was that of its batch size, and its step one of its steps.
         scheduler = cast(LambdaLR, self.lr_scheduler)
         base_rates = list(scheduler.base_lrs)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        self._load_fitting_optimizer(checkpoint)
         step = self.state.global_step
         scheduler.base_lrs, scheduler.last_epoch = base_rates, step
         scheduler._last_lr = [base * rate(step) for base, rate in zip(base_rates, scheduler.lr_lambdas)]
         for group, base, rate in zip(cast(Optimizer, self.optimizer).param_groups, base_rates, scheduler._last_lr):
             group["initial_lr"], group["lr"] = base, rate
+
+    def _load_fitting_optimizer(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # PyTorch's, where the groups of parameters are other ones
+            raise CheckpointError(
+                f"The optimizer of {checkpoint} does not fit this training: {error}. An earlier version may have "
+                "written it, which trained or decayed other parameters. Start again with --overwrite_output_dir, or "
+                "in another --output_dir with --model_name_or_path, which takes the weights of this checkpoint."
+            ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Resuming loads the weights with `strict=False` and only warns; training on with fresh blocks would look like

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from hf_mae_robust.data.former_order import former_batches
@@ -63,6 +64,23 @@ def test_intervals_that_are_shares_of_the_run_raise_no_false_alarm(tmp_path):
     logger.removeHandler(handler)
     assert checkpoint == str(tmp_path / "run" / "checkpoint-2") and trainer.state.global_step == 4
     assert said == []
+
+
+@pytest.mark.parametrize("elastic", [(), ("--allow_elastic_resume",)])
+def test_an_optimizer_of_other_parameters_is_refused_in_a_sentence(elastic, tmp_path):
+    """An earlier version trained a token that nothing uses; PyTorch's error would look like a bug of this package."""
+    dataset, run = write_parquet_set(tmp_path / "set", {"train": 16}), tmp_path / "run"
+    words = tiny_run(dataset, "--output_dir", str(run), "--max_steps", "2", "--save_strategy", "steps")
+    words += ["--save_steps", "1", "--per_device_train_batch_size", "4", *elastic]
+    main(words)
+    shutil.rmtree(run / "checkpoint-2")
+    state = torch.load(run / "checkpoint-1" / "optimizer.pt")
+    state["param_groups"][0]["params"].append(999)
+    torch.save(state, run / "checkpoint-1" / "optimizer.pt")
+    seal(run / "checkpoint-1")
+    trainer, checkpoint = prepare(make_parser().parse(words))
+    with pytest.raises(CheckpointError, match="optimizer of .*checkpoint-1 does not fit .* group .*Start again"):
+        trainer.train(checkpoint)
 
 
 @pytest.mark.slow  # test_order.py has the order by itself

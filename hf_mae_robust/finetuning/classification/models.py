@@ -224,7 +224,11 @@ def _own_class(
             may_be_missing += (f"{model_class.base_model_prefix}.pooler.",)
     options = {"attn_implementation": settings.attn_implementation, **source.access.options}
     model = load_strictly(model_class, source.checkpoint, may_be_missing, **fields, **options)
-    fit_channels(cast(PreTrainedModel, model.base_model), source)
+    encoder: Any = model.base_model
+    fit_channels(encoder, source)
+    if (mask_token := getattr(encoder.embeddings, "mask_token", None)) is not None:
+        # No image is masked here, and DistributedDataParallel would wait for its gradient.
+        mask_token.requires_grad_(False)
     if settings.image_size not in (None, square_size(config.image_size)):
         _resize(model, settings.image_size)
     if kind in DINOV2:  # stock gives the same rate to all blocks

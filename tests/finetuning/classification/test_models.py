@@ -200,9 +200,15 @@ def drop_rates(model):
     return [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
 
 
+def assert_all_train(model):
+    """All but the token of masked patches, which no classifier uses."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.endswith(".mask_token")}
+
+
 def assert_ready_to_train(model, rate, head_std=HEAD_STD):
     assert model.training and model.dtype == torch.float32
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert_all_train(model)
     assert model.config.id2label == LABELS["id2label"] and model.config.label2id == LABELS["label2id"]
     assert model.config.problem_type == "single_label_classification"
     if rate is not None:
@@ -290,6 +296,21 @@ def test_other_kinds_train_as_their_own_class_on_the_features_of_the_source(kind
             assert encoder.image_size == 32
 
 
+@pytest.mark.parametrize("kind", [*VITS, *OWN, *(f"own {kind}" for kind in OWN_CLASSIFIERS)])
+def test_every_parameter_that_trains_gets_a_gradient(kind, tmp_path):
+    """DistributedDataParallel waits for the gradients of all of them."""
+    makes = VITS | {name: make for name, (make, _) in OWN.items()}
+    makes |= {f"own {name}": make for name, make in OWN_CLASSIFIERS.items()}
+    name, poolings = save(perturb(makes[kind]()), tmp_path / "source"), [None]
+    if kind in VITS or kind in ("BEiT, CLS", "BEiT, pre-trained"):
+        poolings += ["mean", "cls"]
+    for pooling in poolings:
+        model, pixels = classifier_from_checkpoint(ModelSource(name), CLASSES, ClassifierSettings(pooling=pooling))
+        model(images(3, channels=pixels.num_channels)).logits.square().sum().backward()
+        unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert unused == [], pooling
+
+
 def test_pooling_of_a_beit_encoder_is_chosen(tmp_path):
     source = perturb(BeitModel(BeitConfig(**BEIT, use_mean_pooling=False)))
     name, pixel_values = save(source, tmp_path / "source"), images(3)
@@ -309,7 +330,8 @@ def test_a_classifier_goes_on_with_its_head_or_gets_a_new_one(kind, tmp_path):
     name, pixel_values = save(source, tmp_path / "source"), images(3)
     expected = logits_of(source, pixel_values)
     model, _ = classifier_from_checkpoint(ModelSource(name), CLASSES)
-    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert model.training
+    assert_all_train(model)
     torch.testing.assert_close(logits_of(model, pixel_values), expected, **EXACT)
 
     evaluated, _ = classifier_for_evaluation(ModelSource(name), CLASSES)
