@@ -58,8 +58,13 @@ def positions_for(encoder: PreTrainedModel, image_size: int) -> torch.Tensor:
 
 
 def is_sincos(table: torch.Tensor, grid: tuple[int, int]) -> bool:
-    """Whether a position table `(1, 1 + L, d)` is MAE's own, which is not trained."""
-    return torch.allclose(table, sincos_position_embedding(grid, table.shape[-1]).to(table), atol=1e-4)
+    """Whether a position table `(1, 1 + L, d)` is MAE's own, which is not trained, also where it was once rounded to
+    half precision."""
+    error = (table.float() - sincos_position_embedding(grid, table.shape[-1]).to(table.device)).abs().max()
+    # Only a table that half precision can hold may have been rounded: a wider tolerance for all would take one that was
+    # trained a little for MAE's. The values lie within 1, below which a half step of the type is eps / 4.
+    halves = [each for each in (torch.bfloat16, torch.float16) if torch.equal(table, table.to(each).to(table.dtype))]
+    return bool(error <= 1e-4 + max((torch.finfo(each).eps / 4 for each in halves), default=0.0))
 
 
 def table_for(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:

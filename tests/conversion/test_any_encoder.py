@@ -106,6 +106,34 @@ def test_transformers_classes(kind, tmp_path):
         assert list(model.config.image_mean) == pytest.approx([0.4] * 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_sine_cosine_table_is_known_in_half_precision_and_one_that_was_trained_a_little_is_not(dtype, tmp_path):
+    there = published_mae().to(dtype)
+    there.save_pretrained(tmp_path / "mae")
+    source = ModelSource(str(tmp_path / "mae"))
+    for size, positions in ((16, there.vit.embeddings.position_embeddings.float()), (32, sincos_of_the_paper(8, 32))):
+        config = read_pretraining_config(ModelSource(source.name, {"image_size": size}), read_start(source).config)
+        model, said = load_start(source, config)
+        assert "positions fixed (sine-cosine)" in said
+        found = model.vit.embeddings.position_embeddings
+        assert not found.requires_grad
+        assert_close(found.detach(), positions, rtol=0, atol=1e-5)
+
+    there = published_mae()
+    there.vit.embeddings.position_embeddings.data += 1e-3 * torch.randn(1, 17, SIZES["hidden_size"])
+    there.to(dtype).save_pretrained(tmp_path / "tuned")
+    assert read_start(ModelSource(str(tmp_path / "tuned"))).learns_positions
+
+
+def sincos_of_the_paper(side: int, dim: int) -> torch.Tensor:
+    """get_2d_sincos_pos_embed of the official util/pos_embed.py: a quarter each of the sines and cosines of the column,
+    then of the row; zeros for CLS."""
+    rates = 1 / 10000 ** (np.arange(dim // 4) / (dim / 4))
+    rows, columns = (np.outer(place.flatten(), rates) for place in np.mgrid[0:side, 0:side])
+    table = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1)
+    return torch.from_numpy(np.concatenate([np.zeros((1, dim)), table])).float()[None]
+
+
 def test_a_classifier_of_the_mean_keeps_its_blocks(tmp_path):
     """The norm after the pooling stands before it in the new model: what went into it is the same."""
     there = learned(BeitForImageClassification(mae_beit_config(**BEIT, use_mean_pooling=True)))

@@ -146,6 +146,16 @@ def test_sine_cosine_positions_are_computed_again_for_another_size(kind, officia
     assert note is None and all(torch.equal(again.state_dict()[name], found[name]) for name in found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sine_cosine_positions_in_half_precision_are_computed_again(dtype, tmp_path):
+    build().to(dtype).save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path), {"image_size": 64})
+    model, note = load_pretraining_model(ModelSource(source.name), read_pretraining_config(source))
+    assert "computed again (sine-cosine)" in note
+    for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        assert torch.equal(table, sincos_position_embedding((8, 8), table.shape[-1]))
+
+
 def test_learnt_positions_are_interpolated_in_two_dimensions(tmp_path):
     before = build()
     table = torch.randn_like(before.vit.embeddings.position_embeddings)

@@ -78,10 +78,13 @@ def test_features_are_those_of_the_encoder_without_cls(folders, kind):
     assert torch.allclose(found.flatten(2).transpose(1, 2), tokens, atol=1e-5)
 
 
-def test_positions_of_mae_are_computed_again_for_the_size_and_others_interpolated(folders):
+def test_positions_of_mae_are_computed_again_for_the_size_and_others_interpolated(folders, tmp_path):
     large = {"image_size": 32}
-    model, _ = build(folders["ours"], **large)
-    assert torch.equal(model.backbone.embeddings.position_embeddings, sincos_position_embedding((8, 8), 32))
+    halved = tmp_path / "ours in bfloat16"
+    ViTMAERobustModel.from_pretrained(folders["ours"], dtype=torch.bfloat16).save_pretrained(halved)
+    for folder in (folders["ours"], halved):
+        model, _ = build(folder, **large)
+        assert torch.equal(model.backbone.embeddings.position_embeddings, sincos_position_embedding((8, 8), 32))
     model, _ = build(folders["vit"], **large)
     table = ViTModel.from_pretrained(folders["vit"]).embeddings.position_embeddings[:, 1:]
     table = table.reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
