@@ -143,14 +143,11 @@ def _vit_of_beit(source: ModelSource, beit: PreTrainedModel, pixels: Pixels | No
 def load_start(
     source: ModelSource, config: ViTMAERobustConfig, attn_implementation: str | None = "sdpa"
 ) -> tuple[ViTMAERobustForPreTraining, str]:
-    """As `load_pretraining_model`, from what `read_start` reads; and the sentences about what was taken. Positions that
-    were learned train, unlike MAE's."""
+    """As `load_pretraining_model`, from what `read_start` reads; and the sentences about what was taken."""
     start = read_start(source)
     _read_start.cache_clear()  # a second copy of the weights
     with _without_report():
         model, note = load_pretraining_model(source, config, attn_implementation, (start.config, start.tensors))
-    if start.learns_positions:
-        model.vit.embeddings.position_embeddings.requires_grad_(True)
     return model, "\n".join([_describe(source, start, config), *([note] if note else [])])
 
 

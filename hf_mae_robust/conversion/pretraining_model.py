@@ -84,9 +84,10 @@ def load_pretraining_model(
 
     Tensors that the checkpoint lacks, such as the decoder of a published encoder, start from scratch, and the positions
     of a checkpoint for images of another size are made to fit, as is the patch projection of one for another number of
-    channels, if `source.inflate_channels` says how: the sentences that are returned say so. None: it lacks none but the
-    mid-level token and the patch statistics, and the images have its size. start: configuration and tensors, where
-    these are read already (any_encoder.py), and a missing decoder is told elsewhere.
+    channels, if `source.inflate_channels` says how. Positions of the encoder that were learned train, unlike MAE's.
+    The sentences that are returned say so. None: it lacks none but the mid-level token and the patch statistics, the
+    images have its size, and the positions are MAE's. start: configuration and tensors, where these are read already
+    (any_encoder.py), and a missing decoder and learned positions are told elsewhere.
 
     Raises ValueError for weights that are damaged or missing, of other sizes than the configuration's, or with more or
     fewer blocks.
@@ -166,6 +167,11 @@ def load_pretraining_model(
             left_out = "; patch statistics left out" if has_statistics else ""
             notes.append(f"Note: {source.name}: {inflated}; prediction layer new{left_out}")
         model = ViTMAERobustForPreTraining.from_pretrained(None, config=config, state_dict=tensors, **options)
+    positions = model.vit.embeddings.position_embeddings
+    if not is_sincos(positions, config.grid_size):
+        positions.requires_grad_(True)
+        if start is None:
+            notes.append(f"Note: {source.name}: its positions are not sine-cosine, and pre-training trains them")
     return model, "\n".join(notes) or None
 
 

@@ -556,7 +556,8 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. The position embeddings come back frozen: loading makes every parameter trainable, and
-        continued pre-training would move the fixed tables."""
+        continued pre-training would move the fixed tables. So do positions that an encoder of another kind has learned:
+        `requires_grad_(True)` on `embeddings.position_embeddings` trains them on, as `run_pretrain.py` does."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
         if model._has_fixed_positions:

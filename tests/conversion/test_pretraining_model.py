@@ -52,7 +52,9 @@ def test_all_tensors_of_a_complete_checkpoint_are_taken(kind, tmp_path):
     model.save_pretrained(tmp_path)
     source = ModelSource(str(tmp_path), {} if kind == "ours" else {"mid_mask_ratio": 0.25})
     loaded, note = load_pretraining_model(source, read_pretraining_config(source), "eager")
-    assert note is None and loaded.config._attn_implementation == "eager"
+    assert loaded.config._attn_implementation == "eager"
+    # A new stock model has zeros as positions.
+    assert note is None if kind == "ours" else "positions are not sine-cosine" in note
     found = loaded.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
     assert found.keys() - model.state_dict().keys() == (set() if kind == "ours" else {"vit.mid_mask_token"})

@@ -143,6 +143,19 @@ def test_learned_positions_train_and_are_not_decayed(arguments_of, vit_dir):
     assert trainer.record["positions_train"] is True
 
 
+def test_learned_positions_train_in_a_second_stage_too(arguments_of, tmp_path, capsys):
+    first = pretrain(*arguments_of("--max_steps", "1")).args.output_dir
+    assert "positions learned" in capsys.readouterr().out
+    second = pretrain(*arguments_of("--max_steps", "2", start=("--model_name_or_path", first), output="second"))
+    said = f"Note: {first}: its positions are not sine-cosine, and pre-training trains them"
+    assert said in capsys.readouterr().out
+    before, after = (load_file(Path(run) / "model.safetensors") for run in (first, second.args.output_dir))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {"decoder.decoder_pos_embed"}
+    positions = second.model.vit.embeddings.position_embeddings
+    assert any(parameter is positions for parameter in second.optimizer.param_groups[1]["params"])
+
+
 @pytest.mark.parametrize("warmup", ["3", "0.7"])
 def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir):
     words = ("--decoder_warmup_steps", warmup, "--gradient_accumulation_steps", "2")
