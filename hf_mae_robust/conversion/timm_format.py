@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from transformers import BeitConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -47,10 +47,16 @@ def from_timm(model: VisionTransformer, **config_overrides: Any) -> PreTrainedMo
     `BeitForImageClassification`; in evaluation mode, with the same features or logits. Its weights are copied.
 
     Raises ValueError, which names it, for a part that MAE's ViT does not have: register tokens, layer scale, a norm of
-    queries and keys or before the blocks, rotary positions, another activation, no CLS token, another pooling.
+    queries and keys or before the blocks, rotary positions, another activation, no CLS token, another pooling, blocks
+    of another class than timm's `Block`.
     """
     if not isinstance(model, VisionTransformer):
         raise UserError(f"{type(model).__name__} is not a VisionTransformer of timm, so it has no place here.")
+    # First of all: others lack the parts that are looked at below, or have them all and use them in another order.
+    if (block_class := type(model.blocks[0])) is not Block:
+        raise UserError(
+            f"This Vision Transformer of timm is not MAE's: it has blocks of the class {block_class.__name__}."
+        )
     block: Any = model.blocks[0]
     activation, has_head = block.mlp.act, model.num_classes > 0
     norm = "before" if isinstance(model.fc_norm, nn.Identity) else "after"

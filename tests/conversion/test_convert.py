@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import vision_transformer
 from torch.testing import assert_close
 from transformers import (
     AutoImageProcessor,
@@ -172,6 +173,16 @@ def test_other_transformers_of_timm_are_refused(settings, message, tmp_path):
 def test_classifiers_of_timm_that_would_get_other_logits_are_refused(settings, message):
     model = timm.create_model("vit_base_patch16_224", **PLAIN, **settings, num_classes=3)
     with pytest.raises(UserError, match=message):
+        from_timm(model)
+
+
+@pytest.mark.parametrize("block", ["ResPostBlock", "ParallelScalingBlock", "ParallelThingsBlock"])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_other_blocks_of_timm_are_refused(block, num_classes):
+    """ResPostBlock has the tensors of MAE's block, and norms after attention and MLP."""
+    block_fn = getattr(vision_transformer, block)
+    model = timm.create_model("vit_base_patch16_224", **PLAIN, block_fn=block_fn, num_classes=num_classes)
+    with pytest.raises(UserError, match=rf"is not MAE's: it has blocks of the class {block}\.$"):
         from_timm(model)
 
 
