@@ -44,7 +44,14 @@ LAYERS = {
     "blocks": [(rf"{_MODEL}(?:encoder\.)?layers?\.(\d+)", None)],
 }
 # Beside 1-D parameters. The official code names positions and CLS token; the others are of other models.
-UNDECAYED = ("*.position_embeddings", "*.cls_token", "*.mask_token", "*.distillation_token", "*.register_tokens")
+UNDECAYED = (
+    "*.position_embeddings",
+    "*.cls_token",
+    "*.mask_token",
+    "*.mid_mask_token",
+    "*.distillation_token",
+    "*.register_tokens",
+)
 
 
 def param_groups_layer_decay(

@@ -209,6 +209,16 @@ def test_rates_by_layer(arguments_of):
     assert trainer._get_learning_rate() == pytest.approx(1e-3) and trainer.record["layer_decay"] == 0.5
 
 
+def test_with_layer_decay_no_position_and_no_token_is_decayed(arguments_of):
+    """As docs/adapt.md says; all of them have three dimensions, as no weight has."""
+    trainer, _ = prepare(arguments_of("--layer_decay", "0.5", "--mid_mask_ratio", "0.25", "--mid_mask_layer_idx", "1"))
+    trainer.create_optimizer()
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    found = {name: decays[id(p)] for name, p in trainer.model.named_parameters() if p.requires_grad and p.ndim == 3}
+    tokens = ("vit.embeddings.cls_token", "vit.mid_mask_token", "decoder.mask_token")
+    assert found == dict.fromkeys((*tokens, "vit.embeddings.position_embeddings"), 0)
+
+
 def test_a_run_without_these_flags_has_the_record_that_it_had(arguments_of, encoder_dir):
     trainer, _ = prepare(arguments_of(start=("--model_name_or_path", str(encoder_dir))))
     new = {"decoder_warmup_steps", "layer_decay", "freeze_blocks", "positions_train", "encoder_from"}
