@@ -355,6 +355,12 @@ def last_tokens(tokens: torch.Tensor, count: int | None) -> torch.Tensor:
     return tokens if count is None else tokens[:, -count:]
 
 
+def refuse_attention_mask(attention_mask: torch.Tensor | None) -> None:
+    """Stock's classes have the argument, so callers pass it; it has no use among the patches of an image."""
+    if attention_mask is not None:
+        raise ValueError("attention_mask: this model attends to all patches that it is given, and takes None only.")
+
+
 class ViTMAERobustAttention(ViTMAEAttention):
     """`dropout(softmax(Q K^T / sqrt(d_k))) V` in several heads (paper, section 2.1), for the work that is needed: see
     `ViTMAERobustLayer`. Only the decoder's configuration has a dropout above 0, and only training applies it."""
@@ -612,6 +618,7 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
         noise: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViTMAERobustModelOutput:
         """
@@ -624,6 +631,7 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
             mask_ratio (in [0, 1), *optional*): share of the patches to mask, `L - int(L * (1 - mask_ratio))` of
                 them. Default: none.
             interpolate_pos_encoding: take images of another size than `config.image_size`.
+            attention_mask: None, for stock's signature.
 
         Returns:
             `last_hidden_state` `(B, 1 + n, d)`: CLS, then the n patches that were encoded: all L in raster order
@@ -632,8 +640,10 @@ class ViTMAERobustModel(ViTMAERobustPreTrainedModel, ViTMAEModel):
             see `random_masking`.
 
         Raises:
-            ValueError: the size or the channels of the images, or the shape of the noise, do not fit.
+            ValueError: the size or the channels of the images, or the shape of the noise, do not fit; an
+                `attention_mask`.
         """
+        refuse_attention_mask(attention_mask)
         batch_size, (rows, columns) = len(pixel_values), self.embeddings.check(pixel_values, interpolate_pos_encoding)
         if self.config.is_band_model:
             pixel_values = fill_missing(pixel_values)
@@ -700,7 +710,11 @@ class ViTMAERobustBackbone(BackboneMixin, ViTMAERobustPreTrainedModel):
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = True,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
         """
         Args:
@@ -708,6 +722,7 @@ class ViTMAERobustBackbone(BackboneMixin, ViTMAERobustPreTrainedModel):
                 sizes are multiples of the patch size; of a band model NaN where a pixel is missing.
             interpolate_pos_encoding: False refuses images of another size than `config.image_size`. Callers of
                 backbones do not pass it, so that here, other than in the encoder, it is on.
+            attention_mask: None, as in the encoder.
 
         Returns:
             `feature_maps`: one for each of `out_features`, `(B, d, H / patch height, W / patch width)`, or
@@ -715,8 +730,9 @@ class ViTMAERobustBackbone(BackboneMixin, ViTMAERobustPreTrainedModel):
             `config.apply_layernorm`. `hidden_states` `(B, 1 + L, d)`, before that norm, and `attentions` on request.
 
         Raises:
-            ValueError: the size or the channels of the images do not fit.
+            ValueError: the size or the channels of the images do not fit; an `attention_mask`.
         """
+        refuse_attention_mask(attention_mask)
         grid_size = self.embeddings.check(pixel_values, interpolate_pos_encoding)
         if self.config.is_band_model:
             pixel_values = fill_missing(pixel_values)
@@ -935,6 +951,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        attention_mask: torch.Tensor | None = None,
         return_logits: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViTMAEForPreTrainingOutput:
@@ -946,6 +963,7 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
                 [`ViTMAERobustModel.forward`]), and which `config.decoder_keep_ratio` keeps: of the masked patches with
                 mid-level tokens, and of the others, those with the smallest values.
             interpolate_pos_encoding: take images of another size than `config.image_size`.
+            attention_mask: None, for stock's signature.
             return_logits: False leaves `logits` None and saves what is not needed for the loss: the visible patches in
                 the last decoder block and in the prediction.
 
@@ -961,13 +979,16 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
             predicts all, whatever the ratio.
 
         Raises:
-            ValueError: sizes or channels do not fit, or `target_normalization="global_patch"` has no statistics.
+            ValueError: sizes or channels do not fit, `target_normalization="global_patch"` has no statistics, or an
+                `attention_mask`.
         """
         outputs = self.vit(
             pixel_values,
             noise=noise,
             mask_ratio=self.config.mask_ratio,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            attention_mask=attention_mask,
+            return_dict=True,  # whatever the configuration says of what the caller gets
             **kwargs,
         )
         p, q = to_pair(self.config.patch_size)
@@ -1022,7 +1043,9 @@ class ViTMAERobustForPreTraining(ViTMAERobustPreTrainedModel, ViTMAEForPreTraini
         was_training = self.training
         self.eval()
         try:
-            outputs = self(pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding)
+            outputs = self(
+                pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True
+            )
         finally:
             self.train(was_training)
         mean, std = self._image_statistics(pixel_values.device)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
+from hf_mae_robust import ViTMAERobustBackbone, ViTMAERobustForPreTraining, ViTMAERobustModel
 from tests.model_helpers import ALL_ON, OFF, TINY, assert_equal_tensors, build, gradients, images, stock_of, tiny_config
 
 OFFICIAL_TOP = {
@@ -101,6 +101,34 @@ def test_outputs_hidden_states_attentions_and_tuples_as_stock():
     as_tuple = ours(**inputs, return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert_close(as_tuple[0], actual.loss)
+
+
+def test_tuples_by_the_configuration():
+    """Stock's own pre-training model fails there, as its encoder gives it a tuple."""
+    model, inputs = build().eval(), {"pixel_values": images(), "noise": torch.rand(2, 16)}
+    expected, picture = model(**inputs), model.reconstruct(**inputs)
+    model.config.return_dict = False
+    as_tuple = model(**inputs)
+    assert isinstance(as_tuple, tuple) and isinstance(model.vit(images()), tuple)
+    for found in (as_tuple, model(**inputs, return_dict=True).to_tuple()):
+        assert len(found) == 4 and all(map(torch.equal, found, expected.to_tuple()))
+    assert torch.equal(model.reconstruct(**inputs), picture)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["encoder", "pre-training model", "backbone"])
+def test_an_attention_mask_of_none_is_taken_as_by_stock(kind):
+    model, pixel_values, noise = build().eval(), images(), {"noise": torch.rand(2, 16)}
+    if kind == "encoder":
+        model, noise = model.vit, {}
+    elif kind == "backbone":
+        model, noise = ViTMAERobustBackbone(tiny_config()).eval(), {}
+    expected, found = model(pixel_values, **noise), model(pixel_values, **noise, attention_mask=None)
+    if kind == "backbone":
+        expected, found = expected.feature_maps, found.feature_maps
+    assert torch.equal(found[0], expected[0])
+    with pytest.raises(ValueError, match="^attention_mask: .* takes None only"):
+        model(pixel_values, **noise, attention_mask=torch.ones(2, 17))
 
 
 def names_of_4x(key: str) -> str:
