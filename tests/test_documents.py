@@ -403,7 +403,8 @@ def test_a_linear_probe_without_a_recipe_has_that_of_vit_b():
 
 @pytest.mark.parametrize(("name", "rate", "channels"), [("base", 1e-4, 768), ("large", 1e-4, 1024)])
 def test_segmentation_of_ade20k_has_mmsegmentations_settings(name, rate, channels):
-    """mmsegmentation's configuration of MAE with UperNet."""
+    """mmsegmentation's configuration of MAE with UperNet, whose backbone (mmseg/models/backbones/mae.py) has BEiT's
+    relative positions in each block, from zero. It has none for ViT-L."""
     model, _, augmentation, segmentation, _, recipe, training = make_finetune_parser().parse(
         ["--config", f"upernet_vit_{name}"]
     )
@@ -411,6 +412,7 @@ def test_segmentation_of_ade20k_has_mmsegmentations_settings(name, rate, channel
     assert batch == 16 and recipe.base_learning_rate * batch / 256 == pytest.approx(rate)
     assert (model.image_size, training.max_steps, training.warmup_steps) == (512, 160_000, 1500)
     assert (segmentation.auxiliary_loss_weight, segmentation.segmentation_channels) == (0.4, channels)
+    assert segmentation.relative_position_bias and augmentation.photometric_distortion
     assert augmentation.scale_range == [0.5, 2.0] and training.weight_decay == 0.05
     assert training.lr_scheduler_type == "polynomial" and training.lr_scheduler_kwargs == {"power": 1.0, "lr_end": 0.0}
 

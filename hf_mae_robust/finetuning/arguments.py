@@ -156,7 +156,7 @@ class AugmentationArguments:
 
 @dataclass
 class SegmentationArguments:
-    """UperNet on BEiT's backbone, as mmsegmentation trains MAE on ADE20K."""
+    """UperNet on BEiT's backbone, after mmsegmentation's MAE on ADE20K."""
 
     _argument_group_name = "segmentation"
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation: UperNet, as mmsegmentation trains MAE on ADE20K (the paper's Table 4)."""
+"""Semantic segmentation: UperNet, after mmsegmentation's MAE on ADE20K (the paper's Table 4)."""
 
 from collections.abc import Sequence
 from functools import partial

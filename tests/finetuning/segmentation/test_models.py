@@ -318,7 +318,7 @@ def test_only_a_segmenter_of_the_same_classes_is_evaluated(saved, tmp_path):
 @pytest.mark.parametrize("relative_position_bias", [False, True])
 def test_every_parameter_learns_at_the_published_rate(relative_position_bias):
     """get_layer_id_for_vit of mmsegmentation's layer_decay_optimizer_constructor.py: embeddings 0, block i has i + 1,
-    neck and heads depth + 1. Undecayed: what has one dimension, positions, CLS token (and relative positions)."""
+    neck and heads depth + 1. Undecayed: what has one dimension, positions, CLS token; not relative positions."""
     segmenter, _ = segmenter_from_scratch(
         ModelSource(None, SIZES), CLASSES, SegmenterSettings(relative_position_bias=relative_position_bias, **SMALL)
     )
