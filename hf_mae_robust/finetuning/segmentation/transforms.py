@@ -21,8 +21,16 @@ MAX_ASPECT_RATIO = 4
 
 
 class PhotometricDistortion(v2.RandomPhotometricDistort):
-    """Brightness, contrast, saturation and hue, each with probability 1/2, as mmsegmentation does. torchvision's also
-    exchanges colours, so that grass may be blue and the sky green."""
+    """Brightness, contrast, saturation and hue, each with probability 1/2, by torchvision, in mmsegmentation's ranges:
+    1/8, 1/2, 1/2 and a tenth of the circle of hues.
+
+    Three operations are other ones. Brightness multiplies; mmsegmentation adds up to 32 of 255. Contrast spreads values
+    about the mean of the gray image; mmsegmentation multiplies them by 0.5 to 1.5, which makes a crop darker or
+    brighter. Saturation mixes with the gray image; mmsegmentation multiplies HSV's. torchvision's also exchanges
+    colours, so that grass may be blue and the sky green: that is off, as in mmsegmentation."""
+
+    def __init__(self) -> None:
+        super().__init__(hue=(-0.1, 0.1))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {**super().make_params(flat_inputs), "channel_permutation": None}

@@ -1,12 +1,16 @@
 """Images and maps stay together through the augmentation, and are scaled as mmsegmentation does."""
 
+import colorsys
+
 import pytest
 import torch
+from torchvision import tv_tensors
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
 from hf_mae_robust.finetuning.segmentation.maps import IGNORED
 from hf_mae_robust.finetuning.segmentation.transforms import (
     MAX_SHARE_OF_A_CLASS,
+    PhotometricDistortion,
     SegmentationEvaluationTransform,
     SegmentationTransform,
     scaled_size,
@@ -125,6 +129,15 @@ def test_distorted_colours_stay_the_same_colours():
     means = torch.stack([item["pixel_values"].float().mean(dim=(1, 2)) for item in items])
     assert (means.argmax(dim=1) == 0).all()
     assert means.std(dim=0).min() > 5
+
+
+def test_hues_turn_as_far_as_mmsegmentations():
+    """hue_delta=18 of OpenCV's half degrees. On one colour, the other distortions change no hue beyond rounding."""
+    image = torch.tensor([180, 90, 120], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8)
+    distortion, start = PhotometricDistortion(), 360 * colorsys.rgb_to_hsv(180, 90, 120)[0]
+    colours = [distortion(tv_tensors.Image(image))[:, 0, 0].tolist() for _ in range(400)]
+    turns = [(360 * colorsys.rgb_to_hsv(*colour)[0] - start + 180) % 360 - 180 for colour in colours]
+    assert 30 < max(turns) < 40 and -40 < min(turns) < -30
 
 
 def test_random_numbers_are_the_global_ones():
