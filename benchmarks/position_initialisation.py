@@ -1,9 +1,11 @@
-r"""Why the package initialises models by itself: the loss from stock's initialisation against ours.
+r"""Why the package initialises models by itself: the loss from other initialisations against ours.
 
 Trains the same model on the same images in the same order with the same masks, from
 
 - ours: MAE's initialisation, with sine-cosine position tables;
-- zero_positions: the same, with both position tables at zero, as stock's `ViTMAEForPreTraining(config)` has them;
+- wide_attention: the same, with the weights of queries, keys and values larger by the square root of 2, as Xavier has
+  them for three layers; the official code has one for all three;
+- zero_positions: ours, with both position tables at zero, as stock's `ViTMAEForPreTraining(config)` has them;
 - stock: every tensor as stock's `ViTMAEForPreTraining(config)` draws it.
 
 Takes the flags of run_pretrain.py; writes results.json and a line a variant.
@@ -23,11 +25,15 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from hf_mae_robust.pretrain import make_parser, prepare
 from hf_mae_robust.training.setup import say
 
-VARIANTS = ("ours", "zero_positions", "stock")
+VARIANTS = ("ours", "wide_attention", "zero_positions", "stock")
 
 
 def initialise(model, variant: str) -> None:
-    if variant == "zero_positions":
+    if variant == "wide_attention":
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                parameter.data.mul_(2**0.5)
+    elif variant == "zero_positions":
         model.vit.embeddings.position_embeddings.data.zero_()
         model.decoder.decoder_pos_embed.data.zero_()
     elif variant == "stock":

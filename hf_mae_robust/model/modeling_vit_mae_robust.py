@@ -365,6 +365,14 @@ class ViTMAERobustAttention(ViTMAEAttention):
     """`dropout(softmax(Q K^T / sqrt(d_k))) V` in several heads (paper, section 2.1), for the work that is needed: see
     `ViTMAERobustLayer`. Only the decoder's configuration has a dropout above 0, and only training applies it."""
 
+    def __init__(self, config: ViTMAERobustConfig):
+        super().__init__(config)
+        # The official code has one layer for all three, of which Xavier's bound counts all outputs: sqrt(6 / 4d) for
+        # each in the place of sqrt(6 / 2d).
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            fan_in, fan_out = projection.in_features, projection.out_features
+            projection.init_gain = ((fan_in + fan_out) / (fan_in + 3 * fan_out)) ** 0.5
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -532,7 +540,7 @@ class ViTMAERobustPreTrainedModel(ViTMAEPreTrainedModel):
         encoder and decoder at zero and draws linear weights from normal(0.02)."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            init.xavier_uniform_(module.weight, gain=getattr(module, "init_gain", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):

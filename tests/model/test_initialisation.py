@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -69,7 +70,11 @@ def test_every_tensor_is_initialised_as_in_the_official_code(way):
             assert not values.any(), name
         else:  # uniform
             fan_in = module.weight[0].numel()
-            xavier, default_of_pytorch = (6 / (fan_in + module.weight.shape[0])) ** 0.5, fan_in**-0.5
+            # The official blocks are timm's, with one layer for queries, keys and values.
+            fused = (
+                timm.layers.Attention(fan_in).qkv if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj") else module
+            )
+            xavier, default_of_pytorch = (6 / (fan_in + fused.weight.shape[0])) ** 0.5, fan_in**-0.5
             bound = default_of_pytorch if name.endswith("bias") else xavier  # the patch projection's bias
             assert 0.95 * bound < values.abs().max() <= bound, name
             assert abs(values.std() - bound / 3**0.5) < 4 * bound / len(values) ** 0.5, name
