@@ -399,8 +399,13 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
         raise DataError("--train_val_split needs a data set that is not streamed; name a split with --eval_split_name.")
     if not 0 < share < 1:
         raise DataError(f"--train_val_split {share}: must lie between 0 and 1.")
+    num_held = math.ceil(share * len(train))  # as `train_test_split` counts
+    if num_held == len(train):
+        raise DataError(
+            f"--train_val_split {share}: of {len(train):,} images none would be left to train on. Give a smaller share."
+        )
     if isinstance(train.rows, TarRows):
-        return _hold_out_rows(train, train.rows, share, seed)
+        return _hold_out_rows(train, train.rows, num_held, share, seed)
     parts = table.train_test_split(test_size=share, seed=seed)
     kept, held_out = (
         replace(
@@ -420,12 +425,11 @@ def _hold_out(train: ImageSource, table: Any, share: float, seed: int) -> tuple[
     return kept, held_out
 
 
-def _hold_out_rows(train: ImageSource, rows: TarRows, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
+def _hold_out_rows(
+    train: ImageSource, rows: TarRows, num_held: int, share: float, seed: int
+) -> tuple[ImageSource, ImageSource]:
     """As `_hold_out`, of rows that are no table."""
     order = np.random.default_rng(seed).permutation(len(train))
-    num_held = math.ceil(share * len(order))
-    if num_held == len(order):
-        raise DataError(f"--train_val_split {share}: of {len(order):,} images none would be left to train on.")
     chosen = {"not held out": np.sort(order[num_held:]), "held out": np.sort(order[:num_held])}
     kept, held_out = (
         replace(

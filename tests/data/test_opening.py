@@ -46,6 +46,13 @@ def test_hold_out_where_there_is_no_split(tmp_path):
         open_splits(DataLocation(str(folder), dataset_streaming=True), train_val_split=0.25)
 
 
+@pytest.mark.parametrize(("rows", "share"), [(1, 0.1), (60, 0.999)])
+def test_a_share_that_leaves_no_image_to_train_on_is_refused(tmp_path, rows, share):
+    folder = write_parquet_set(tmp_path / "set", {"train": rows}, files=1)
+    with pytest.raises(DataError, match=f"of {rows} images none would be left to train on. Give a smaller share"):
+        open_splits(DataLocation(str(folder)), train_val_split=share)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_what_is_missing_is_named_with_what_there_is(parquet_set, tmp_path, streaming):
     location = DataLocation(str(parquet_set), dataset_streaming=streaming)
