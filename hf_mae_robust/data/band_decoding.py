@@ -9,7 +9,7 @@ import torch
 from ..errors import ImageDecodingError
 from ..model.band_files_vit_mae_robust import read_band_image
 from ..model.bands_vit_mae_robust import BandError, BandForm, BandImage
-from .decoding import contents_of, located
+from .decoding import contents_of, located, text_error
 
 
 def decode_band_regions(
@@ -62,6 +62,8 @@ def read_stored(value: Any, form: BandForm, min_side: int = 1) -> BandImage:
     contents = contents_of(value)
     if contents is None or (isinstance(contents, bytes) and not contents):
         raise ImageDecodingError("no image" if contents is None else "no bytes", "empty")
+    if isinstance(contents, str):  # a path of a table would count from wherever the run was started
+        raise text_error(contents)
     named = {"bytes": contents, "path": value.get("path")} if isinstance(value, dict) else contents
     image = read_band_image(named, channel_axis=form.channel_axis, frame=form.frame)
     height, width = image.pixels.shape[-2:]

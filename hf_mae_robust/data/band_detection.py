@@ -16,7 +16,7 @@ from ..model.band_headers_vit_mae_robust import read_band_header
 from ..model.bands_vit_mae_robust import BandError, BandForm
 from .arrays import as_picture
 from .band_decoding import read_stored
-from .decoding import contents_of, size_of
+from .decoding import contents_of, size_of, text_error
 from .source import DataLocation, ImageSource, Share, StoredBands, alone
 
 NUM_LOOKED_AT = 8
@@ -98,6 +98,8 @@ def _look_at(value: Any, min_side: int, location: DataLocation) -> StoredBands:
         if error.kind == "not_an_image":  # a pointer of Git LFS: so are the others
             raise BandError(str(error), error.kind) from error
         raise
+    if isinstance(contents, str):  # so are the others
+        raise BandError(str(text_error(contents)))
     named = {"bytes": contents, "path": value.get("path")} if isinstance(value, dict) else contents
     is_array = isinstance(contents, np.ndarray | list)
     header = None if contents is None or is_array else read_band_header(named)

@@ -65,6 +65,19 @@ def _pillow() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+# Of strings in a table, where images are wanted.
+TEXT_ADVICE = "Write paths as a .csv list, or cast their column to Image (Dataset.cast_column); decode base64 to bytes."
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def text_error(text: str) -> ImageDecodingError:
+    """Of a string in the place of an image."""
+    return ImageDecodingError(f"the text '{shortened(text)}', not an image. {TEXT_ADVICE}".rstrip("."), "unsupported")
+
+
 def is_web_address(text: Any) -> bool:
     return isinstance(text, str) and text.lower().startswith(("http://", "https://", "ftp://"))
 
@@ -106,10 +119,7 @@ def _open(contents: Any, min_side: int = MIN_SIDE) -> Image.Image:
     elif isinstance(contents, bytes):
         image = Image.open(io.BytesIO(contents))
     elif isinstance(contents, str):
-        shown = contents if len(contents) <= 40 else f"{contents[:40]}..."
-        raise ImageDecodingError(
-            f"the text '{shown}', and no image: of paths make a .csv list, or cast the column to Image", "unsupported"
-        )
+        raise text_error(contents)
     else:
         raise ImageDecodingError(f"a value of type {type(contents).__name__}", "unsupported")
     width, height = image.size

@@ -26,11 +26,10 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
-from .array_columns import holds_arrays
 from .band_detection import find_stored_bands
 from .brightness import describe_brightness
-from .decoding import is_web_address
 from .folders import FOLDER, MAX_UNUSED, open_folder, read_folder
+from .image_columns import choose_column, holds_numbers, refuse_addresses
 from .labels import LabelFinder, Labels, find_labels
 from .layouts import split_of
 from .loading import load_embedded_digits, load_splits
@@ -137,23 +136,6 @@ def open_splits(
     return train, evaluation
 
 
-def _refuse_addresses(table: Dataset, column: str, description: str) -> None:
-    """Raises DataError where images are URLs."""
-    stored = encoded(table.select_columns([column])).select(range(min(1, len(table))))
-    for row in stored:
-        value = row[column]
-        path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
-        if isinstance(path, str) and is_web_address(path):
-            raise _address_error(description, column, path)
-
-
-def _address_error(description: str, column: str, first: str) -> DataError:
-    return DataError(
-        f"{description}: column '{column}' holds URLs, first {first}, and images are not fetched while a model trains. "
-        "Download them (img2dataset does it for many), and give the folder, or a list of their paths."
-    )
-
-
 def _only_class(source: ImageSource) -> str | None:
     """The class of all images, where several are named and all labels are in memory and show that only one occurs."""
     classes = source.rows.classes if isinstance(source.rows, TableRows | TarRows) else None
@@ -239,9 +221,9 @@ def _open_split(
     if isinstance(data, TarFiles):
         named = (location.image_column_name, location.label_column_name)
         data = open_tars(data, named, access_of(location).cache, description, tells, share)
-    column = _choose_column(data, location.image_column_name, name)
+    column = choose_column(data, location.image_column_name, name)
     if isinstance(data, Dataset):
-        _refuse_addresses(data, column, description)
+        refuse_addresses(data, column, description)
     labels = _choose_labels(data, description, location, find_labels, known)
     if labels is not None and labels.is_joint and isinstance(data, Dataset):
         data = _annotated(data, labels.column, description, location.allow_unused_files)
@@ -302,48 +284,6 @@ def root_of(name: str | None) -> str:
     if path is None or not path.exists():
         return ""
     return str(path if path.is_dir() else path.parent)
-
-
-def _choose_column(data: Any, wanted: str | None, name: str) -> str:
-    """The column of images."""
-    features = getattr(data, "features", None)
-    if features is None:
-        if wanted is None:
-            raise DataError(f"{name} does not say which columns it has: name the one to use with --image_column_name.")
-        return wanted
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    others = [column for column, feature in features.items() if holds_numbers(feature)]
-    columns = ", ".join(f"{column} ({getattr(feature, 'dtype', feature)})" for column, feature in features.items())
-    if wanted is not None:
-        if wanted not in features:
-            raise DataError(f"{name} has no column '{wanted}' (--image_column_name). It has: {columns}.")
-        return wanted
-    if "image" in images + others:
-        return "image"
-    found = images or others
-    if len(found) != 1:
-        for column in features:
-            if (address := _first_address(data, column)) is not None:
-                raise _address_error(name, column, address)
-        if isinstance(data, TarFiles | TarTable) and not images:
-            raise DataError(f"{name}: no member of its tars is an image (such as 000.jpg). It has: {columns}.")
-        kinds = "image columns" if images else "columns of arrays or bytes"
-        number = f"{len(found)} {kinds}" if found else "no column of type Image"
-        raise DataError(f"{name} has {number}: choose one with --image_column_name. It has: {columns}.")
-    return found[0]
-
-
-def _first_address(data: Any, column: str) -> str | None:
-    """What a table's column of strings begins with, where it is a URL; of what is streamed nothing is read for it."""
-    if not isinstance(data, Dataset) or not len(data) or getattr(data.features[column], "dtype", "") != "string":
-        return None
-    first = data.data.column(column)[0].as_py()
-    return first if is_web_address(first) else None
-
-
-def holds_numbers(feature: Any) -> bool:
-    """Whether a column holds arrays, or files as bytes, rather than pictures that `datasets` knows as such."""
-    return holds_arrays(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def _choose_labels(

@@ -90,7 +90,7 @@ def read_band_image(source: Any, *, channel_axis: str | None = None, frame: int 
         if isinstance(source, (str, Path)):
             name, source = str(source), _read_file(Path(source))
         if not isinstance(source, (bytes, bytearray, memoryview)):
-            raise BandError(f"a value of type {type(source).__name__}")
+            raise BandError(f"a value of type {type(source).__name__}, not an image")
         data = bytes(source)
         what = _format(data, name)
         return _READERS.get(what, _refuse(what))(data, channel_axis, frame)

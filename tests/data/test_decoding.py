@@ -349,7 +349,7 @@ def test_number_of_channels_is_checked():
 
 
 def test_text_is_no_image_and_says_what_to_do():
-    with pytest.raises(ImageDecodingError, match=r"the text 'photos/a.jpg', and no image.*\.csv list"):
+    with pytest.raises(ImageDecodingError, match=r"the text 'photos/a.jpg', not an image.*\.csv list"):
         decode_image("photos/a.jpg")
 
 

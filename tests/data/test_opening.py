@@ -79,7 +79,7 @@ def test_of_several_image_columns_the_one_called_image(tmp_path, columns):
 def test_no_image_column_empty_split_and_too_few_images(tmp_path):
     (tmp_path / "words").mkdir()
     Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "words" / "train.parquet")
-    with pytest.raises(DataError, match="no column of type Image.*--image_column_name.*text"):
+    with pytest.raises(DataError, match="no column of type Image.*text.*--image_column_name"):
         open_splits(DataLocation(str(tmp_path / "words")))
     empty = write_parquet_set(tmp_path / "empty", {"train": 0}, files=1)
     for streaming in (False, True):
