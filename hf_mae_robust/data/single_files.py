@@ -14,6 +14,8 @@ from .formats import PLUGINS, endings_alone, readable_endings
 # Ending -> the builder of `datasets` that reads such a file.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".tar": "webdataset"}
 LISTS = {".csv": ",", ".tsv": "\t", ".txt": " ", ".lst": "\t"}
+TAB = "\t"
+DELIMITERS = {",": "commas", TAB: "tabs", "|": "pipes (|)", ";": "semicolons", " ": "spaces"}
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MAX_MISSING = 0.01
 _NUMBER = re.compile("-?[0-9]{1,18}")
@@ -52,9 +54,16 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        found = "UTF-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "not UTF-8"
+        raise DataError(
+            f"--dataset_name {path} is {found} (byte {error.start:,}). Save the list as UTF-8: spreadsheets call it "
+            "'CSV UTF-8', and iconv converts it."
+        ) from error
+    except OSError as error:
         raise DataError(f"--dataset_name {path} cannot be read as a list of image files: {error}.") from error
-    names, rows = _parse(text, LISTS[path.suffix.lower()], path)
+    delimiter = LISTS[path.suffix.lower()]
+    names, rows = _parse(text, delimiter, path)
     if not rows:
         raise DataError(f"--dataset_name {path} lists no image.")
     endings = _endings()
@@ -66,6 +75,17 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
     if image_column is not None and image_column in names:
         column = names.index(image_column)
     if column is None:
+        other = _delimiter_of(text) if len(names) == 1 else ""
+        if other and other != delimiter:
+            raise DataError(
+                f"--dataset_name {path}: {DELIMITERS[other]} separate its columns. In a {path.suffix} list that is "
+                f"done by {DELIMITERS[delimiter]}: write it with these{', or call it .tsv' * (other == TAB)}."
+            )
+        if image_column is not None:
+            raise DataError(
+                f"--dataset_name {path} has no column '{image_column}' (--image_column_name). It has: "
+                f"{', '.join(names)}."
+            )
         raise DataError(
             f"--dataset_name {path}: no column holds paths of image files (first row: {', '.join(rows[0])}). Name it "
             "with --image_column_name."
@@ -101,6 +121,14 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
         columns[name] = [int(value) if is_number and value is not None else value for value in values]
         features[name] = Value("int64" if is_number else "string")
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def _delimiter_of(text: str) -> str:
+    """What separates the columns, by the first lines; "" where nothing seems to. Names of files have spaces, too."""
+    try:
+        return csv.Sniffer().sniff("\n".join(text.splitlines()[:20]), "".join(DELIMITERS).strip(" ")).delimiter
+    except csv.Error:
+        return ""
 
 
 def _parse(text: str, delimiter: str, path: Path) -> tuple[list[str], list[list[str]]]:

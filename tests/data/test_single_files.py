@@ -153,6 +153,35 @@ def test_lists_that_cannot_be_read_say_why(folder, text, message):
         opened(folder / "list.csv")
 
 
+@pytest.mark.parametrize("column", [None, "image"])
+@pytest.mark.parametrize(
+    ("name", "delimiter", "message"),
+    [
+        ("list.csv", "\t", "tabs separate its columns. .*by commas: write it with these, or call it .tsv"),
+        ("list.csv", "|", "pipes .{3} separate its columns. .*by commas: write it with these"),
+        ("list.tsv", ",", "commas separate its columns. .*by tabs: write it with these"),
+    ],
+)
+def test_another_delimiter_is_named(folder, name, delimiter, message, column):
+    rows = [("image", "label"), ("photos/a/0.jpg", "x"), ("photos/b/1.jpg", "y")]
+    (folder / name).write_text("".join(delimiter.join(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=message):
+        opened(folder / name, image_column_name=column)
+
+
+def test_a_column_that_a_list_does_not_have_is_named(folder):
+    (folder / "list.csv").write_text("name\nhello\n")
+    with pytest.raises(DataError, match="list.csv has no column 'image' .*It has: name"):
+        opened(folder / "list.csv", image_column_name="image")
+
+
+@pytest.mark.parametrize(("encoding", "found"), [("utf-16", "is UTF-16"), ("latin-1", "is not UTF-8")])
+def test_lists_in_another_encoding_say_which_is_wanted(folder, encoding, found):
+    (folder / "list.csv").write_text("image,label\nphotos/a/0.jpg,é\n", encoding=encoding)
+    with pytest.raises(DataError, match=f"list.csv {found} .*Save the list as UTF-8"):
+        opened(folder / "list.csv")
+
+
 @pytest.mark.parametrize("name", ["list.csv", "list.txt"])
 def test_lists_of_arrays(tmp_path, name):
     arrays = np.random.default_rng(0).integers(0, 5000, (3, 5, 16, 16)).astype(np.uint16)
