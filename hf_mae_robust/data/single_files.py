@@ -19,6 +19,7 @@ DELIMITERS = {",": "commas", TAB: "tabs", "|": "pipes (|)", ";": "semicolons", "
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MAX_MISSING = 0.01
 _NUMBER = re.compile("-?[0-9]{1,18}")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def _endings() -> frozenset[str]:
@@ -47,7 +48,7 @@ def builder_of(path: Path) -> str:
 
 def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dataset:
     """A list of image files: .csv or .tsv with a header (the column of paths becomes of type Image, the others are
-    whole numbers or strings), or lines "PATH" or "PATH LABEL". Relative paths count from the list's folder.
+    numbers or strings), or lines "PATH" or "PATH LABEL". Relative paths count from the list's folder.
 
     Raises DataError: the file cannot be read, no column holds paths of images, or more than 1% of the files are not
     there.
@@ -118,9 +119,21 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
         # Of numbers, -1 is a missing label, unless it is needed to make two classes.
         given = {value for value in values if value is not None}
         is_number = given != {"-1", "1"} and all(map(_NUMBER.fullmatch, given))
-        columns[name] = [int(value) if is_number and value is not None else value for value in values]
-        features[name] = Value("int64" if is_number else "string")
+        if is_number:
+            kind, convert = "int64", int
+        elif _are_measurements(given):
+            kind, convert = "float64", float
+        else:
+            kind, convert = "string", str
+        columns[name] = [None if value is None else convert(value) for value in values]
+        features[name] = Value(kind)
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def _are_measurements(values: set[str]) -> bool:
+    """Whether they are numbers with fractions, which are no classes. Classes written as 1.0 and 2.0, as pandas does
+    where a label is missing, are."""
+    return all(map(_DECIMAL.fullmatch, values)) and any(not float(value).is_integer() for value in values)
 
 
 def _delimiter_of(text: str) -> str:

@@ -101,6 +101,14 @@ def test_labels_of_minus_one_and_one_are_two_classes(folder):
     assert opened(folder / "list.csv", label_column_name="label").class_names == ("-1", "1")
 
 
+def test_measurements_in_a_list_are_not_classes(folder):
+    (folder / "list.csv").write_text("image,score\nphotos/a/0.jpg,0.5\nphotos/b/1.jpg,1.25e1\nphotos/a/2.jpg,\n")
+    with pytest.raises(DataError, match="column 'score' is of type float64, which are not class labels"):
+        opened(folder / "list.csv", label_column_name="score")
+    (folder / "list.csv").write_text("image,label\nphotos/a/0.jpg,1.0\nphotos/b/1.jpg,2.0\n")
+    assert opened(folder / "list.csv", label_column_name="label").class_names == ("1.0", "2.0")
+
+
 def test_a_list_of_paths_only(folder):
     (folder / "list.txt").write_text("photos/a/0.jpg\nphotos/b/1.jpg\n")
     assert opened(folder / "list.txt").num_rows == 2
