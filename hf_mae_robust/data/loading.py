@@ -62,7 +62,7 @@ def load_splits(location: DataLocation, share: Share = alone) -> tuple[dict[str,
             return (loaded if isinstance(loaded, DatasetDict) else {"train": loaded}), None
         if Path(name).is_file() and Path(name).suffix.lower() in LISTS:
             # Streamed or not: the paths are in memory, and a file is read when its image is wanted.
-            return {"train": read_list(Path(name), location.image_column_name, location.allow_unused_files)}, None
+            return read_list(Path(name), location.image_column_name, location.allow_unused_files), None
         if not Path(name).exists() and "://" not in name and hub_has_no_address() and not _is_in_cache(location):
             raise MissingFileError(
                 f"--dataset_name {missing(name)} The Hub cannot be asked for a data set of this name: {NO_ADDRESS}, "

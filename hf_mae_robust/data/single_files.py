@@ -10,6 +10,8 @@ from datasets import Dataset, Features, Value
 
 from ..errors import DataError
 from .formats import PLUGINS, endings_alone, readable_endings
+from .layouts import split_of
+from .notes import note
 
 # Ending -> the builder of `datasets` that reads such a file.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".tar": "webdataset"}
@@ -18,6 +20,8 @@ TAB = "\t"
 DELIMITERS = {",": "commas", TAB: "tabs", "|": "pipes (|)", ";": "semicolons", " ": "spaces"}
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MAX_MISSING = 0.01
+# The column of a list that says which split a row belongs to.
+SPLIT = "split"
 _NUMBER = re.compile("-?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
@@ -46,9 +50,10 @@ def builder_of(path: Path) -> str:
     )
 
 
-def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dataset:
-    """A list of image files: .csv or .tsv with a header (the column of paths becomes of type Image, the others are
-    numbers or strings), or lines "PATH" or "PATH LABEL". Relative paths count from the list's folder.
+def read_list(path: Path, image_column: str | None, allows_missing: bool) -> dict[str, Dataset]:
+    """A list of image files, by split: .csv or .tsv with a header (the column of paths becomes of type Image, the
+    others are numbers or strings), or lines "PATH" or "PATH LABEL". Relative paths count from the list's folder. A
+    column called "split" says the splits; without one all images are "train".
 
     Raises DataError: the file cannot be read, no column holds paths of images, or more than 1% of the files are not
     there.
@@ -119,15 +124,34 @@ def read_list(path: Path, image_column: str | None, allows_missing: bool) -> Dat
         # Of numbers, -1 is a missing label, unless it is needed to make two classes.
         given = {value for value in values if value is not None}
         is_number = given != {"-1", "1"} and all(map(_NUMBER.fullmatch, given))
-        if is_number:
-            kind, convert = "int64", int
-        elif _are_measurements(given):
-            kind, convert = "float64", float
-        else:
-            kind, convert = "string", str
+        convert: type = int if is_number else float if _are_measurements(given) else str
         columns[name] = [None if value is None else convert(value) for value in values]
-        features[name] = Value(kind)
-    return Dataset.from_dict(columns, features=Features(features))
+        features[name] = Value({int: "int64", float: "float64", str: "string"}[convert])
+    return _by_split(columns, Features(features), path)
+
+
+def _by_split(columns: dict[str, list[Any]], features: Features, path: Path) -> dict[str, Dataset]:
+    """The rows of each split, as the column "split" says. Where its values do not name splits, a note says so."""
+    everything = {"train": Dataset.from_dict(columns, features=features)}
+    column = next((name for name in columns if name.lower() == SPLIT), None)
+    if column is None:
+        return everything
+    names = {value: split_of(str(value)) for value in columns[column]}
+    if other := next((f"'{value or ''}'" for value, split in names.items() if split is None), None):
+        note(
+            f"{path}: Warning: the column '{column}' holds {other}, which names no split, so that all rows are taken "
+            "for train. Write train, validation or test, or give the column another name"
+        )
+        return everything
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(columns[column]):
+        rows.setdefault(str(names[value]), []).append(row)
+    found = ", ".join(f"{split} {len(rows[split]):,}" for split in rows)
+    note(f"{path}: the column '{column}' says the splits: {found}")
+    return {
+        split: Dataset.from_dict({name: [values[i] for i in rows[split]] for name, values in columns.items()}, features)
+        for split in rows
+    }
 
 
 def _are_measurements(values: set[str]) -> bool:

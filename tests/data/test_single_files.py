@@ -101,6 +101,22 @@ def test_labels_of_minus_one_and_one_are_two_classes(folder):
     assert opened(folder / "list.csv", label_column_name="label").class_names == ("-1", "1")
 
 
+def test_the_column_split_of_a_list_says_the_splits(folder, capsys):
+    rows = ["photos/a/0.jpg,x,train", "photos/b/1.jpg,y,Val", "photos/a/2.jpg,y,train", "photos/b/3.jpg,x,test"]
+    (folder / "list.csv").write_text("\n".join(["image,label,Split", *rows]))
+    train, evaluation = open_splits(DataLocation(str(folder / "list.csv"), label_column_name="label"))
+    assert [source.split for source in (train, evaluation)] == ["train", "validation"]
+    assert [train.rows[i]["path"][-5:] for i in range(len(train))] == ["0.jpg", "2.jpg"]
+    assert evaluation.rows[0]["path"].endswith("1.jpg") and evaluation.class_names == train.class_names == ("x", "y")
+    assert "the column 'Split' says the splits: train 2, validation 1, test 1" in capsys.readouterr().out
+
+
+def test_a_column_split_without_names_of_splits_is_told(folder, capsys):
+    (folder / "list.csv").write_text("image,split\nphotos/a/0.jpg,train\nphotos/b/1.jpg,3\n")
+    assert opened(folder / "list.csv").num_rows == 2
+    assert "the column 'split' holds '3', which names no split, so that all rows are taken" in capsys.readouterr().out
+
+
 def test_measurements_in_a_list_are_not_classes(folder):
     (folder / "list.csv").write_text("image,score\nphotos/a/0.jpg,0.5\nphotos/b/1.jpg,1.25e1\nphotos/a/2.jpg,\n")
     with pytest.raises(DataError, match="column 'score' is of type float64, which are not class labels"):
