@@ -11,17 +11,14 @@ from typing import Any, cast
 import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetBuilder, DatasetDict, Features, load_dataset_builder
-from datasets.exceptions import DatasetGenerationError
 from datasets.naming import camelcase_to_snakecase
-from datasets.table import CastError
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from sklearn.datasets import load_digits
 
 from ..errors import DataError, MissingFileError, UserError
-from ..files import lfs_pointer
-from ..hub.faults import describe
 from ..hub.network import NO_ADDRESS, hub_has_no_address, retry
 from ..hub.paths import check_path, may_be_path, missing
+from .loading_faults import sentence_of
 from .parquet import check_splits, parquet_splits
 from .single_files import LISTS, builder_of, read_list
 from .source import DataLocation, Share, Value, alone
@@ -109,30 +106,7 @@ def _sentences(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-            error = error.__cause__  # it says only that something went wrong
-        if isinstance(error, CastError):
-            raise DataError(
-                f"--dataset_name {name}: one of its files has the columns {', '.join(error.table_column_names)}, and "
-                f"another {', '.join(error.requested_column_names)}. Write all files with the same columns."
-            ) from error
-        if HF_HUB_OFFLINE and isinstance(error, ConnectionError) and not Path(name).exists():
-            raise DataError(
-                f"--dataset_name {name}: no such file or folder. The Hub cannot be asked (offline mode), and its cache "
-                "has no such data set."
-            ) from error
-        if Path(name).exists() and (sentence := lfs_pointer(name)) is not None:
-            raise DataError(f"--dataset_name {name}: {sentence}.") from error
-        archive = next(Path(name).glob("**/*.zip"), None) if Path(name).is_dir() else None
-        if archive is not None:
-            raise DataError(
-                f"--dataset_name {name}: {archive} cannot be read as a data set ({describe(error)}). Unpack it, and "
-                "give the folder that it makes."
-            ) from error
-        raise DataError(
-            f"--dataset_name {name}: {describe(error)}. Give a Hub id (gated ones need `hf auth login`), or a folder "
-            "with images, Parquet files or a data set written by save_to_disk."
-        ) from error
+        raise DataError(f"--dataset_name {name}: {sentence_of(error, name)}") from error
 
 
 def _is_in_cache(location: DataLocation) -> bool:
