@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..model.band_files_vit_mae_robust import WAYS
+
 # Formats of Pillow that are not still pictures, or for which it has a stub that cannot decode.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 # Image formats that need more than Pillow, and what reads them or what to do.
@@ -30,6 +32,16 @@ ARRAYS = frozenset([".npy", ".npz"])
 _BAND_FILES = {".dcm": "pydicom", ".dicom": "pydicom"}
 # These, too, where a folder holds no other images: beside pictures they would make a data set of bands of all.
 _BAND_FILES_ALONE = {".jls": "imagecodecs", ".jxl": "imagecodecs"}
+# Endings of arrays in formats that are not read -> the format, a key of `WAYS`.
+_UNREAD_ARRAYS = {
+    **dict.fromkeys((".h5", ".hdf5", ".hdf", ".he5"), "HDF5"),
+    **dict.fromkeys((".nc", ".nc4", ".cdf"), "netCDF"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NRRD"),
+    **dict.fromkeys((".mha", ".mhd"), "MetaImage"),
+    ".mat": "MATLAB",
+    ".exr": "OpenEXR",
+    **dict.fromkeys((".img", ".bil", ".bip", ".bsq"), "ENVI"),
+}
 # First bytes of the usual formats, for files whose name says nothing.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 # Endings of files that are not images, so that their content need not be looked at.
@@ -137,6 +149,14 @@ def endings_alone() -> frozenset[str]:
 
 def _installed(packages: dict[str, str]) -> set[str]:
     return {ending for ending, package in packages.items() if find_spec(package) is not None}
+
+
+def unread_array(path: Path) -> str | None:
+    """What is said of a file of arrays in a format that is not read; None of other files."""
+    kind = _UNREAD_ARRAYS.get(path.suffix.lower())
+    if kind is None and path.suffix.lower() == ".hdr" and path.is_file() and path.read_bytes()[:4] == b"ENVI":
+        kind = "ENVI"
+    return kind and f"{kind} files are not read. Convert each image to TIFF or .npy, as in {WAYS[kind]}"
 
 
 def looks_like_an_image(path: Path) -> bool:

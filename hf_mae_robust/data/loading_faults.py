@@ -12,6 +12,8 @@ from huggingface_hub.constants import HF_HOME, HF_HUB_OFFLINE
 from ..errors import fault_of_place
 from ..files import lfs_pointer
 from ..hub.faults import chain, describe
+from .formats import unread_array
+from .tree import read_tree
 
 
 def sentence_of(error: Exception, name: str) -> str:
@@ -60,6 +62,11 @@ def _sentence_on_files(error: Exception, place: Path) -> str | None:
             lists = sorted(place.glob("*.[ct]sv"))
             advice = f" Give a list of image files by itself: --dataset_name {lists[0]}." if lists else ""
             return f"its files have different columns ({describe(error)}). Write all with the same ones.{advice}"
+    names = read_tree(place).names if place.is_dir() else []
+    is_of_tables = any(file.endswith((".parquet", ".arrow")) for file in names)
+    for file in () if is_of_tables else names:
+        if (sentence := unread_array(place / file)) is not None:
+            return f"{file}: {sentence}, and give their folder."
     archive = next(place.glob("**/*.zip"), None) if place.is_dir() else None
     if archive is not None:
         return (

@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, Features, Value
 
 from ..errors import DataError
-from .formats import PLUGINS, endings_alone, readable_endings
+from .formats import PLUGINS, endings_alone, readable_endings, unread_array
 from .layouts import split_of
 from .notes import note
 
@@ -44,6 +44,8 @@ def builder_of(path: Path) -> str:
         raise DataError(
             f"--dataset_name {path} is a file of annotations: give the folder that holds annotations/ and the images."
         )
+    if (sentence := unread_array(path)) is not None:
+        raise DataError(f"--dataset_name {path}: {sentence}, and give the folder of the images.")
     raise DataError(
         f"--dataset_name {path} is a file of no kind that holds images. Give a folder of images, a .parquet, .jsonl or "
         ".tar file, or a list of image files (.csv, .tsv, .txt)."

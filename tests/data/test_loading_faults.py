@@ -67,3 +67,25 @@ def test_a_local_folder_is_not_told_to_log_in(tmp_path):
     (tmp_path / "a.unknown").write_text("")
     message = refusal(tmp_path)
     assert "Give a folder with images" in message and "auth login" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "way"),
+    [
+        ("a.h5", "HDF5", "h5py"),
+        ("a.hdf5", "HDF5", "h5py"),
+        ("a.nc", "netCDF", "xarray"),
+        ("a.nrrd", "NRRD", "SimpleITK"),
+        ("a.mha", "MetaImage", "SimpleITK"),
+        ("a.mat", "MATLAB", "scipy.io"),
+        ("a.exr", "OpenEXR", "OpenEXR"),
+        ("a.img", "ENVI", "gdal_translate"),
+        ("a.hdr", "ENVI", "gdal_translate"),
+    ],
+)
+def test_arrays_in_formats_that_are_not_read_are_named_with_the_way_out(tmp_path, name, kind, way):
+    (tmp_path / name).write_bytes(b"ENVI")
+    for path in (tmp_path, tmp_path / name):
+        message = refusal(path)
+        assert name in message and f"{kind} files are not read. Convert each image to TIFF or .npy" in message
+        assert way in message
