@@ -1,8 +1,11 @@
 """What stands beside an image, shrunk with it: classes, semantic maps, objects."""
 
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +22,7 @@ from ..data.opening import SplitFinder
 from ..data.optional_labels import MISSING, OptionalLabels, find_labels_if_any
 from ..data.tar_columns import is_of_maps
 from ..errors import DataError, ImageDecodingError
-from ..finetuning.detection.coco import coco_splits
+from ..finetuning.detection.coco import coco_splits, inside
 from ..finetuning.detection.layouts import object_splits
 from ..finetuning.detection.objects import ObjectLabels, fields_of, find_objects, list_of_objects, run_lengths
 from ..finetuning.segmentation.maps import NAMES_OF_COLUMNS, find_maps, may_hold_maps
@@ -213,14 +216,45 @@ def annotations_of(labels: Any) -> Annotations | None:
 
 def finders(task: str) -> tuple[LabelFinder, SplitFinder | None]:
     """How the annotations of a task are found, and the splits of a local folder. auto: objects where a column of them
-    has boxes, else maps where a column of images is named as maps are, else labels where there are any."""
+    has boxes or a file of COCO's JSON lies there, else maps where a column of images is named as maps are, else labels
+    where there are any."""
     if task == "detection":
         return _find_objects, object_splits
     if task == "segmentation":
         return _find_maps, None
     if task == "classification":
         return _find_classes, None
-    return _find_any, coco_splits
+    return _find_any, _splits_of_objects_if_any
+
+
+def _splits_of_objects_if_any(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | None:
+    """As `object_splits`, of folders in which a file of COCO's JSON lies; None for others. The names that other
+    programs give to theirs, such as labels.json, may be those of anything."""
+    files = [
+        *folder.glob("*/_annotations.coco.json"),
+        *inside(folder, "annotations").glob("*.json"),
+        *folder.glob("*.json"),
+    ]
+    found = coco_splits(folder)
+    if found is None and any(map(_is_coco, sorted(files))):
+        with suppress(DataError):  # in a layout that is not read: what lies there beside the images is told
+            found = object_splits(folder)
+    return found and {split: partial(_with_way_out, load) for split, load in found.items()}
+
+
+def _with_way_out(load: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    try:
+        return load()
+    except DataError as error:  # such as boxes without masks, which nobody has asked for
+        raise DataError(f"{error} --task pretraining prepares the images alone.") from error
+
+
+def _is_coco(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content)
 
 
 def _find_objects(features: Features | None, wanted: str, description: str, _: Any) -> ObjectLabels:

@@ -1,6 +1,7 @@
 """Maps and objects that are shrunk with their images, against Pillow and pycocotools' successor."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from faster_coco_eval.core import mask as rle
 from PIL import Image as PILImage
 
-from hf_mae_robust.errors import ImageDecodingError
+from hf_mae_robust.errors import DataError, ImageDecodingError
 from hf_mae_robust.finetuning.detection.objects import ObjectLabels
 from hf_mae_robust.preparation.annotations import (
     Boxes,
@@ -94,3 +95,42 @@ def test_auto_does_without(capsys):
     find, _ = finders("auto")
     assert annotations_of(find(Features({"image": Image()}), "auto", "set", None)) is None
     assert isinstance(find(Features({"image": Image(), "x": Image()}), "x", "set", None), MapLabels)
+
+
+@pytest.mark.parametrize(
+    ("place", "images"),
+    [
+        ("train/_annotations.coco.json", "train"),
+        ("annotations.json", "images"),
+        ("labels.json", "data"),
+        ("annotations/instances_default.json", "images"),
+    ],
+)
+def test_auto_finds_the_objects_that_detection_finds(tmp_path, place, images):
+    for name in (tmp_path / place).parent, tmp_path / images:
+        name.mkdir(parents=True, exist_ok=True)
+    PILImage.new("RGB", (20, 20)).save(tmp_path / images / "a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 20, "height": 20}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [2, 2, 9, 9], "area": 81, "iscrowd": 0}
+            | {"segmentation": [[2, 2, 11, 2, 11, 11, 2, 11]]}
+        ],
+        "categories": [{"id": 3, "name": "thing"}],
+    }
+    (tmp_path / place).write_text(json.dumps(content))
+    found = {task: finders(task)[1](tmp_path) for task in ("auto", "detection")}
+    assert list(found["auto"]) == list(found["detection"]) == ["train"]
+    assert found["auto"]["train"]()[0]["objects"]["bbox"] == [[2, 2, 9, 9]]
+    content["annotations"][0]["segmentation"] = None
+    (tmp_path / place).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="which is not a mask.*--task pretraining prepares the images alone"):
+        found["auto"]["train"]()
+
+
+def test_auto_takes_no_other_json_for_objects(tmp_path):
+    (tmp_path / "cat").mkdir()
+    PILImage.new("RGB", (20, 20)).save(tmp_path / "cat" / "a.jpg")
+    for name in ("labels.json", "annotations.json"):
+        (tmp_path / name).write_text('{"0": "cat"}')
+    assert finders("auto")[1](tmp_path) is None
