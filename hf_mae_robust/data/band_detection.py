@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
     all of them as pictures; or where it takes a flag to read them.
     """
     found: list[StoredBands] = []
+    names: list[str] = []
     faults: list[BandError] = []
     for value in _some(source):
         try:
             found.append(_look_at(value, source.min_side, location))
+            names.append(_name_of(value, source.root))
         except BandError as error:
             faults.append(error)  # a bad image is counted and named when it is trained on
         except (DataError, ImageDecodingError):
@@ -56,8 +59,20 @@ def find_stored_bands(source: ImageSource, location: DataLocation) -> StoredBand
             raise DataError(f"{source.description}: {fault}.")
         example = replace(example, fault=f"{fault}, or train on them in 8 bits, with --image_statistics default")
     num_channels = numbers.most_common(1)[0][0]
-    is_mixed = len(deep) < len(found)
-    return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture, is_mixed=is_mixed)
+    mixture = ""
+    if len(deep) < len(found):
+        first = names[next(i for i, stored in enumerate(found) if stored is deep[0])]
+        numbers_of_both = f"{len(found) - len(deep)} and {len(deep)} of the {len(found)} images looked at"
+        mixture = f"8-bit pictures, and {deep[0]}{first} ({numbers_of_both})"
+    return replace(example, num_channels=num_channels, is_8_bit=is_8_bit, has_picture=has_picture, mixture=mixture)
+
+
+def _name_of(value: Any, root: str) -> str:
+    """ " in FILE", by its path from the folder of the data; "" where an image has none."""
+    path = value.get("path") if isinstance(value, dict) else None
+    if not path:
+        return ""
+    return f" in {Path(path).relative_to(root) if root and Path(path).is_relative_to(root) else Path(path).name}"
 
 
 def stored_bands_of(source: ImageSource, location: DataLocation, share: Share = alone) -> StoredBands:

@@ -85,7 +85,7 @@ class StoredBands:
         is_8_bit: whether 8-bit pictures of 1, 3 or 4 channels hold all of it.
         has_picture: whether Pillow shows something of it, be it in fewer bits or channels.
         fault: why all of it cannot be read here, such as a package that is missing; "" where it can.
-        is_mixed: whether some of them are 8-bit pictures, and others hold more.
+        mixture: for people, where some of them are 8-bit pictures, and others hold more: what lies where; else "".
     """
 
     num_channels: int
@@ -94,7 +94,11 @@ class StoredBands:
     is_8_bit: bool = False
     has_picture: bool = False
     fault: str = ""
-    is_mixed: bool = False
+    mixture: str = ""
+
+    @property
+    def is_mixed(self) -> bool:
+        return bool(self.mixture)
 
     @property
     def can_be_shown(self) -> bool:
@@ -103,6 +107,8 @@ class StoredBands:
         return self.has_picture and self.num_channels in (1, 3, 4)
 
     def __str__(self) -> str:
+        if self.mixture:
+            return self.mixture
         bands = f"{self.num_channels} band{'s' * (self.num_channels > 1)}"
         return f"{bands} of {self.dtype} ({self.kind})"
 

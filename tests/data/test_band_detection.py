@@ -119,6 +119,15 @@ def test_pictures_of_8_bits_among_deeper_ones_are_told(tmp_path, capsys):
     assert "Warning: some of its images are 8-bit pictures" in capsys.readouterr().out
 
 
+def test_of_a_deep_picture_among_others_its_file_and_its_own_bands_are_told(tmp_path, capsys):
+    for i in range(5):
+        Image.fromarray(photos(1)[0]).save(tmp_path / f"{i}.jpg")
+    Image.fromarray(DEEP).save(tmp_path / "z.png")
+    opened(tmp_path)
+    wanted = "(train) holds 8-bit pictures, and 1 band of uint16 (PNG) in z.png (5 and 1 of the 6 images looked at)"
+    assert wanted in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_deep_picture_among_those_of_rgb_leaves_models_of_8_bits_as_they_were(tmp_path, streaming):
     for i in range(3):
