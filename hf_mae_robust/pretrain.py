@@ -85,7 +85,7 @@ def plan(arguments: PretrainArguments) -> str:
     from .pretraining.adapting import freeze_blocks
     from .pretraining.dry_run import describe_plan
     from .pretraining.model_config import config_of, settings_of_images
-    from .pretraining.task import check_use_of_config
+    from .pretraining.task import check_use_of_config, find_statistics
     from .training import run
     from .training.machine import check_activation_checkpointing
     from .training.setup import check_schedule
@@ -95,6 +95,8 @@ def plan(arguments: PretrainArguments) -> str:
     of_images = settings_of_images(opened.arguments, source, computes=False)
     config, training = config_of(opened.arguments.model, of_images), opened.arguments.training
     check_use_of_config(opened.arguments, config)
+    if opened.arguments.model.target_statistics != "auto":  # which is a pass over the images
+        find_statistics(opened.arguments, config, source)
     with torch.device("meta"):
         model = ViTMAERobustForPreTraining(config)
     if training.freeze_blocks is not None:

@@ -106,6 +106,7 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
         (["--freeze_blocks", 9], "--freeze_blocks 9: the encoder has"),
         (["--target_normalization", "global_patch"], "global_patch needs --target_statistics"),
         (["--target_statistics", "auto"], "--target_statistics auto is for --target_normalization global_patch, not"),
+        (["--target_normalization", "global_patch", "--target_statistics", "nope.safetensors"], "nope.safetensors"),
         (["--lr_scheduler_kwargs", '{"nonsense": 1}'], "unexpected keyword argument 'nonsense'"),
         (["--optim_args", "nonsense=1"], "--optim_args nonsense"),
         (
