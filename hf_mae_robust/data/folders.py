@@ -38,7 +38,7 @@ class ImageFolder:
     Attributes:
         name: as the user gave it. splits: by name. own_splits: those that only their folder's name makes a split.
         class_names: of all splits together, sorted; None where no folder tells a class.
-        loose: split -> number of images beside its class folders. lists: Pascal VOC's, which say the splits.
+        loose: split -> images beside its class folders. lists: Pascal VOC's, which say the splits.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ImageFolder:
     splits: dict[str, Split]
     own_splits: set[str]
     class_names: tuple[str, ...] | None
-    loose: dict[str, int] = field(default_factory=dict)
+    loose: dict[str, list[str]] = field(default_factory=dict)
     lists: VocLists | None = None
 
     def tables(self, streams: bool) -> dict[str, Callable[[], Dataset | IterableDataset]]:
@@ -84,9 +84,9 @@ class ImageFolder:
                 f"{self.name}: Warning: {len(missing):,} of {len(self.class_names or ()):,} classes are in {name}, but "
                 f"have no image in train: {shown}"
             )
-        for name, number in self.loose.items():
-            images = f"{number:,} images lie" if number > 1 else "1 image lies"
-            lines.append(f"{self.name}: no classes in {name}: {images} beside the folders")
+        for name, paths in self.loose.items():
+            images = f"{len(paths):,} images lie" if len(paths) > 1 else "1 image lies"
+            lines.append(f"{self.name}: no classes in {name}: {images} beside the folders ({_some(paths)})")
         if self.lists is not None:
             lines.append(f"{self.name}: the splits are those of {self.lists.folder}")
         if pairs.maps:
@@ -214,7 +214,7 @@ def read_folder(name: str) -> ImageFolder | None:
         splits, own_splits = lists.splits, set()
     found = {split: classes_of(part) for split, part in splits.items()}
     names = sorted({name for classes, _ in found.values() for name in classes or ()})
-    loose = {split: number for split, (_, number) in found.items() if number}
+    loose = {split: paths for split, (_, paths) in found.items() if paths}
     return ImageFolder(name, tree, pairs, splits, own_splits, tuple(names) or None, loose, lists)
 
 

@@ -274,23 +274,23 @@ def _by_level(paths: Sequence[str], folders: dict[str, list[str]], level: int) -
     return dict(sorted(splits.items(), key=lambda item: (order.get(item[0], 3), item[0])))
 
 
-def classes_of(split: Split) -> tuple[list[str] | None, int]:
-    """The class of each image, None where the folders tell none; and how many images lie beside the class folders.
+def classes_of(split: Split) -> tuple[list[str] | None, list[str]]:
+    """The class of each image, None where the folders tell none; and the images that lie beside the class folders.
 
     Where all images lie equally deep, the folder of an image is its class; otherwise the outermost folder in which not
     all of them lie.
     """
     depths = Counter(len(parts) for parts in split.folders)
     if set(depths) == {0}:
-        return None, 0
+        return None, []
     if len(depths) == 1:
         classes = [parts[-1] for parts in split.folders]
         if len(set(classes)) == 1 and set(words_of(classes[0])) <= _IMAGE_WORDS:
-            return None, 0  # images/ is not a class
-        return classes, 0
+            return None, []  # images/ is not a class
+        return classes, []
     shared = 0
     while shared < min(depths) and len({parts[shared] for parts in split.folders}) == 1:
         shared += 1
-    if loose := sum(len(parts) <= shared for parts in split.folders):
+    if loose := [path for path, parts in zip(split.images, split.folders) if len(parts) <= shared]:
         return None, loose
-    return [parts[shared] for parts in split.folders], 0
+    return [parts[shared] for parts in split.folders], []

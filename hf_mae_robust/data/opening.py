@@ -226,7 +226,7 @@ def _open_split(
         refuse_addresses(data, column, description)
     labels = _choose_labels(data, description, location, find_labels, known)
     if labels is not None and labels.is_joint and isinstance(data, Dataset):
-        data = _annotated(data, labels.column, description, location.allow_unused_files)
+        data = _annotated(data, labels.column, description, location)
     source = source_of(data, column, location, description, buffer_size, labels, share)
     # A stream from the Hub would be asked for twice.
     is_reachable = source.row_groups is not None or _is_on_disk(source, name)
@@ -316,7 +316,7 @@ def _read_column_of_stream(stream: IterableDataset, description: str, column: st
     return {row[column] for row in stream.select_columns([column])}
 
 
-def _annotated(table: Dataset, column: str, description: str, allows_unused: bool) -> Dataset:
+def _annotated(table: Dataset, column: str, description: str, location: DataLocation) -> Dataset:
     """The rows of a folder of images and maps that have a map; other tables as they are."""
     if not isinstance(table.features.get(column), datasets.Image) or table.info.builder_name != FOLDER:
         return table
@@ -324,10 +324,12 @@ def _annotated(table: Dataset, column: str, description: str, allows_unused: boo
     missing = len(has_map) - sum(has_map)
     if not missing:
         return table
-    if missing > MAX_UNUSED * len(has_map) and not allows_unused:
+    if missing > MAX_UNUSED * len(has_map) and not location.allow_unused_files:
+        path = table.data.column("image")[has_map.index(False)].as_py()["path"]
         raise DataError(
-            f"{description}: {missing:,} of {len(has_map):,} images have no map of their name. --allow_unused_files "
-            "trains without them."
+            f"{description}: {missing:,} of {len(has_map):,} images have no map of their name, first "
+            f"{os.path.relpath(path, root_of(location.dataset_name))}. Draw them, or train without these images by "
+            "--allow_unused_files."
         )
     note(f"{description}: left out: {missing:,} images without a map")
     return table.select([row for row, has in enumerate(has_map) if has])
