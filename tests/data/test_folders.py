@@ -307,9 +307,7 @@ def test_images_without_a_map_need_to_be_meant(tmp_path, capsys):
     root = write(tmp_path, *each("images"), "masks/0.png", "masks/1.png")
     find = partial(find_maps, id2label="3")
     options = {"find_labels": lambda features, wanted, description, _: find(features, wanted, description)}
-    with pytest.raises(
-        DataError, match="1 of 3 images have no map of their name, first images/2.*--allow"
-    ):
+    with pytest.raises(DataError, match="1 of 3 images have no map of their name, first images/2.*--allow"):
         open_splits(DataLocation(str(root), label_column_name="auto"), **options)
     location = DataLocation(str(root), label_column_name="auto", allow_unused_files=True)
     assert open_splits(location, **options)[0].num_rows == 2
