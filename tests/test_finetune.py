@@ -137,10 +137,9 @@ def test_what_a_run_starts_from_stays_though_it_lies_in_the_output_folder(argume
     pytest.importorskip("peft")
     out = tmp_path / "out"
     finetune(*arguments("--lora_r", 2))
-    prepare(arguments("--model_name_or_path", out))
-    assert (out / "model.safetensors").exists() and not (out / "all_results.json").exists()
-    assert not (out / "adapter").exists()  # it is merged into the weights that this starts from
-    finetune(*arguments("--lora_r", 2))
+    with pytest.raises(UserError, match="is the folder of --model_name_or_path, whose model the run would overwrite"):
+        prepare(arguments("--model_name_or_path", out))
+    assert (out / "all_results.json").exists() and (out / "adapter").exists()
     prepare(arguments("--model_name_or_path", out / "base"))
     assert (out / "base" / "model.safetensors").exists() and not (out / "adapter").exists()
 

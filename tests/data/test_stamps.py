@@ -2,8 +2,10 @@
 
 import os
 
+import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
@@ -44,12 +46,11 @@ def test_a_parquet_file_that_is_written_again(tmp_path, streaming):
 
 
 def test_a_stream_of_a_file_changes_with_that_file_alone(tmp_path):
-    for i in range(3):
-        np.save(tmp_path / f"{i}.npy", np.full((5, 8, 8), i, np.uint16))
-    table = tmp_path / "list.jsonl"
-    table.write_text("".join(f'{{"image": "{tmp_path / str(i)}.npy"}}\n' for i in range(3)))
-    options = {"image_column_name": "image", "dataset_streaming": True}
-    source = open_splits(DataLocation(str(table), **options), eval_split=None, tells=False)[0]
+    table = tmp_path / "images.parquet"
+    pictures = [Image.fromarray(np.full((8, 8, 3), i, np.uint8)) for i in range(3)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": pictures}, features=features).to_parquet(table)
+    source = opened(table, dataset_streaming=True)
     stamp = stamp_of_stream(source, str(table))
     (tmp_path / "other").touch()
     assert stamp_of_stream(source, str(table)) == stamp

@@ -109,7 +109,7 @@ def test_from_scratch_starts_as_mae_does(folders):
     name = "encoder.layer.0.attention.qkv.weight"
     weight = model.backbone.get_parameter(name)
     assert not torch.equal(weight, trained.backbone.get_parameter(name))
-    assert abs(weight.std() - (2 / 64) ** 0.5) < 0.01  # Xavier, of query, key and value apart
+    assert abs(weight.std() - (2 / (32 + 3 * 32)) ** 0.5) < 0.01  # Xavier, of query, key and value together
     overrides = {**HEADS, **SIZES, "image_size": 16, "patch_size": 4}
     alone, _ = detector_from_scratch(source(None, overrides), NAMES, settings())
     assert alone.config.num_hidden_layers == 4 and alone.config.fpn_channels == 16
