@@ -171,7 +171,8 @@ def test_accumulated_steps_equal_one_large_batch(arguments, tmp_path):
     assert losses(accumulated) == pytest.approx(losses(large), rel=2e-4)
     expected = dict(large.model.named_parameters())
     for name, parameter in accumulated.model.named_parameters():
-        torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=2e-4)
+        # Where a gradient is nearly 0, AdamW makes a step of its rounding: at most a third of one, of six.
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=5e-4)
 
 
 # ---- runs ----
