@@ -13,7 +13,8 @@ from .report import Results, last_block, mean_of_curve, paired, with_more
 
 # Verdicts on the primary comparison.
 REACHED, NOT_REACHED, UNDECIDED, UNFINISHED = "reached", "not reached", "undecided", "not all planned runs are finished"
-# A finding has a corrected p below it.
+# Outcomes of a secondary comparison. A finding has a corrected p below ALPHA.
+FINDING, NOT_SHOWN, WAITS = "finding", "not shown", "waits"
 ALPHA = 0.05
 RESAMPLES = 10_000
 
@@ -118,6 +119,7 @@ def evaluate_plan(plan: Plan, results: dict[str, Results], seeds: Mapping[str, S
 
     Args:
         seeds: planned, by variant. What is returned has as "planned" how many both sides of a comparison share.
+            Secondary comparisons have their "outcome", too: FINDING, NOT_SHOWN, or WAITS for seeds.
     """
 
     def of(comparison: Comparison) -> dict[str, Any]:
@@ -131,4 +133,7 @@ def evaluate_plan(plan: Plan, results: dict[str, Results], seeds: Mapping[str, S
     adjusted = holm([found["p"] if is_tested else 1.0 for found, is_tested in zip(secondary, tested)])
     for found, is_tested, p in zip(secondary, tested, adjusted):
         found["p_holm"] = p if is_tested else None
+        found["outcome"] = FINDING if is_tested and p < ALPHA else NOT_SHOWN
+        if len(found["seeds"]) < found["planned"]:
+            found["outcome"] = WAITS
     return {"primary": primary, "secondary": secondary}

@@ -6,7 +6,17 @@ import numpy as np
 from scipy import stats
 
 from ..paper import FIGURES
-from .comparisons import ALPHA, NOT_REACHED, REACHED, UNDECIDED, UNFINISHED, ends_by_seed, evaluate_verdict
+from .comparisons import (
+    ALPHA,
+    FINDING,
+    NOT_REACHED,
+    REACHED,
+    UNDECIDED,
+    UNFINISHED,
+    WAITS,
+    ends_by_seed,
+    evaluate_verdict,
+)
 from .definitions import MEASURES, Plan, Study
 
 # Studies that are simulated to see what a verdict is worth.
@@ -75,7 +85,7 @@ def _finetuned(primary: dict[str, Any], secondary: list[dict[str, Any]], labels:
     """What the paper's claim is about: the same pair, fine-tuned."""
     pair = primary["variant"], primary["against"]
     each = next((s for s in secondary if (s["variant"], s["against"]) == pair and s["measure"] == "finetune"), None)
-    if each is None or len(each["seeds"]) < each["planned"]:
+    if each is None or each["outcome"] == WAITS:
         return []
     low, high = ends_by_seed(each)
     return [
@@ -105,7 +115,7 @@ def _gain(study: Study, plan: Plan, secondary: list[dict[str, Any]], labels: dic
 def _findings(secondary: list[dict[str, Any]], labels: dict[str, str]) -> str:
     tested = [each for each in secondary if each["p_holm"] is not None]
     below = sum(each["p"] < ALPHA for each in tested)
-    kept = [each for each in tested if each["p_holm"] < ALPHA]
+    kept = [each for each in tested if each["outcome"] == FINDING]
     names = "; ".join(
         f"{MEASURES[each['measure']][2]}, {labels[each['variant']]} minus {labels[each['against']]} "
         f"({each['difference']:+.4f})"

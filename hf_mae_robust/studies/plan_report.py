@@ -156,11 +156,7 @@ def _secondary(found: list[dict[str, Any]], labels: dict[str, str]) -> list[str]
             str(len(each["seeds"])) + (f" of {each['planned']}" if len(each["seeds"]) < each["planned"] else ""),
         ]
         cells += [difference, _interval(each["interval"]), _interval(each.get("over_images"))]
-        cells += [_p(each["p"]), _p(each["p_holm"])]
-        if len(each["seeds"]) < each["planned"]:
-            cells.append("waits")
-        else:
-            cells.append("finding" if each["p_holm"] is not None and each["p_holm"] < ALPHA else "not shown")
+        cells += [_p(each["p"]), _p(each["p_holm"]), each["outcome"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
