@@ -81,6 +81,7 @@ def plan(arguments: PretrainArguments) -> str:
     """--dry_run: the text of the plan. Raises as `prepare` for arguments and data that cannot be used."""
     import torch
 
+    from .analysis.online import open_labelled_splits
     from .model import ViTMAERobustForPreTraining
     from .pretraining.adapting import freeze_blocks
     from .pretraining.dry_run import describe_plan
@@ -103,6 +104,10 @@ def plan(arguments: PretrainArguments) -> str:
         freeze_blocks(model, training.freeze_blocks)
     check_schedule(model, training)
     check_activation_checkpointing(training)
+    if training.label_column_name is not None:
+        open_labelled_splits(
+            opened.arguments.data, training.label_column_name, training.seed, opened.arguments.model.token
+        )
     return describe_plan(config, training, source)
 
 

@@ -156,19 +156,8 @@ def add_online_diagnostics(
     samples = Samples(source.head(num_samples), config, data.crop_pct, batch_size, training.device)
     labelled = None
     if label_column_name is not None:
-        location = replace(DataLocation.of(data, token), label_column_name=label_column_name)
-        eval_split = None if data.eval_split_name == "none" else data.eval_split_name
-        splits = (data.train_split_name, eval_split, data.train_val_split, training.seed)
-        opened = open_splits(location, *splits, tells=False, share=first_process)
-        if opened[1] is None:
-            raise UserError(
-                f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "
-                "one with --eval_split_name or hold images out with --train_val_split 0.05."
-            )
-        drawn = (
-            part.sample(probe_samples, training.seed, data.shuffle_buffer_size)
-            for part in cast(tuple[ImageSource, ImageSource], opened)
-        )
+        parts = open_labelled_splits(data, label_column_name, training.seed, token)
+        drawn = (part.sample(probe_samples, training.seed, data.shuffle_buffer_size) for part in parts)
         known, classified = (
             (load_head_of_stream(part, probe_samples) if part.row_groups is None else part).read_as(
                 source.band_form, config.num_channels
@@ -178,3 +167,20 @@ def add_online_diagnostics(
         check_probe(known)
         labelled = (known, classified)
     trainer.add_callback(OnlineDiagnostics(trainer, kinds, samples, labelled))
+
+
+def open_labelled_splits(
+    data: DataArguments, label_column_name: str, seed: int, token: str | None
+) -> tuple[ImageSource, ImageSource]:
+    """The images to learn from and those to classify, with labels. Raises ValueError (DataError) as
+    `add_online_diagnostics`."""
+    location = replace(DataLocation.of(data, token), label_column_name=label_column_name)
+    eval_split = None if data.eval_split_name == "none" else data.eval_split_name
+    splits = (data.train_split_name, eval_split, data.train_val_split, seed)
+    learned, classified = open_splits(location, *splits, tells=False, share=first_process)
+    if classified is None:
+        raise UserError(
+            f"--label_column_name {label_column_name}: {data.dataset_name} has no split to classify; name "
+            "one with --eval_split_name or hold images out with --train_val_split 0.05."
+        )
+    return cast(tuple[ImageSource, ImageSource], (learned, classified))

@@ -109,6 +109,7 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
         (["--target_normalization", "global_patch", "--target_statistics", "nope.safetensors"], "nope.safetensors"),
         (["--lr_scheduler_kwargs", '{"nonsense": 1}'], "unexpected keyword argument 'nonsense'"),
         (["--optim_args", "nonsense=1"], "--optim_args nonsense"),
+        (["--label_column_name", "nope", "--diagnostics_steps", 1], "has no column 'nope' (--label_column_name)"),
         (
             ["--activation_checkpointing", "--activation_checkpointing_kwargs", '{"nonsense": 1}'],
             "unknown 'nonsense'",
