@@ -80,7 +80,6 @@ ELSEWHERE = {
     "training/ranges.py": "training/test_parser.py and test_odd_flags.py, for flags out of range",
     "training/recipe_yaml.py": "training/test_parser.py, for what YAML makes of a recipe",
     "training/run.py": "test_pretrain.py and test_finetune.py, whose runs all go through it",
-    "training/setup.py": "test_pretrain.py and test_finetune.py, for what a run says and refuses at its start",
     "training/suggestions.py": "training/test_parser.py, for unknown flags",
     "training/task.py": "an interface without code of its own",
     "training/typed_trainer.py": "declarations for the type checker only",

@@ -200,7 +200,9 @@ class FinetuneRecipeArguments(RecipeArguments):
     base_learning_rate: float = option(
         5e-4, "Learning rate of 256 images a step; the rate used is this x effective batch / 256."
     )
-    min_learning_rate: float = option(1e-6, "Where the cosine ends (times the scale of each layer).")
+    min_learning_rate: float = option(
+        1e-6, "Where the cosine (cosine_with_min_lr) ends, times the scale of each layer."
+    )
     layer_decay: float = option(0.65, "Learning rate of each layer, as a share of the next one's; 1: all the same.")
     model_ema_decay: float | None = option(
         None, "Average the weights over the steps, and evaluate and keep the average (such as 0.9999); default: off."

@@ -164,6 +164,8 @@ class MAETrainingArguments(ImageTrainingArguments):
             raise UserError(f"--decoder_warmup_steps {self.decoder_warmup_steps:g}: above 1, a whole number of steps.")
         if self.resolution_schedule == "none":
             self.resolution_schedule = None
+        if self.label_smoothing_factor:
+            raise UserError(f"--label_smoothing_factor {self.label_smoothing_factor:g}: pre-training has no labels.")
         _ = self.resolution  # refuses what is no schedule
         self.diagnostics = [name for name in self.diagnostics if name != "none"]
         if self.label_column_name is not None and not self.diagnostics_steps:

@@ -181,7 +181,7 @@ def check_use_of_config(arguments: PretrainArguments, config: ViTMAERobustConfig
     if model.target_statistics and config.target_normalization != "global_patch":
         raise UserError(
             f"--target_statistics {model.target_statistics} is for --target_normalization global_patch, not "
-            f"'{config.target_normalization}'."
+            f"'{config.target_normalization}'. Give --target_statistics none if a recipe has set it."
         )
     if config.target_normalization == "global_patch" and not (model.target_statistics or model.model_name_or_path):
         raise UserError(

@@ -168,10 +168,10 @@ class ImageTrainingArguments(TrainingArguments):
 
     Defaults that differ from the parent's: `per_device_train_batch_size` and `per_device_eval_batch_size` 64,
     `learning_rate` None (--base_learning_rate x batch / 256), `weight_decay` 0.05, `max_grad_norm` 0 (no clipping),
-    `lr_scheduler_type` "cosine", `save_strategy` "epoch", `save_total_limit` 2, `logging_steps` 20,
-    `logging_nan_inf_filter` False (it hides NaNs and makes the GPU wait), `dataloader_num_workers` 4,
-    `ddp_find_unused_parameters` False, `remove_unused_columns` False, `report_to` "tensorboard" where that is
-    installed, `seed` stays 42.
+    `warmup_steps` None (5% of the training), `lr_scheduler_type` "cosine", `save_strategy` "epoch",
+    `save_total_limit` 2, `logging_steps` 20, `logging_nan_inf_filter` False (it hides NaNs and makes the GPU wait),
+    `dataloader_num_workers` 4, `ddp_find_unused_parameters` False, `remove_unused_columns` False, `report_to`
+    "tensorboard" where that is installed, `seed` stays 42.
     """
 
     _argument_group_name = "training (transformers.TrainingArguments)"
@@ -191,12 +191,25 @@ class ImageTrainingArguments(TrainingArguments):
     )
     weight_decay: float = option(0.05, "AdamW's weight decay; biases and other 1-D parameters are not decayed.")
     max_grad_norm: float = option(0.0, "Clip gradients to this norm; 0: do not.")
+    warmup_steps: float | None = option(  # type: ignore[assignment]  # a number once `set_schedule` has run
+        None, "Linear warm-up, in steps; below 1: a share of all; 0: none. Default: --warmup_epochs."
+    )
     lr_scheduler_type: SchedulerType | str = option("cosine", "Schedule after the warm-up, set per step.")
-    save_strategy: SaveStrategy | str = option("epoch", "When to write checkpoints: no, steps, epoch.")
+    auto_find_batch_size: bool = option(False, "Is refused: the learning rate follows from the batch size.")
+    save_strategy: SaveStrategy | str = option(
+        "epoch", "When to write checkpoints: no, steps, epoch, best. --save_steps N alone means steps."
+    )
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
     logging_steps: float = option(20, "Log every N steps; below 1: a share of all steps.")
     logging_nan_inf_filter: bool = option(False, "Leave NaN and infinite losses out of the log.")
     dataloader_num_workers: int = option(4, "Processes that decode images, for each training process.")
+    dataloader_drop_last: bool = option(
+        False, "Has no effect here: training drops an incomplete batch, evaluation none."
+    )
+    dataloader_persistent_workers: bool = option(False, "Has no effect here: worker processes stay for all epochs.")
+    dataloader_in_order: bool = option(True, "Has no effect here: batches always come in order, so that runs resume.")
+    train_sampling_strategy: str = option("random", "Must be random: the order follows from --seed.")
+    length_column_name: str = option("length", "Has no effect here: images have no lengths.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
     remove_unused_columns: bool = option(False, "Has no effect here: only the image column is read.")
     profile: int = option(
@@ -252,11 +265,17 @@ class ImageTrainingArguments(TrainingArguments):
         ):
             if is_asked:
                 check_package(f"--{flag}", package)
+        self._check_batch()
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = self.fsdp.lower() == "true"  # type: ignore[assignment]  # which the parent takes as well
+        warmup, self.warmup_steps = self.warmup_steps, self.warmup_steps or 0
         with (
             refused_by_library("These settings of transformers.TrainingArguments cannot be used"),
             joining(self.ddp_timeout, self.use_cpu, self.ddp_backend),
         ):
             super().__post_init__()
+        self.warmup_steps = warmup
+        self._check_accelerator_config()
         check_precision(self)
         # `accelerate launch` and its file may ask for a precision, and the Trainer obeys.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
@@ -277,6 +296,33 @@ class ImageTrainingArguments(TrainingArguments):
             )
         if self.ignore_data_skip:
             raise UserError("--ignore_data_skip would show other images; finding the place in the data takes no time.")
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """As the parent's; none where neither a flag nor `set_schedule` has said how many."""
+        return 0 if self.warmup_steps is None else super().get_warmup_steps(num_training_steps)
+
+    def _check_batch(self) -> None:
+        if self.auto_find_batch_size:
+            raise UserError(
+                "--auto_find_batch_size would change the batch, but not the learning rate, the warm-up and the masks "
+                "that follow from it. Halve --per_device_train_batch_size and double --gradient_accumulation_steps."
+            )
+        if self.train_sampling_strategy != "random":
+            raise UserError(
+                f"--train_sampling_strategy {self.train_sampling_strategy}: images are always drawn at random, in an "
+                "order that follows from --seed. Leave it out."
+            )
+
+    def _check_accelerator_config(self) -> None:
+        """Of what it can say about batches, none is for the loaders of this package."""
+        given = self.accelerator_config
+        if (getattr(given, "gradient_accumulation_kwargs", None) or {}).get("num_steps") is not None:
+            raise UserError("--accelerator_config: for 'num_steps' there is --gradient_accumulation_steps.")
+        for name in ("split_batches", "dispatch_batches"):
+            if getattr(given, name, None):
+                raise UserError(
+                    f"--accelerator_config: '{name}' has no effect here; each process reads its own images."
+                )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> argparse._ArgumentGroup:

@@ -79,6 +79,9 @@ class BandArguments:
             if self.clip_percentiles is not None:
                 raise UserError("--value_range and --clip_percentiles both say where to clip; give one of them.")
         if self.clip_percentiles is not None:
+            if len(self.clip_percentiles) != 2:
+                given = " ".join(f"{value:g}" for value in self.clip_percentiles)
+                raise UserError(f"--clip_percentiles takes two numbers, LO and HI, not {given}.")
             low, high = self.clip_percentiles
             if not 0 <= low < high <= 100:
                 raise UserError(f"--clip_percentiles {low:g} {high:g}: needs 0 <= LO < HI <= 100.")

@@ -33,10 +33,17 @@ PATHS = (
     "deepspeed",
 )
 
+# A flag on the command line -> that of a recipe which would win over it.
+RIVALS = {"num_train_epochs": "max_steps", "warmup_epochs": "warmup_steps", "base_learning_rate": "learning_rate"}
+# An interval -> the flag without which it has no effect.
+STRATEGIES = {"save_steps": "save_strategy", "eval_steps": "eval_strategy"}
+
 
 def _as_words(action: argparse.Action, value: Any, written: Any) -> list[str]:
     """A value of a YAML file as words of the command line."""
     flag = f"--{action.dest}"
+    if isinstance(value, bool) and action.nargs == "?" and action.const is True and action.type is not string_to_bool:
+        return [flag] if value else []  # `fsdp: true`, which takes words as well
     if action.dest == "config_overrides" and isinstance(value, dict):
         return [f"{flag}={write_config_overrides(value)}"]
     if isinstance(value, dict):
@@ -97,7 +104,9 @@ Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 
 class RecipeParser(HfArgumentParser, Generic[Arguments]):
     """`HfArgumentParser` that reads `--config file.yaml` first: its keys are the names of the flags, a flag on the
-    command line wins, and a key that is not a flag is an error."""
+    command line wins, also over those of the file that say the same in another unit (--num_train_epochs over
+    `max_steps`), and a key that is not a flag is an error. An interval such as --save_steps brings its strategy,
+    "steps", along."""
 
     def __init__(
         self,
@@ -176,12 +185,19 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         given, _ = self.parse_known_args(on_line)
         recipe = given.config or (self.default_recipe(given) if self.default_recipe is not None else None)
         try:
+            overrides = [word for word in on_line if word.partition("=")[0] == "--config_overrides"]
+            if len(overrides) > 1:
+                raise UserError("--config_overrides is given twice. Give it once: --config_overrides A=1,B=2.")
             flags_on_line, settings = self.given_flags(on_line), parse_config_overrides(given.config_overrides)
             for flag in flags_on_line.intersection(settings, self.settings_of_model):
                 if (said := settings.pop(flag)) != (value := getattr(given, flag)):
                     self.notes.append(f"--{flag} {value} wins over --config_overrides {flag}={said}.")
                 given.config_overrides = write_config_overrides(settings)
             words = [*self.recipe_words(recipe, given, flags_on_line), *argv] if recipe else argv
+            by_interval = [
+                flag for name, flag in STRATEGIES.items() if name in flags_on_line and flag not in flags_on_line
+            ]
+            words = [*words, *(f"--{flag}=steps" for flag in by_interval)]
             if given.config_overrides is not None:
                 words = [*words, f"--config_overrides={given.config_overrides}"]
             flags, unknown = self.parse_known_args(words)
@@ -200,6 +216,13 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         """The recipe's words. --config_overrides of the command line adds to the recipe's (`given.config_overrides`
         then holds both). Where a flag and --config_overrides say the same setting, the command line's wins."""
         recipe, flags = self.read_recipe(name), self.actions_by_name()
+        for flag, rival in RIVALS.items():
+            if flag in on_line and rival in recipe and rival not in on_line:
+                said = " ".join(recipe.pop(rival)).replace("=", " ")
+                self.notes.append(f"--{flag} {getattr(given, flag):g} wins over the recipe's {said}.")
+        for interval, strategy in STRATEGIES.items():
+            if interval in recipe and strategy not in recipe:
+                recipe[strategy] = [f"--{strategy}=steps"]
         if "config_overrides" in recipe:
             settings = parse_config_overrides(recipe["config_overrides"][0].partition("=")[2])
             for flag in on_line.intersection(settings, self.settings_of_model):

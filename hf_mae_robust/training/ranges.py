@@ -178,4 +178,4 @@ def check_ranges(flags: Mapping[str, Any], ranges: Mapping[str, Range] = RANGES)
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int | float) and number not in wanted:
                 finite = " and finite" if number == math.inf and "finite" not in str(wanted) else ""
-                raise UserError(f"--{name} {number:g}: must be {wanted}{finite}.")
+                raise UserError(f"--{name} {number:.12g}: must be {wanted}{finite}.")

@@ -44,8 +44,9 @@ class Resuming(TypedTrainer):
     Args (beside the Trainer's):
         allow_elastic_resume: the resumed run has other settings than its checkpoint. With another number of processes
             or another batch the same share of the epoch counts as done, in steps of the new size. The order of the
-            images is another one then, so that in this one epoch some come twice and others not at all. The learning
-            rate is that of the new settings.
+            images is another one then, so that in this one epoch some come twice and others not at all. Learning rate,
+            weight decay and the other options of the optimizer are those of the new settings; of a schedule that
+            follows the evaluations (reduce_lr_on_plateau, greedy), the rate is the checkpoint's.
     """
 
     def __init__(self, *, allow_elastic_resume: bool = False, **kwargs: Any):
@@ -103,14 +104,23 @@ class Resuming(TypedTrainer):
         if checkpoint is None or not self.allow_elastic_resume:
             self._load_fitting_optimizer(checkpoint)
             return
-        # The checkpoint's learning rate was that of its batch size, and its step one of its steps.
-        scheduler = cast(LambdaLR, self.lr_scheduler)
-        base_rates = list(scheduler.base_lrs)
+        optimizer = cast(Optimizer, self.optimizer)
+        scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps DeepSpeed's
+        # The checkpoint brings its own weight decay, betas and so on, and the rate of its batch size.
+        options = [
+            {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+            for group in optimizer.param_groups
+        ]
+        base_rates = list(scheduler.base_lrs) if isinstance(scheduler, LambdaLR) else None
         self._load_fitting_optimizer(checkpoint)
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if base_rates is None:  # reduce_lr_on_plateau and greedy: the rate is what evaluations have made of it
+            return
         step = self.state.global_step
         scheduler.base_lrs, scheduler.last_epoch = base_rates, step
         scheduler._last_lr = [base * rate(step) for base, rate in zip(base_rates, scheduler.lr_lambdas)]
-        for group, base, rate in zip(cast(Optimizer, self.optimizer).param_groups, base_rates, scheduler._last_lr):
+        for group, base, rate in zip(optimizer.param_groups, base_rates, scheduler._last_lr):
             group["initial_lr"], group["lr"] = base, rate
 
     def _load_fitting_optimizer(self, checkpoint: str | None) -> None:

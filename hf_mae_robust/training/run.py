@@ -1,5 +1,6 @@
 """A run from its arguments to a finished folder, the same way for every task, and what a command ends with."""
 
+import copy
 import json
 import os
 import shlex
@@ -98,7 +99,10 @@ class OpenedRun(Generic[Arguments]):
 
 
 def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: bool = True) -> OpenedRun[Arguments]:
-    """Find model, checkpoint and data, and fill in the schedule. resumes: look for a checkpoint to resume from."""
+    """Find model, checkpoint and data, and fill in the schedule, in a copy of the arguments. resumes: look for a
+    checkpoint to resume from."""
+    groups = ("model", "data", "recipe", "training")  # which another run may take, and fill in its own
+    arguments = arguments._replace(**{name: copy.copy(getattr(arguments, name)) for name in groups})
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task.check_settings(arguments)
     check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)

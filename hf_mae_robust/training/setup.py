@@ -28,6 +28,7 @@ from .checkpoints import (
     differences_from_record,
     explain_differences,
     fault_of,
+    last_checkpoint,
     newest_checkpoint,
     recover,
     remove_checkpoints,
@@ -88,15 +89,19 @@ def check_can_evaluate(source: ImageSource, eval_source: ImageSource | None, tra
         )
         raise UserError(
             f"{asked}: {source.description} has no split to evaluate on; "
-            "name one with --eval_split_name or hold images out with --train_val_split 0.05."
+            "name one with --eval_split_name, hold images out with --train_val_split 0.05, or give --eval_strategy no."
         )
+
+
+# Schedules of transformers that take no warm-up.
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
 def set_schedule(
     source: ImageSource, recipe: RecipeArguments, training: ImageTrainingArguments, num_views: int = 1
 ) -> None:
     """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps. num_views: of
-    each image in a batch."""
+    each image in a batch. Raises UserError."""
     num_images = images_in_batch(source, training.train_batch_size, training.world_size, num_views)
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     if training.learning_rate is None:
@@ -115,12 +120,28 @@ def set_schedule(
         total_steps, epochs = training.max_steps, None
     else:
         micro_steps = source.num_rows // (num_images * training.world_size)
+        if micro_steps < training.gradient_accumulation_steps:  # the rate would be that of a batch that never comes
+            raise UserError(
+                f"--gradient_accumulation_steps {training.gradient_accumulation_steps}: an epoch of "
+                f"{source.description} ({source.num_rows:,} images) has {micro_steps:,} batches, and a step takes none "
+                f"of the next epoch. Give at most {micro_steps}."
+            )
         steps_per_epoch = max(-(-micro_steps // training.gradient_accumulation_steps), 1)
         total_steps = (
             training.max_steps if training.max_steps > 0 else round(training.num_train_epochs * steps_per_epoch)
         )
         epochs = total_steps / steps_per_epoch
-    if not training.warmup_steps:
+    if (schedule := SchedulerType(training.lr_scheduler_type).value) in WITHOUT_WARMUP:
+        given = {"warmup_steps": training.warmup_steps, "warmup_epochs": recipe.warmup_epochs}
+        for flag, length in given.items():
+            if length:
+                other = "constant_with_warmup" if schedule == "constant" else "another --lr_scheduler_type"
+                raise UserError(
+                    f"--{flag} {length:g}: --lr_scheduler_type {schedule} has no warm-up. Use {other}, or give "
+                    f"--{flag} 0."
+                )
+        training.warmup_steps = 0
+    elif training.warmup_steps is None:
         warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * (epochs or 1)
         training.warmup_steps = warmup_steps(warmup, epochs or 1, total_steps)
         if is_polynomial(training):
@@ -130,6 +151,7 @@ def set_schedule(
             f"--warmup_steps {training.warmup_steps:g} is as long as the run ({total_steps:,} steps), which leaves "
             f"none for the decay of --lr_scheduler_type polynomial. Give --warmup_steps {round(0.05 * total_steps)}."
         )
+    training.warmup_steps = training.get_warmup_steps(total_steps)  # of a share, the steps
     warn_of_warmup(recipe, training, total_steps)
 
 
@@ -143,13 +165,13 @@ def warn_of_warmup(recipe: RecipeArguments, training: ImageTrainingArguments, to
     warmup = training.get_warmup_steps(total_steps)
     if warmup < max(total_steps, 1) or total_steps < 2:
         return
-    given = f"{warmup:,} steps"
+    given, peak = f"{warmup:,} steps", training.learning_rate or 0.0
     if recipe.warmup_epochs is not None and warmup == total_steps:
         given = f"--warmup_epochs {recipe.warmup_epochs:g}"
     say(
         f"Warning: the warm-up ({given}) is as long as the run ({total_steps:,} steps) or longer, so the learning rate "
-        f"rises to {training.learning_rate * min(total_steps / warmup, 1):.3g} and no further; its peak is "
-        f"{training.learning_rate:.3g}. Give --warmup_steps {max(round(0.05 * total_steps), 1)}, 5% of the run."
+        f"rises to {peak * min(total_steps / warmup, 1):.3g} and no further; its peak is {peak:.3g}. "
+        f"Give --warmup_steps {max(round(0.05 * total_steps), 1)}, 5% of the run."
     )
 
 
@@ -235,6 +257,7 @@ def record_of(
         "crop_scale": list(data.crop_scale),
         "horizontal_flip": data.horizontal_flip,
         # Only where they are on: older checkpoints do not know of them.
+        **({"optim_args": training.optim_args} if training.optim_args else {}),
         **{flag: True for flag in ("vertical_flip", "rot90") if getattr(data, flag)},
         **{flag: value for flag in IMAGE_FLAGS if (value := getattr(data, flag)) is not None},
         **({SCALED_DECODING: True} if source.decodes_scaled else {}),
@@ -293,6 +316,11 @@ def find_checkpoint(recipe: RecipeArguments, training: ImageTrainingArguments) -
         checkpoint = Path(named)
         if not checkpoint.is_dir():
             raise CheckpointError(f"--resume_from_checkpoint {named}: no such folder.")
+        if newest := last_checkpoint(checkpoint):
+            raise CheckpointError(
+                f"--resume_from_checkpoint {named} is the folder of a run. Name one of its checkpoints, such as "
+                f"{newest}, or give --output_dir {named} alone, which resumes from the newest."
+            )
         if fault := fault_of(checkpoint):
             raise CheckpointError(f"--resume_from_checkpoint {named} cannot be resumed from: {fault}.")
     else:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from hf_mae_robust.errors import UserError
-from hf_mae_robust.pretrain import main, make_parser, prepare, pretrain
+from hf_mae_robust.pretrain import main, make_parser, pretrain
 from tests.helpers import write_parquet_set
 from tests.model_helpers import OFF, build
 from tests.runs import run, tiny_run
@@ -132,24 +131,6 @@ def test_what_would_fail_in_the_training_is_said_before(photos_dir, tmp_path, ca
         main(tiny_run(photos_dir, "--output_dir", str(tmp_path / "out"), *words))
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and "Traceback" not in error
-
-
-def test_a_warm_up_longer_than_the_run_is_said(photos_dir, tmp_path, capsys):
-    words = tiny_run(photos_dir, "--max_steps", "20", "--output_dir", str(tmp_path))
-    prepare(make_parser().parse([*words, "--warmup_steps", "1500"]))
-    output = capsys.readouterr().out
-    assert "Warning: the warm-up (1,500 steps)" in output and "Give --warmup_steps 1, 5% of the run" in output
-    prepare(make_parser().parse([*words, "--warmup_steps", "19"]))
-    assert "Warning" not in capsys.readouterr().out
-
-
-def test_a_warm_up_that_leaves_no_step_for_a_polynomial_decay(photos_dir, tmp_path):
-    """The schedule would divide by 0, at the end."""
-    words = [*tiny_run(photos_dir, "--output_dir", str(tmp_path)), "--lr_scheduler_type", "polynomial"]
-    with pytest.raises(UserError, match="--warmup_steps 3 is as long as the run .*--lr_scheduler_type polynomial"):
-        prepare(make_parser().parse([*words, "--max_steps", "3", "--warmup_steps", "3"]))
-    trainer, _ = prepare(make_parser().parse([*words, "--max_steps", "1"]))
-    assert trainer.args.warmup_steps == 0
 
 
 def test_the_folder_of_the_data_is_no_output_folder(photos_dir, tmp_path, capsys):

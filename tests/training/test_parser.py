@@ -83,6 +83,21 @@ def test_bad_recipes_end_in_one_sentence(tmp_path, capsys, content, message):
         (["--dataset_nam", "x"], "unknown --dataset_nam (did you mean '--dataset_name'?)"),
         (["--num_train_epochs", "many"], "invalid float value: 'many'"),
         (["--target_normalization", "patch"], "invalid choice"),
+        (["--clip_percentiles", "2"], "--clip_percentiles takes two numbers, LO and HI, not 2."),
+        (["--clip_percentiles", "1", "2", "3"], "--clip_percentiles takes two numbers, LO and HI, not 1 2 3."),
+        (["--seed", "4294967296"], "--seed 4294967296: must be at least 0 and at most 4294967295"),
+        (["--auto_find_batch_size"], "Halve --per_device_train_batch_size and double --gradient_accumulation_steps"),
+        (["--train_sampling_strategy", "sequential"], "images are always drawn at random"),
+        (["--accelerator_config", '{"split_batches": true}'], "'split_batches' has no effect"),
+        (
+            ["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 4}}'],
+            "for 'num_steps' there is --gradient_accumulation_steps",
+        ),
+        (["--label_smoothing_factor", "0.3"], "--label_smoothing_factor 0.3: pre-training has no labels"),
+        (
+            ["--config_overrides", "image_size=64", "--config_overrides=patch_size=8"],
+            "--config_overrides is given twice. Give it once",
+        ),
         (
             ["--config_overrides", "image_size=64,", "patch_size=8"],
             "unknown patch_size=8 (a part of --config_overrides?",
@@ -94,6 +109,56 @@ def test_bad_flags_end_in_one_sentence(capsys, words, message):
         parse(*words)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_flag_wins_over_what_a_recipe_says_in_another_unit():
+    parser = finetune.make_parser()
+    words = ["--task", "segmentation", "--config", "upernet_vit_base", "--dataset_name", "x"]
+    *_, training = of_recipe = parser.parse(words)
+    assert (training.max_steps, training.warmup_steps) == (160_000, 1500) and parser.notes == []
+    changed = parser.parse([*words, "--num_train_epochs", "5", "--warmup_epochs", "1"])
+    assert (changed.training.max_steps, changed.training.num_train_epochs) == (-1, 5)
+    assert (changed.training.warmup_steps, changed.recipe.warmup_epochs) == (None, 1)
+    assert parser.notes == [
+        "--num_train_epochs 5 wins over the recipe's --max_steps 160000.",
+        "--warmup_epochs 1 wins over the recipe's --warmup_steps 1500.",
+    ]
+    assert changed.recipe.base_learning_rate == of_recipe.recipe.base_learning_rate
+
+
+def test_a_base_rate_wins_over_the_rate_of_a_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text("learning_rate: 1e-3\nmax_steps: 100\n")
+    words = ["--config", str(tmp_path / "mine.yaml"), "--dataset_name", "x"]
+    assert parse(*words)[3].learning_rate == 1e-3
+    _, _, recipe, training = parse(*words, "--base_learning_rate", "1e-2")
+    assert (recipe.base_learning_rate, training.learning_rate, training.max_steps) == (1e-2, None, 100)
+    _, _, _, training = parse(*words, "--base_learning_rate", "1e-2", "--learning_rate", "2")
+    assert training.learning_rate == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "expected"),
+    [
+        ("", [], ("epoch", "no")),
+        ("", ["--save_steps", "2", "--eval_steps", "3"], ("steps", "steps")),
+        ("save_steps: 2", [], ("steps", "no")),
+        ("{save_strategy: epoch, eval_strategy: epoch}", ["--save_steps", "0.1"], ("steps", "epoch")),
+        ("{save_strategy: steps, save_steps: 2}", ["--save_strategy", "epoch"], ("epoch", "no")),
+        ("{eval_strategy: steps, eval_steps: 2}", ["--eval_strategy", "no"], ("epoch", "no")),
+    ],
+)
+def test_an_interval_brings_its_strategy_along(tmp_path, recipe, words, expected):
+    (tmp_path / "mine.yaml").write_text(recipe)
+    training = parse("--config", str(tmp_path / "mine.yaml"), "--dataset_name", "x", *words)[3]
+    assert (training.save_strategy, training.eval_strategy) == expected
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_fsdp_in_a_recipe(tmp_path, is_on):
+    """A flag with or without a value; YAML can only say that it is on."""
+    (tmp_path / "mine.yaml").write_text(f"fsdp: {str(is_on).lower()}\n")
+    assert bool(parse("--config", str(tmp_path / "mine.yaml"))[3].fsdp) is is_on
+    assert bool(parse("--dataset_name", "x", "--fsdp", str(is_on))[3].fsdp) is is_on
 
 
 @pytest.mark.parametrize("number", ["-3.4e38", "-3.4028235E+38", "-9999", "-.5", "-1e-3"])

@@ -47,6 +47,41 @@ def test_an_elastic_resume_takes_the_schedule_of_the_new_settings(tmp_path):
     )
 
 
+def test_an_elastic_resume_takes_the_options_of_the_new_optimizer(tmp_path):
+    """A checkpoint's groups of parameters bring its own along."""
+    dataset = write_parquet_set(tmp_path / "set", {"train": 16})
+    words = tiny_run(dataset, "--output_dir", str(tmp_path / "run"), "--per_device_train_batch_size", "4")
+    words += ["--save_strategy", "steps", "--save_steps", "2"]
+    main([*words, "--max_steps", "2"])
+    new = ["--weight_decay", "0.5", "--adam_beta1", "0.5", "--adam_epsilon", "1e-3", "--allow_elastic_resume"]
+    trainer, checkpoint = prepare(make_parser().parse([*words, "--max_steps", "3", *new]))
+    trainer.train(checkpoint)
+    groups = trainer.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert all(group["betas"] == (0.5, 0.95) and group["eps"] == 1e-3 for group in groups)
+    assert trainer.state.global_step == 3
+
+
+def test_an_elastic_resume_of_a_schedule_that_follows_the_evaluations(tmp_path):
+    dataset = write_parquet_set(tmp_path / "set", {"train": 16, "validation": 4})
+    words = tiny_run(dataset, "--output_dir", str(tmp_path / "run"), "--lr_scheduler_type", "reduce_lr_on_plateau")
+    words += [
+        "--per_device_train_batch_size",
+        "4",
+        "--eval_steps",
+        "1",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "2",
+    ]
+    main([*words, "--max_steps", "2"])
+    trainer, checkpoint = prepare(make_parser().parse([*words, "--max_steps", "3", "--allow_elastic_resume"]))
+    trainer.train(checkpoint)
+    assert checkpoint is not None and trainer.state.global_step == 3
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(trainer.args.learning_rate)
+
+
 def test_intervals_that_are_shares_of_the_run_raise_no_false_alarm(tmp_path):
     """A checkpoint has them in steps; the Trainer compares that with the share."""
     dataset, said = write_parquet_set(tmp_path / "set", {"train": 16}), []
