@@ -87,11 +87,14 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_rotation_never_deletes_what_was_just_written(tmp_path):
-    """Higher numbers are there after a resume from an older checkpoint."""
+    """Higher numbers are there after a resume from an older checkpoint, or with larger batches. The next start would
+    take them for the newest."""
     for step in (50, 60):
         checkpoint(tmp_path, step)
+    rotate(checkpoint(tmp_path, 10), None)
+    assert len(checkpoints_in(tmp_path)) == 3
     rotate(checkpoint(tmp_path, 10), 2)
-    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-60", "checkpoint-10"]
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10"]
     rotate(checkpoint(tmp_path, 20), 1)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-20"]
 

@@ -1,6 +1,7 @@
 """Fine-tuning a classifier: what it computes, that it resumes exactly, what it leaves behind, what it refuses."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -225,19 +226,24 @@ def test_without_mixup_the_labels_are_smoothed(arguments):
 
 
 def test_the_best_model_is_kept_and_training_stops_when_it_gets_no_better(arguments, tmp_path):
-    trainer = finetune(
-        *arguments(
-            *PLAIN, "--load_best_model_at_end", "--save_strategy", "epoch", "--eval_strategy", "epoch",
-            "--early_stopping_patience", 2, "--num_train_epochs", 12, "--metric_for_best_model", "loss",
-            "--greater_is_better", "false", "--base_learning_rate", 3, "--min_learning_rate", 0,
-        )
-    )  # fmt: skip
+    words = [
+        *PLAIN, "--load_best_model_at_end", "--save_strategy", "epoch", "--eval_strategy", "epoch",
+        "--early_stopping_patience", 2, "--num_train_epochs", 12, "--metric_for_best_model", "loss",
+        "--greater_is_better", "false", "--base_learning_rate", 3, "--min_learning_rate", 0, "--save_total_limit", 9,
+    ]  # fmt: skip
+    trainer = finetune(*arguments(*words))
     evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     assert trainer.state.global_step < 60, "so high a learning rate does not get better for 12 epochs"
     best = min(evaluated, key=evaluated.get)
     assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / f"checkpoint-{best}")
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_loss"] == pytest.approx(evaluated[best], rel=1e-6)
+
+    # Resumed before its last epoch, it stops where it did; and a run that has stopped does not train on.
+    stopped = trainer.state.global_step
+    shutil.rmtree(tmp_path / "out" / f"checkpoint-{stopped}")
+    for _ in range(2):
+        assert finetune(*arguments(*words)).state.global_step == stopped
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(arguments, tmp_path):

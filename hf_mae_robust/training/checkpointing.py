@@ -61,11 +61,11 @@ class Checkpointing(TypedTrainer):
         """While entered, the Trainer writes to the staging folder. What goes wrong leaves nothing behind. Raises
         SavingError."""
         staging = Path(self.args.output_dir) / STAGING
-        if self.args.should_save:
-            clear_staging(staging)
-        self.accelerator.wait_for_everyone()
-        self._staging = staging
         try:
+            if self.args.should_save:
+                clear_staging(staging)
+            self.accelerator.wait_for_everyone()
+            self._staging = staging
             yield staging
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_loss(error):
@@ -89,6 +89,9 @@ class Checkpointing(TypedTrainer):
         final = checkpoint_of_step(self.args.output_dir, self.state.global_step)
         with self.staged() as staging:
             super()._save_checkpoint(model, trial)
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best).parent == staging:  # in every process, which loads it at the end
+                self.state.best_model_checkpoint = str(final.with_name(Path(best).name))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._finish_checkpoint(staging / final.name, final)
@@ -98,9 +101,6 @@ class Checkpointing(TypedTrainer):
 
     def _finish_checkpoint(self, staged: Path, final: Path) -> None:
         """Complete what the Trainer wrote, and give it its name."""
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).parent == staged.parent:
-            self.state.best_model_checkpoint = str(final.with_name(Path(best).name))
         if (staged / TRAINER_STATE_NAME).exists():
             self._write_state(staged)
         if not self.args.save_only_model:

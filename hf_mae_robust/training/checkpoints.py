@@ -113,13 +113,17 @@ def remove(checkpoint: Path) -> None:
 
 def rotate(newest: Path, limit: int | None, keep: Iterable[str | Path | None] = ()) -> None:
     """Delete all but `limit` checkpoints (none where None or 0): `newest`, which was just written, and those before
-    it. Those with higher numbers are left from an abandoned run and go first. Those named in `keep` stay."""
+    it. Those with higher numbers are left from an abandoned run, or from another batch size, and go at once: the next
+    start would resume from them. Those named in `keep` stay."""
     step = int(newest.name.rpartition("-")[2])
-    others = [path for path in checkpoints_in(newest.parent) if path.name != newest.name]
-    others.sort(key=lambda path: int(path.name.rpartition("-")[2]) > step)
+    found = {path: int(path.name.rpartition("-")[2]) for path in checkpoints_in(newest.parent)}
+    abandoned = [path for path, number in found.items() if number > step]
+    before = [path for path, number in found.items() if number < step]
     kept = {Path(path).name for path in keep if path is not None}
-    for checkpoint in others[limit - 1 :] if limit else ():
+    for checkpoint in [*abandoned, *before[limit - 1 :]] if limit else ():
         if checkpoint.name not in kept:
+            if checkpoint in abandoned:
+                logger.warning("Removed %s, which this run has not come from.", checkpoint)
             remove(checkpoint)
 
 

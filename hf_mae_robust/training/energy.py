@@ -36,7 +36,11 @@ class RaplCounters:
         return [int((zone / "energy_uj").read_text()) for zone in self.zones]
 
     def update(self) -> None:
-        now = self._read()
+        try:
+            now = self._read()
+        except (OSError, ValueError):  # a counter went away: what was counted is not all
+            self.zones, self._last, self._ranges = [], [], []
+            return
         for before, after, size in zip(self._last, now, self._ranges):
             self.microjoules += after - before if after >= before else after - before + size
         self._last = now

@@ -74,6 +74,11 @@ class NonFiniteGuard(TrainerCallback):
 
     on_epoch_end = on_step_end
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.check()  # the steps since the last of these events; the model is saved next
+
     def skip(self) -> str | None:
         """With `allowed_steps`: whether to skip the step that was just closed; says why.
 

@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
 
 from ..errors import CheckpointError, refused_by_library
 from ..hub.run_record import read_record
-from .checkpoints import NEW_ORDER_FROM
+from .checkpoints import NEW_ORDER_FROM, checkpoint_of_step
 from .typed_trainer import TypedTrainer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,29 @@ def _without_false_alarms() -> Iterator[None]:
             each.removeFilter(is_other)
 
 
+class EvaluationDue(TrainerCallback):
+    """At the start of a resumed training, the evaluation in whose place a signal has stopped the former one: the best
+    checkpoint, early stopping and schedules that follow the evaluations depend on it."""
+
+    def __init__(self, trainer: "Resuming"):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        noted: Any = state.stateful_callbacks
+        if not (isinstance(noted, dict) and "StopOnSignal" in noted):
+            return
+        if not noted["StopOnSignal"]["attributes"]["evaluation_due"]:
+            return
+        if self.trainer.eval_dataset is None or args.eval_strategy == "no":
+            return
+        metrics = self.trainer._evaluate(None, None)
+        if self.trainer._determine_best_metric(metrics, None):
+            checkpoint = checkpoint_of_step(str(args.output_dir), state.global_step)
+            state.best_model_checkpoint = str(checkpoint) if checkpoint.is_dir() else state.best_model_checkpoint
+
+
 class Resuming(TypedTrainer):
     """The part of `ImageTrainer` that resumes.
 
@@ -53,6 +78,7 @@ class Resuming(TypedTrainer):
         with refused_by_library("The Trainer of transformers refuses these settings"):
             super().__init__(**kwargs)
         self.allow_elastic_resume = allow_elastic_resume
+        self.add_callback(EvaluationDue(self))
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
@@ -71,11 +97,21 @@ class Resuming(TypedTrainer):
             self.state.global_step = min(round(self.state.epoch * steps_per_epoch), max_steps)
             batches = self.state.global_step % steps_per_epoch * self.args.gradient_accumulation_steps
             position = (self.state.global_step // steps_per_epoch, batches)
-        if self.state.global_step >= max_steps:
+        if self.state.global_step >= max_steps or self._has_stopped_early():
             # Nothing is left to do; the Trainer would do one more step.
             return num_train_epochs, 0
         self._seek(Path(resume_from_checkpoint), *position)
         return position
+
+    def _has_stopped_early(self) -> bool:
+        """Tell early stopping how many evaluations were no better than the best one. Its counter is not in the state of
+        callbacks that the Trainer restores, unless asked to restore all of them."""
+        evaluated = {entry["step"] for entry in self.state.log_history if "eval_loss" in entry}
+        worse = len([step for step in evaluated if step > (self.state.best_global_step or 0)])
+        stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        for callback in stopping:
+            callback.early_stopping_patience_counter = worse
+        return any(worse >= callback.early_stopping_patience for callback in stopping)
 
     def _seek(self, checkpoint: Path, epoch: int, num_batches: int) -> None:
         """Tell the sampler where the first epoch begins, and which epochs are in which order."""

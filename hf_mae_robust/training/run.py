@@ -122,7 +122,7 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
         pin_decoding(data, checkpoint)
     if not evaluates_only and checkpoint is None:
         flag = "--encoder_from" if getattr(arguments.model, "encoder_from", None) else "--model_name_or_path"
-        check_not_start_folder(Path(training.output_dir), start, flag)
+        check_not_start_folder(Path(training.output_dir), start, flag, recipe.overwrite_output_dir)
     stop_if_asked()
     options = task.source_options(arguments)
     source, eval_source = open_sources(data, arguments.model.token, training.seed, evaluates_only, **options)
@@ -263,28 +263,40 @@ def output_folder(training: ImageTrainingArguments) -> Iterator[None]:
 def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     """Train, save the model and the metrics of the training."""
     if trainer.is_world_process_zero():
-        mark_output(trainer)
+        mark_output(trainer, is_new=checkpoint is None)
     if trainer.args.profile:
         trainer.add_callback(StepProfile(trainer, trainer.args.profile))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     result.metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
+    drop_torn_results(trainer)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
 
 
-def mark_output(trainer: ImageTrainer) -> None:
-    """Write the record of the run before there are weights, where there is none yet. By it the output folder is known
-    where it lies within the data, though the run ends before its first checkpoint (data/tree.py)."""
+def mark_output(trainer: ImageTrainer, is_new: bool) -> None:
+    """Write the record of the run before there are weights, where there is none of it yet. By it the output folder is
+    known where it lies within the data, though the run ends before its first checkpoint (data/tree.py)."""
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RECORD).exists():
+    if is_new or not (folder / RECORD).exists():
         write_record(folder, {**trainer.record, "about": trainer.about})
+
+
+def drop_torn_results(trainer: ImageTrainer) -> None:
+    """Delete `all_results.json` where a kill or a full disk has cut it: the Trainer reads it to add to it."""
+    path = Path(trainer.args.output_dir) / "all_results.json"
+    if trainer.is_world_process_zero() and path.exists():
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            path.unlink()
 
 
 def evaluate_and_save(trainer: ImageTrainer) -> None:
     metrics = trainer.evaluate()
+    drop_torn_results(trainer)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
 
@@ -319,10 +331,9 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
     """
     training = arguments.training
     trainer: ImageTrainer | None = None
-    resuming = "The same command"
-    if arguments.recipe.overwrite_output_dir:
-        resuming += " without --overwrite_output_dir"
-    with sentences(parser, training):
+    left_out = flags_to_leave_out(arguments)
+    resuming = f"The same command{left_out}"
+    with sentences(parser, training, left_out):
         for note in parser.notes:
             say(note)
         try:
@@ -344,6 +355,14 @@ def run_command(parser: RecipeParser[Any], task: Task[Arguments, Any, Any], argu
                 f"{f'{resuming} resumes from {newest}' if newest else 'The same command starts again'}."
             )
             end_stopped(training, trainer, str(stop), step, str(newest) if newest else None)
+
+
+def flags_to_leave_out(arguments: Any) -> str:
+    """What "the same command" must not have to resume from the newest checkpoint; "" where it may stay as it is."""
+    if arguments.recipe.overwrite_output_dir:
+        return " without --overwrite_output_dir"
+    named = str(arguments.training.resume_from_checkpoint or "auto").lower()
+    return "" if named in ("true", "auto") else " without --resume_from_checkpoint"
 
 
 def end_stopped(
@@ -387,9 +406,10 @@ def describe_bug(error: Exception, record: Path | None = None) -> str:
 
 
 @contextmanager
-def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> Iterator[None]:
+def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments, left_out: str = "") -> Iterator[None]:
     """End the program with one sentence and the error's exit code; --log_level debug shows the traceback instead. What
-    is not an error of the user's (errors.py) is a bug: its traceback is shown, and what to report."""
+    is not an error of the user's (errors.py) is a bug: its traceback is shown, and what to report. left_out: as
+    `flags_to_leave_out`."""
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()  # of every file that is written or read
     try:
@@ -409,12 +429,16 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments) -> It
             raise
         end_workers()
         # Other processes may be waiting for this one; the launcher ends them.
-        parser.fail(error, error.exit_code)
+        parser.fail(str(error).replace("he same command", f"he same command{left_out}"), error.exit_code)
     except Exception as error:
         if training.world_size > 1 and is_loss(error):
             end_workers()
             newest = last_checkpoint(training.output_dir)
-            resume = f"The same command resumes from {newest}." if newest else "There is no checkpoint to resume from."
+            resume = (
+                f"The same command{left_out} resumes from {newest}."
+                if newest
+                else "There is no checkpoint to resume from."
+            )
             parser.fail(f"{describe_loss(training.ddp_timeout)} {resume}", LostProcessError.exit_code)
         if (fault := fault_of_place(error)) is not None and training.log_level != "debug":
             end_workers()

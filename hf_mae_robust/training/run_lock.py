@@ -34,9 +34,11 @@ def _this_process() -> dict[str, Any]:
 
 
 def _numbering() -> str:
-    """Within which processes have numbers of their own: containers of one host name can have several."""
+    """Within which processes have numbers of their own: machines of one host name, and containers of a machine. The
+    namespace alone does not tell machines apart: the first one of each has the same number."""
     try:
-        return str(Path("/proc/self/ns/pid").readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 
@@ -139,8 +141,9 @@ def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if _read(path) == mine:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is gone or read-only, which the run has said if it mattered
+            if _read(path) == mine:
+                path.unlink(missing_ok=True)
         if is_new:
             with suppress(OSError):  # it holds files now
                 folder.rmdir()

@@ -25,6 +25,7 @@ from .arguments import DataArguments, ImageTrainingArguments, RecipeArguments
 from .checkpoints import (
     NEW_ORDER_FROM,
     SCALED_DECODING,
+    checkpoints_in,
     differences_from_record,
     explain_differences,
     fault_of,
@@ -286,10 +287,17 @@ def check_not_in_data_folder(output_dir: Path, dataset_name: str | None) -> None
         )
 
 
-def check_not_start_folder(output_dir: Path, start: str | None, flag: str) -> None:
-    """Raises UserError where a run would write its model over the one that it starts from. start: a folder, or a name
-    on the Hub."""
-    if start is not None and Path(start).is_dir() and output_dir.resolve() == Path(start).resolve():
+def check_not_start_folder(output_dir: Path, start: str | None, flag: str, overwrites: bool) -> None:
+    """Raises UserError where a run would write its model over the one that it starts from, or delete it. start: a
+    folder, or a name on the Hub. overwrites: --overwrite_output_dir."""
+    if start is None or not Path(start).is_dir():
+        return
+    if overwrites and Path(start).resolve() in [path.resolve() for path in checkpoints_in(output_dir)]:
+        raise UserError(
+            f"--overwrite_output_dir would delete {start}, which {flag} names. Give another --output_dir, or leave "
+            "--overwrite_output_dir out to resume from the newest checkpoint."
+        )
+    if output_dir.resolve() == Path(start).resolve():
         raise UserError(
             f"--output_dir {output_dir} is the folder of {flag}, whose model the run would overwrite. Give another one."
         )

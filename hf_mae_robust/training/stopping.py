@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from ..errors import StopOutsideTraining, StopRequested
 from .checkpoints import checkpoint_of_step
@@ -31,24 +32,31 @@ def stop_if_asked() -> None:
         raise StopOutsideTraining(signal.Signals(number).name)
 
 
-class StopOnSignal(TrainerCallback):
+class StopOnSignal(TrainerCallback, ExportableState):
     """Ends a training after SIGTERM or SIGINT: after the step, in all processes, with a checkpoint instead of the
-    evaluation that was due. Raises StopRequested.
+    evaluation that was due, which the checkpoint notes for the resume. Raises StopRequested.
 
     `SIGNALS.answered()` is for the trainer to enter around the training. Within an evaluation it has to ask
     `is_asked_for` itself, and save, and `end`: an event can ask for a checkpoint between steps only.
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self.evaluation_due = 0, False
 
-    def is_asked_for(self) -> bool:
-        """To be called by all processes at the same points."""
+    def state(self) -> dict[str, Any]:
+        """As the Trainer writes it into a checkpoint; see `Resuming`."""
+        return {"args": {}, "attributes": {"evaluation_due": self.evaluation_due}}
+
+    def is_asked_for(self, args: TrainingArguments, evaluation_due: bool) -> bool:
+        """To be called by all processes at the same points. evaluation_due: at this step, or just begun."""
         self.number = agreed_signal()
+        if self.number:
+            self.evaluation_due = evaluation_due
+            args.save_only_model = False  # the run is to be resumed from this checkpoint
         return self.number != 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.is_asked_for():
+        if self.is_asked_for(args, control.should_evaluate):
             control.should_evaluate, control.should_save = False, True
 
     on_epoch_end = on_step_end

@@ -146,11 +146,11 @@ class ImageTrainer(DataFeeding, Publishing, Resuming, Sharding):
     def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """(inputs on the device, `(B,)` int64: the rows of the images). Fillers and images that cannot be decoded have
         negative ones, and do not count, so sums over all processes are exact. A signal during training is answered
-        here: an evaluation can take long, and it is not repeated when the run resumes."""
+        here: an evaluation can take long. It starts again when the run resumes."""
         for batch in dataloader:
             if not self.is_in_train:
                 stop_if_asked()
-            elif self.stop.is_asked_for():
+            elif self.stop.is_asked_for(self.args, evaluation_due=self.state.global_step > 0):
                 self._save_checkpoint(self.model_wrapped)
                 self.stop.end(self.args, self.state)
             inputs = self._prepare_inputs(batch)

@@ -40,6 +40,16 @@ def test_without_a_counter_that_may_be_read_there_is_no_figure(tmp_path, powerca
     assert GpuCounters(0).kwh is None
 
 
+def test_a_counter_that_goes_away_ends_the_figure_and_not_the_training(powercap):
+    counters = RaplCounters(powercap)
+    count(powercap, "intel-rapl:0", 9_000_000)
+    counters.update()
+    (powercap / "intel-rapl:1" / "energy_uj").unlink()
+    counters.update()
+    counters.update()
+    assert counters.kwh is None
+
+
 def test_a_run_counts_on_one_machine_only(powercap, tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "RaplCounters", lambda: RaplCounters(powercap))
     args, state = TrainingArguments(str(tmp_path / "out"), use_cpu=True), TrainerState(is_world_process_zero=True)

@@ -61,6 +61,14 @@ def test_a_bad_step_stops_before_it_is_saved_and_names_its_images(trainer_of, tm
     assert all(torch.isfinite(value).all() for value in load_file(checkpoint / "model.safetensors").values())
 
 
+def test_a_bad_step_after_the_last_look_is_found_before_the_model_is_saved(trainer_of, tmp_path):
+    trainer = trainer_of("--logging_steps", "100", "--max_steps", "6")
+    spoil_losses(trainer, 5)
+    with pytest.raises(NonFiniteError, match="Step 5"):
+        trainer.train()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 class SaveAtStep(TrainerCallback):
     def __init__(self, step):
         self.step = step
@@ -128,3 +136,14 @@ def test_the_command_line_ends_in_a_sentence_and_code_3(photos_dir, tmp_path, ca
     assert end.value.code == 3
     error = capsys.readouterr().err
     assert "error: Step" in error and "--skip_nonfinite_steps" in error and "Traceback" not in error
+
+
+def test_the_advice_does_not_delete_the_checkpoints(photos_dir, tmp_path, capsys):
+    """--overwrite_output_dir in the same command would."""
+    words = tiny_run(
+        photos_dir, "--output_dir", str(tmp_path), "--base_learning_rate", "1e30", "--overwrite_output_dir"
+    )
+    with pytest.raises(SystemExit):
+        main(words)
+    said = capsys.readouterr().err
+    assert "The same command without --overwrite_output_dir resumes from the last checkpoint" in said

@@ -96,6 +96,83 @@ def test_a_signal_during_evaluation_does_not_wait_for_its_end(words, tmp_path, m
     assert sorted(losses(tmp_path / "out")) == list(range(1, 19))
 
 
+def evaluations(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+
+
+@pytest.mark.parametrize("where", ["in the step", "in the evaluation"])
+def test_an_evaluation_that_a_signal_has_cut_is_made_up_for(words, tmp_path, monkeypatch, where):
+    """The learning rate follows the evaluations here, and with it every later step."""
+    words += ["--eval_steps", "2", "--max_steps", "8", "--base_learning_rate", "30"]
+    words += ["--per_device_eval_batch_size", "1"]
+    words += ["--save_steps", "2", "--save_strategy", "steps"]
+    words += ["--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"patience": 0, "factor": 0.1}']
+    main([*words, "--output_dir", str(tmp_path / "undisturbed")])
+
+    trainer, _ = prepare(make_parser().parse(words))
+    if where == "in the step":
+        step = trainer.training_step
+
+        def with_signal(*args, **kwargs):
+            if trainer.state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(trainer, "training_step", with_signal)
+    else:
+
+        def on_prediction_step(args, state, control):
+            if state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return control
+
+        trainer.callback_handler.on_prediction_step = on_prediction_step
+    with pytest.raises(StopRequested, match="after step 4"):
+        trainer.train()
+    main(words)
+    assert sorted(evaluations(tmp_path / "out")) == [2, 4, 6, 8]
+    assert evaluations(tmp_path / "out") == evaluations(tmp_path / "undisturbed")
+    assert losses(tmp_path / "out") == losses(tmp_path / "undisturbed")
+
+
+def test_a_signal_writes_a_checkpoint_to_resume_from_also_where_others_are_models_alone(words, tmp_path, monkeypatch):
+    words += ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_only_model"]
+    trainer, _ = prepare(make_parser().parse(words))
+    step = trainer.training_step
+
+    def with_signal(*args, **kwargs):
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", with_signal)
+    with pytest.raises(StopRequested, match="after step 3"):
+        trainer.train()
+    main(words)
+    assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_results_that_were_cut_do_not_end_the_next_run(words, tmp_path):
+    words += ["--max_steps", "1"]
+    main(words)
+    results = tmp_path / "out" / "all_results.json"
+    results.write_text(results.read_text()[:10])
+    main([*words, "--overwrite_output_dir"])
+    assert {"train_loss", "eval_loss"} <= json.loads(results.read_text()).keys()
+
+
+def test_the_checkpoint_that_a_run_starts_from_is_not_deleted(two_steps, words, tmp_path, capsys):
+    shutil.copytree(two_steps, tmp_path / "out")
+    start = str(tmp_path / "out" / "checkpoint-2")
+    words = [word for word in words if not word.startswith("image_size") and word != "--config_overrides"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--model_name_or_path", start, "--overwrite_output_dir", "--max_steps", "1"])
+    said = f"--overwrite_output_dir would delete {start}, which --model_name_or_path names"
+    assert end.value.code == 2 and said in capsys.readouterr().err
+    assert fault_of(tmp_path / "out" / "checkpoint-2") is None
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(words, tmp_path, capsys):
     """A limit on the size of files stands for the full disk: the write fails in the middle of the weights."""
     words += ["--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1"]
@@ -235,6 +312,20 @@ def test_two_processes_with_half_the_batch_train_as_one(words, photos_dir, tmp_p
     both = run([*base, "--per_device_train_batch_size", "4"], tmp_path / "two", processes=2)
     assert [loss for _, loss in both.losses()] == pytest.approx([loss for _, loss in alone.losses()], rel=1e-4)
     assert len(alone.losses()) == 9
+
+
+def test_all_processes_load_the_best_model_at_the_end(photos_dir, tmp_path):
+    """With so high a learning rate the first evaluation is the best."""
+    words = tiny_run(
+        photos_dir, "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1", "--eval_steps", "1"
+    )
+    words += ["--load_best_model_at_end", "--base_learning_rate", "30", "--per_device_train_batch_size", "4"]
+    both = run(words, tmp_path / "out", processes=2)
+    assert both.codes == [0, 0], both.output
+    evaluated = evaluations(tmp_path / "out")
+    assert sorted(evaluated) == [1, 2, 3] and evaluated[1] < evaluated[3]
+    final = json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_loss"]
+    assert final == pytest.approx(min(evaluated.values()), rel=1e-6)
 
 
 def test_another_number_of_processes_is_refused_or_said(photos_dir, tmp_path):

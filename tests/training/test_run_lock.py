@@ -75,6 +75,28 @@ def test_a_machine_that_is_silent_is_taken_for_dead_and_one_that_writes_is_not(t
     assert json.loads((tmp_path / LOCK_FILE).read_text()) == lock_of()
 
 
+def test_another_machine_of_the_same_name_is_another_machine(tmp_path):
+    """The namespace of processes has the same number on each machine; only the boot tells them apart."""
+    with run_lock(tmp_path):
+        mine = json.loads((tmp_path / LOCK_FILE).read_text())
+    boot, namespace = mine["pids"].split(" ")
+    assert namespace.startswith("pid:[")
+    other = mine | {"pids": f"{boot[::-1]} {namespace}", "pid": 2**22 + 1}  # no process here has that number
+    (tmp_path / LOCK_FILE).write_text(json.dumps(other))
+    ended = threading.Event()
+
+    def live():
+        while not ended.wait(0.05):
+            os.utime(tmp_path / LOCK_FILE)
+
+    threading.Thread(target=live).start()
+    try:
+        with pytest.raises(UserError, match=f"process {2**22 + 1} on "), run_lock(tmp_path, heartbeat_s=60):
+            pass
+    finally:
+        ended.set()
+
+
 def test_its_own_heartbeat_shows_that_it_lives(tmp_path):
     with run_lock(tmp_path, heartbeat_s=0.05):
         before, deadline = (tmp_path / LOCK_FILE).stat().st_mtime_ns, time.monotonic() + 300

@@ -32,6 +32,7 @@ def test_a_signal_asks_for_a_checkpoint_and_ends_the_training_when_it_is_written
         os.kill(os.getpid(), signal.SIGTERM)
         getattr(stop, event)(args, state, control)
         assert control == TrainerControl(should_log=True, should_save=True)
+        assert stop.state()["attributes"] == {"evaluation_due": True}
         with pytest.raises(StopRequested, match=rf"Stopped by SIGTERM after step 7; {tmp_path / 'checkpoint-7'} holds"):
             stop.on_save(args, state, control)
 
