@@ -50,7 +50,10 @@ def read_flags(text: str, what: str) -> dict[str, tuple[Any, Any]]:
         raise UserError(f"{what} must hold 'flag: value' lines, not a {type(content).__name__}.")
     root = yaml.compose(text, RecipeLoader)
     assert root is not None  # there is content
-    written = {key.value: _as_written(node) for key, node in root.value if isinstance(key, yaml.ScalarNode)}
+    try:
+        written = {key.value: _as_written(node) for key, node in root.value if isinstance(key, yaml.ScalarNode)}
+    except RecursionError as error:
+        raise UserError(f"{what}: a list holds itself.") from error
     # A key such as `no` is False to YAML. Keys merged in by `<<` were not written here.
     keys = {RecipeLoader("").construct_object(key): key.value for key, _ in root.value if key.value != "<<"}
     return {

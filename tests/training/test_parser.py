@@ -65,6 +65,7 @@ def test_recipe_file_of_the_user(tmp_path):
         ("base_learnin_rate: 1", "unknown key 'base_learnin_rate' (did you mean 'base_learning_rate'?)"),
         ("- a\n- b", "must hold 'flag: value' lines"),
         ("a: [1", "not valid YAML"),
+        ("diagnostics: &a [*a]", "a list holds itself"),
     ],
 )
 def test_bad_recipes_end_in_one_sentence(tmp_path, capsys, content, message):
