@@ -401,11 +401,13 @@ def source_of(
     if isinstance(data, ParquetSplit):
         return parquet_source(data, column, location, buffer_size, description, labels, share)
     if isinstance(data, IterableDataset):
-        return stream_source(data, column, description, labels)
+        return stream_source(data, column, description, labels, location.dataset_config_name)
     return table_source(data, column, description, labels)
 
 
-def stream_source(stream: IterableDataset, column: str, description: str, labels: Labels | None) -> ImageSource:
+def stream_source(
+    stream: IterableDataset, column: str, description: str, labels: Labels | None, config_name: str | None
+) -> ImageSource:
     used = [column] if labels is None else [column, labels.column]
     if stream.features is not None:
         stream = encoded(stream.select_columns(used))
@@ -415,7 +417,7 @@ def stream_source(stream: IterableDataset, column: str, description: str, labels
         return {"image": row[column], **label}
 
     rows = stream.map(columns, remove_columns=stream.column_names)
-    return ImageSource(rows, None, False, description, digest(description), labels=labels)
+    return ImageSource(rows, None, False, description, digest(description, config_name, column), labels=labels)
 
 
 def table_source(table: Dataset, column: str, description: str, labels: Labels | None) -> ImageSource:

@@ -1,5 +1,8 @@
 """Which splits, columns and rows are opened, and what is said where they are not there."""
 
+import json
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +13,7 @@ from hf_mae_robust.data.loaders import training_loader
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation
 from hf_mae_robust.errors import DataError, MissingFileError
+from hf_mae_robust.statistics.statistics_pass import band_statistics_of_source
 from tests.helpers import image_table, photos, write_parquet_set
 
 
@@ -121,3 +125,24 @@ def test_images_that_are_urls_are_refused_before_anything_is_fetched(tmp_path):
     pq.write_table(pa.table({"image": stored}, schema=schema), tmp_path / "images" / "train.parquet")
     with pytest.raises(DataError, match="holds URLs, first https://example.com/0.jpg.*are not fetched"):
         open_splits(DataLocation(str(tmp_path / "images")))
+
+
+def test_streams_of_another_column_or_configuration_are_others(tmp_path, monkeypatch):
+    """Those that cannot seek: nothing of them is read before the training. Statistics are cached by the fingerprint."""
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    images, places = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 8, 3)), []
+    for config, (summer, winter) in {"a": images[:2], "b": images[2:]}.items():
+        rows = [{"summer": one.tolist(), "winter": other.tolist()} for one, other in zip(summer, winter, strict=True)]
+        (tmp_path / f"{config}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        places += [(config, column) for column in ("summer", "winter")]
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    fingerprints = set()
+    for (config, column), expected in zip(places, images, strict=True):
+        location = DataLocation(str(tmp_path), config, image_column_name=column, dataset_streaming=True)
+        source = open_splits(location)[0]
+        assert source.num_rows is None
+        fingerprints.add(source.fingerprint)
+        found = band_statistics_of_source(source, 3).mean
+        np.testing.assert_allclose(found, expected.mean(axis=(0, 1, 2)), rtol=1e-9)
+    assert len(fingerprints) == 4
