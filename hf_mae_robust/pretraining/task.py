@@ -242,12 +242,18 @@ def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
 def find_statistics(
     arguments: PretrainArguments, config: ViTMAERobustConfig, source: ImageSource
 ) -> PatchStatistics | None:
-    """The population statistics that --target_statistics asks for. None: the model needs none, or brings them."""
+    """The population statistics that --target_statistics asks for. None: the model needs none, or brings them.
+
+    Raises UserError where a file holds those of other patches, bands or units.
+    """
     data, wanted = arguments.data, arguments.model.target_statistics
     if config.target_normalization != "global_patch" or wanted is None:
         return None
     if wanted != "auto":
-        return PatchStatistics.load(wanted, config.patch_dim)
+        statistics = PatchStatistics.load(wanted, config.patch_dim)
+        # Percentiles are those of the images that each was computed over.
+        statistics.check_form(config, f"--target_statistics {wanted}", with_clipping=data.clip_percentiles is None)
+        return statistics
     statistics = cached_statistics_of_source(
         source,
         config,

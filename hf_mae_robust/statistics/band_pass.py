@@ -17,7 +17,7 @@ from ..version import __version__
 from .band_percentiles import BandPercentiles
 from .band_statistics import BandStatistics
 from .image_pass import ImagePass
-from .patch_statistics import PatchStatistics, merge_across_processes, patches_of
+from .patch_statistics import UNITS_OF_FILES, PatchStatistics, merge_across_processes, patches_of
 from .sampling import Sample, SampleErrors
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ def about(source: ImageSource, num_channels: int) -> dict[str, Any]:
         "dataset": source.description,
         "dataset_fingerprint": source.fingerprint,
         "num_channels": num_channels,
+        "units": UNITS_OF_FILES if source.band_form is not None else "pixels from 0 to 255",
         **{name: value for name, value in settings.items() if value is not None},
         "hf_mae_robust": __version__,
     }

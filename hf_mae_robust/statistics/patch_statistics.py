@@ -8,6 +8,8 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 
 from ..errors import DataError, MissingFileError, UserError
+from ..model import ViTMAERobustConfig
+from ..model.configuration_vit_mae_robust import to_pair
 from .moments import Count, deviation, merged, merged_all, moments_of
 from .sampling import SampleErrors
 from .statistics_file import read_statistics, write_statistics
@@ -15,6 +17,8 @@ from .statistics_file import read_statistics, write_statistics
 FORMAT = "hf_mae_robust.patch_statistics"
 # In float64 these fit a processor's cache (D = 768).
 PATCHES_AT_ONCE = 256
+# metadata["units"].
+UNITS_OF_PIXELS, UNITS_OF_FILES = "pixels from 0 to 1", "numbers of the files"
 
 
 def patches_of(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
@@ -139,6 +143,34 @@ class PatchStatistics:
         num_patches = int(metadata.pop("num_patches", 0))
         count = tensors.get("count", num_patches)
         return cls(count, mean, std**2 * count, metadata)
+
+    def check_form(self, config: ViTMAERobustConfig, description: str, with_clipping: bool = True) -> None:
+        """Raise UserError where the metadata name other patches, channels, bands or units than a model's. What they do
+        not name counts as the same.
+
+        Args:
+            description: of the file, with which the sentence begins.
+            with_clipping: whether limits of bands have to be the same, too.
+        """
+        wanted: dict[str, Any] = {
+            "patch_size": list(to_pair(config.patch_size)),
+            "num_channels": config.num_channels,
+            "units": UNITS_OF_FILES if config.is_band_model else UNITS_OF_PIXELS,
+        }
+        stated = {name: self.metadata.get(name, value) for name, value in wanted.items()}
+        if "units" not in self.metadata and not config.is_band_model and self.mean.abs().max() > 1.5:
+            stated["units"] = UNITS_OF_FILES  # older files do not name them
+        if "hf_mae_robust" in self.metadata:  # a pass, which names those that were given
+            for name in ("bands", "nodata", *(["value_range"] if with_clipping else [])):
+                stated[name], wanted[name] = self.metadata.get(name), getattr(config, name)
+        others = [
+            f"{name} {stated[name]} instead of {value}" for name, value in wanted.items() if stated[name] != value
+        ]
+        if others:
+            raise UserError(
+                f"{description} does not fit this run: {', '.join(others)}. Compute the file with this run's settings "
+                "(`python -m hf_mae_robust statistics`), or give --target_statistics auto."
+            )
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from ..version import __version__
 from .band_pass import about, percentiles_of_band_source, statistics_of_band_source, warn
 from .band_statistics import BandStatistics
 from .image_pass import ImagePass
-from .patch_statistics import PatchStatistics, compute_patch_statistics, merge_across_processes
+from .patch_statistics import UNITS_OF_PIXELS, PatchStatistics, compute_patch_statistics, merge_across_processes
 from .sampling import Sample, SampleErrors
 from .statistics_file import read_statistics, write_statistics
 from .stored import stored_band_statistics, stored_patch_statistics
@@ -90,6 +90,7 @@ def statistics_of_source(
         "image_size": list(to_pair(config.image_size)),
         "patch_size": list(to_pair(config.patch_size)),
         "num_channels": config.num_channels,
+        "units": UNITS_OF_PIXELS,
         "hf_mae_robust": __version__,
     }
     return statistics

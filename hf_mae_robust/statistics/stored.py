@@ -19,7 +19,7 @@ from ..training.setup import say
 from ..version import __version__
 from .band_pass import Reduction, evaluation_of
 from .band_statistics import BandStatistics
-from .patch_statistics import PatchStatistics
+from .patch_statistics import UNITS_OF_PIXELS, PatchStatistics
 from .statistics_file import read_statistics
 
 FOLDER = "statistics"
@@ -84,6 +84,7 @@ class Accumulator:
             "patch_size": list(self.form.patch_size),
             "crop_pct": self.form.crop_pct,
             "num_channels": self.form.num_channels,
+            "units": UNITS_OF_PIXELS,
             "files": files,
             "hf_mae_robust": __version__,
         }

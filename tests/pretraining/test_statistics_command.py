@@ -4,11 +4,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_mae_robust.__main__ import main
+from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.statistics.band_statistics import BandStatistics
 from hf_mae_robust.statistics.patch_statistics import PatchStatistics
-from tests.helpers import write_parquet_set
+from tests.helpers import TINY_OVERRIDES, as_flags, write_parquet_set
 from tests.processes import offline
 
 
@@ -99,6 +101,26 @@ def test_bands_that_are_not_there_are_refused(bands, tmp_path, capsys):
             main(words(bands[0], tmp_path / "stats.safetensors", *more))
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_takes_statistics_of_its_own_units_alone(tmp_path, capsys):
+    """16-bit pictures, which a run reads as they are stored, or as 8-bit ones."""
+    (tmp_path / "set").mkdir()
+    draw = np.random.default_rng(0)
+    for i in range(9):
+        Image.fromarray(draw.integers(0, 2**16, (16, 16), np.uint16)).save(tmp_path / "set" / f"{i}.png")
+    path = tmp_path / "stats.safetensors"
+    main([*words(tmp_path / "set", path), "--patch_size", "4"])
+    settings = {"dataset_name": tmp_path / "set", "output_dir": tmp_path / "out", "config_overrides": TINY_OVERRIDES}
+    settings |= {"target_normalization": "global_patch", "target_statistics": path, "report_to": "none"}
+    settings |= {"per_device_train_batch_size": 3, "max_steps": 2}
+    pretrain(as_flags(settings, "--dry_run"))
+    capsys.readouterr()
+    as_pictures = {"image_statistics": "default", "config_overrides": f"{TINY_OVERRIDES},num_channels=1"}
+    for other in ({"nodata": 0}, as_pictures):
+        with pytest.raises(SystemExit):
+            pretrain(as_flags(settings | other, "--dry_run"))
+        assert f"--target_statistics {path} does not fit this run: " in capsys.readouterr().err
 
 
 @pytest.mark.slow  # test_statistics_pass.py has two processes

@@ -209,3 +209,45 @@ def test_wrong_files_are_refused_with_what_to_do(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no patch statistics"):
         PatchStatistics.load(tmp_path / "other.safetensors")
+
+
+BANDS = {"num_channels": 3, "rescale_factor": 1.0, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "settings", "message"),
+    [
+        ({"patch_size": [8, 8]}, {"patch_size": (4, 16)}, r"patch_size \[8, 8\] instead of \[4, 16\]"),
+        ({"patch_size": [8, 8]}, {"patch_size": 4, "num_channels": 12}, r"patch_size \[8, 8\] instead of \[4, 4\]"),
+        ({"num_channels": 12}, {}, "num_channels 12 instead of 3"),
+        ({"units": "numbers of the files"}, {}, "units numbers of the files instead of pixels from 0 to 1"),
+        ({"units": "pixels from 0 to 1"}, BANDS, "units pixels from 0 to 1 instead of numbers of the files"),
+        ({"bands": [2, 1, 0], "hf_mae_robust": "0.1.0"}, BANDS, r"bands \[2, 1, 0\] instead of None"),
+        ({"hf_mae_robust": "0.1.0"}, {**BANDS, "nodata": 0.0}, "nodata None instead of 0.0"),
+        ({"value_range": [[0, 9]] * 3, "hf_mae_robust": "0.1.0"}, BANDS, r"value_range \[\[0, 9\].* instead of None"),
+    ],
+)
+def test_statistics_of_another_form_are_refused(metadata, settings, message):
+    statistics = PatchStatistics.empty(192)
+    statistics.metadata = metadata
+    with pytest.raises(ValueError, match=f"^x does not fit this run: {message}. Compute the file"):
+        statistics.check_form(ViTMAERobustConfig(**{"image_size": 64, "patch_size": 8, **settings}), "x")
+
+
+def test_statistics_that_do_not_name_their_form_are_refused_by_their_numbers_alone():
+    statistics, config = PatchStatistics.empty(192), ViTMAERobustConfig(image_size=64, patch_size=8)
+    statistics.mean += 0.5
+    statistics.check_form(config, "x")
+    statistics.mean += 2
+    with pytest.raises(ValueError, match="units numbers of the files instead of pixels from 0 to 1"):
+        statistics.check_form(config, "x")
+    statistics.check_form(ViTMAERobustConfig(image_size=64, patch_size=8, **BANDS), "x")
+
+
+def test_limits_of_percentiles_may_be_those_of_other_images():
+    statistics = PatchStatistics.empty(192)
+    statistics.metadata = {"value_range": [[0, 9]] * 3, "hf_mae_robust": "0.1.0"}
+    config = ViTMAERobustConfig(image_size=64, patch_size=8, value_range=[[0, 8]] * 3, **BANDS)
+    statistics.check_form(config, "x", with_clipping=False)
+    with pytest.raises(ValueError, match="value_range"):
+        statistics.check_form(config, "x")
