@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ..errors import DataError, UserError
 from .band_statistics import band_names
@@ -31,13 +32,13 @@ class BandPercentiles:
       least one band. The sample percentile p is the percentile p +- e of the data, where the standard error
       e = sqrt(p (1 - p) / n) with p as a share: 0.01 percentage points for the percentiles 0.1 and 99.9, 0.03 for 1 and
       99; n is smaller for bands that miss more pixels than others. Data of at most `SAMPLE_SIZE` pixels are in the
-      sample completely, and their percentiles exact.
+      sample completely, and their percentiles exact. So are smallest and largest number, the percentiles 0 and 100.
 
     Every pixel draws a random key from (seed, row of the image), and the smallest keys are the sample: it depends
     neither on the order of the images nor on the process that reads them.
 
-    Memory: 8 bytes a bin and band (150 MB for 200 bands of all 98,304 numbers), 4 a sampled pixel and band (80 MB for
-    200 bands; twice that before the sample is cut back).
+    Memory: 8 bytes a bin and band (150 MB for 200 bands of all 98,304 numbers), and for a sampled pixel and band those
+    of the type of the numbers (80 MB for 200 bands of float32; twice that before the sample is cut back).
     """
 
     def __init__(self, num_bands: int, sample_size: int = SAMPLE_SIZE, seed: int = 0):
@@ -50,6 +51,9 @@ class BandPercentiles:
         self.keys, self.pixels = np.zeros(0), np.zeros((num_bands, 0), dtype=np.float32)
         self.threshold = 1.0
         self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self._num_new = 0  # pixels in them
+        # (C,), of all pixels, sampled or not; NaN of a band without any number.
+        self.minimum, self.maximum = np.full(num_bands, np.nan), np.full(num_bands, np.nan)
 
     def without_content(self) -> Self:
         """A distribution of nothing, of the same form."""
@@ -65,12 +69,17 @@ class BandPercentiles:
         """Take in an image `(C, H, W)`; NaN is a missing pixel. row: its number in the data set."""
         numbers = np.asarray(image).reshape(self.num_bands, -1)
         valid = ~np.isnan(numbers)
+        # `fmin` and `fmax` leave NaN out.
+        self.minimum = np.fmin(self.minimum, np.fmin.reduce(numbers, axis=1))
+        self.maximum = np.fmax(self.maximum, np.fmax.reduce(numbers, axis=1))
         if self.histogram is not None:
             self._count(numbers, valid)
         keys = np.random.default_rng([self.seed, row]).random(numbers.shape[1])
         taken = (keys < self.threshold) & valid.any(axis=0)
-        self._new.append((keys[taken], numbers[:, taken].astype(np.float32)))
-        if sum(len(keys) for keys, _ in self._new) >= self.sample_size:
+        if taken.any():
+            self._new.append((keys[taken], numbers[:, taken]))
+            self._num_new += int(taken.sum())
+        if self._num_new >= self.sample_size:
             self._cut_back()
 
     def _count(self, numbers: np.ndarray, valid: np.ndarray) -> None:
@@ -107,7 +116,7 @@ class BandPercentiles:
             parts = [(self.keys, self.pixels), *self._new]
             self.keys = np.concatenate([keys for keys, _ in parts])
             self.pixels = np.concatenate([pixels for _, pixels in parts], axis=1)
-            self._new = []
+            self._new, self._num_new = [], 0
         if len(self.keys) > self.sample_size:
             kept = np.argpartition(self.keys, self.sample_size - 1)[: self.sample_size]
             self.keys, self.pixels = self.keys[kept], self.pixels[:, kept]
@@ -116,6 +125,7 @@ class BandPercentiles:
     def merge(self, other: "BandPercentiles") -> None:
         """Add what `other` has seen: as if all images had come here."""
         other._cut_back()
+        self.minimum, self.maximum = np.fmin(self.minimum, other.minimum), np.fmax(self.maximum, other.maximum)
         if self.histogram is None or other.histogram is None:
             self.histogram = None
         elif other.histogram.shape[1]:
@@ -145,10 +155,13 @@ class BandPercentiles:
         self._cut_back()
         ranges = []
         for band, name in enumerate(band_names(self.num_bands, bands)):
-            lowest, first, last, highest = self._quantiles(band, [0, low / 100, high / 100, 1], name)
+            first, last = self._quantiles(band, [low / 100, high / 100], name)
+            lowest, highest = float(self.minimum[band]), float(self.maximum[band])
+            first, last = lowest if low == 0 else first, highest if high == 100 else last
             if np.float32(first) >= np.float32(last):
-                sentence = "--clip_percentiles %g %g: both percentiles of %s are %g; it is not clipped."
-                logger.warning(sentence, low, high, name, first)
+                if PartialState().is_main_process:
+                    sentence = "--clip_percentiles %g %g: both percentiles of %s are %g; it is not clipped."
+                    logger.warning(sentence, low, high, name, first)
                 first, last = lowest, highest
             if np.float32(first) >= np.float32(last):
                 margin = max(1.0, abs(first) / 2**10)

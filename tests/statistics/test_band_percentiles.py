@@ -1,6 +1,8 @@
 """Percentiles of each band, against numpy's of all pixels."""
 
 import logging
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hf_mae_robust.statistics.band_percentiles import BandPercentiles
 
 def of(images, rows=None, **settings):
     percentiles = BandPercentiles(len(images[0]), **settings)
-    for row, image in zip(rows or range(len(images)), images):
+    for row, image in zip(range(len(images)) if rows is None else rows, images):
         percentiles.update(image, row)
     return percentiles
 
@@ -87,6 +89,46 @@ def test_the_range_is_never_empty(caplog):
     assert all(np.float32(low) < np.float32(high) for low, high in found)
     assert all(low <= number <= high for (low, high), number in zip(found, (0, 0, 1e30, 0.3), strict=True))
     assert "both percentiles of band 6 are 0; it is not clipped" in caplog.text
+
+
+def test_what_is_held_does_not_grow_with_the_number_of_images():
+    """Nor does the time that an image takes: each image looked through what was held of those before."""
+    draw, percentiles = np.random.default_rng(0), BandPercentiles(1, sample_size=10)
+    sizes = []
+    for row in range(3000):
+        percentiles.update(draw.normal(size=(1, 1, 2)), row)
+        if row % 100 == 0:
+            sizes.append(len(pickle.dumps(percentiles)))
+    assert max(sizes) < 10_000
+
+
+def test_a_band_that_is_not_clipped_keeps_numbers_that_are_not_in_the_sample(caplog):
+    images = [np.zeros((3, 50, 50), np.float32) for _ in range(40)]
+    images[7][0, 3, 4], images[30][0, 5, 6], images[31][1, 0, 0] = 59.5, -2.5, 4
+    images[8][:] = np.nan
+    images[9][2] = np.random.default_rng(0).normal(size=(50, 50))
+    with caplog.at_level(logging.WARNING):
+        found = of(images, sample_size=50).value_range(0.1, 99.9)
+        first, second = of(images[:20], sample_size=50), of(images[20:], range(20, 40), sample_size=50)
+        first.merge(second)
+        assert first.value_range(0.1, 99.9) == found
+        assert first.value_range(0, 100) == [(np.nanmin(each), np.nanmax(each)) for each in np.stack(images, axis=1)]
+    assert "both percentiles of band 0 are 0; it is not clipped" in caplog.text
+    assert found[:2] == [(-2.5, 59.5), (0, 4)]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_numbers_beyond_the_digits_of_float32_are_exact(dtype):
+    images = list(2**24 + np.random.default_rng(0).integers(0, 1000, (5, 2, 9, 9)).astype(dtype))
+    for band, found in enumerate(of(images).value_range(1, 99)):
+        np.testing.assert_allclose(found, np.percentile(all_pixels(images, band), (1, 99)), rtol=1e-12)
+
+
+def test_one_process_warns_for_all(caplog, monkeypatch):
+    other = SimpleNamespace(is_main_process=False)
+    monkeypatch.setattr("hf_mae_robust.statistics.band_percentiles.PartialState", lambda: other)
+    of([torch.zeros(1, 5, 5)]).value_range(1, 99)
+    assert not caplog.text
 
 
 def test_bad_requests_are_refused():
