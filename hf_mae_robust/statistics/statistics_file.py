@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from ..errors import UserError
 from ..files import write_completely
+from ..hub.faults import describe
 from ..hub.run_record import portable
 
 
@@ -38,13 +39,17 @@ def _sorted(content: bytes) -> bytes:
 
 
 def read_statistics(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that `write_statistics` wrote. Raises UserError where it is something else, or cut
-    off."""
+    """Tensors and metadata of a file that `write_statistics` wrote. Raises UserError where it is something else, cut
+    off, or cannot be read."""
     try:
+        with path.open("rb"):  # safetensors says of a file that may not be read that there is none
+            pass
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({describe(error)}).") from error
+    except SafetensorError as error:
         raise UserError(f"{path} is not a .safetensors file, or not a complete one: {error}") from error
     return tensors, {key: _parse(value) for key, value in metadata.items()}
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from huggingface_hub.constants import HF_HOME
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
 from ..data.stamps import stamp_of
+from ..errors import UserError
 from ..hub.faults import describe
 from ..model import ViTMAERobustConfig
 from ..model.configuration_vit_mae_robust import to_pair
@@ -29,6 +30,8 @@ from .statistics_file import read_statistics, write_statistics
 from .stored import stored_band_statistics, stored_patch_statistics
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 def statistics_of_source(
@@ -107,6 +110,20 @@ def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
     return Path(HF_HOME) / "hf_mae_robust" / f"{kind}-{key}.safetensors"
 
 
+def _kept(load: Callable[[], Found | None]) -> Found | None:
+    """What `load` finds in a file, in the first process and for all; None where there is no file, or one that cannot be
+    read: that costs a pass, and does not end the run."""
+
+    def found() -> Found | None:
+        try:
+            return load()
+        except (UserError, OSError) as error:
+            logger.warning("%s. The statistics are computed.", str(error).rstrip("."))
+            return None
+
+    return first_process(found)
+
+
 def _keep(path: Path, save: Callable[[Path], None]) -> None:
     """In the cache, by the first process. Where it cannot be written to, the next run computes the statistics again."""
     if not PartialState().is_main_process:
@@ -139,13 +156,13 @@ def cached_statistics_of_source(
         return cast(PatchStatistics, cached_statistics_of_band_source(source, config, sample=sample, **options)[1])
     images = source if sample is None else sample.of(source)
     path = first_process(lambda: cached_statistics_path(images, config, options["crop_pct"]))
-    cached = first_process(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
+    cached = _kept(lambda: PatchStatistics.load(path, config.patch_dim) if path.is_file() else None)
     if cached is not None:
         return cached
     # Those beside the data are of all images.
     statistics = None
     if images is source:
-        statistics = first_process(lambda: stored_patch_statistics(source, config, options["crop_pct"]))
+        statistics = _kept(lambda: stored_patch_statistics(source, config, options["crop_pct"]))
     if statistics is None:
         statistics = statistics_of_source(source, config, sample=sample, **options)
     _keep(path, statistics.save)
@@ -169,6 +186,8 @@ def cached_statistics_of_band_source(
             cached_statistics_path(images, config, crop_pct),
         )
     )
+    if images.band_form is None:  # numbers from 0 to 255, and those at this path are of pixels from 0 to 1
+        patch_path = patch_path.with_name(f"numbers_{patch_path.name}")
 
     def load() -> tuple[BandStatistics | None, PatchStatistics | None]:
         return (
@@ -176,13 +195,13 @@ def cached_statistics_of_band_source(
             PatchStatistics.load(patch_path, config.patch_dim) if with_patches and patch_path.is_file() else None,
         )
 
-    bands, patches = first_process(load)
+    bands, patches = _kept(load) or (None, None)
     if bands is not None and (patches is not None or not with_patches):
         warn(bands)
         return bands, patches
     stored = None
     if images is source and not with_patches:
-        stored = first_process(lambda: stored_band_statistics(source, config.num_channels))
+        stored = _kept(lambda: stored_band_statistics(source, config.num_channels))
     if stored is not None:
         bands, patches = stored, None
         warn(bands)
@@ -225,7 +244,7 @@ def value_range_of_source(
             return None
         return [(first, last) for first, last in read_statistics(path)[0]["value_range"].tolist()]
 
-    found = first_process(load)
+    found = _kept(load)
     if found is None:
         distribution = percentiles_of_band_source(source, num_channels, **options)
         found = distribution.value_range(low, high, bands)

@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_nothing_of_a_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_files_are_refused_with_what_to_do(tmp_path):
+def test_wrong_files_are_refused_with_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="hf_mae_robust statistics"):
         PatchStatistics.load(tmp_path / "none.safetensors")
     statistics = PatchStatistics.empty(12)
@@ -209,6 +209,14 @@ def test_wrong_files_are_refused_with_what_to_do(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no patch statistics"):
         PatchStatistics.load(tmp_path / "other.safetensors")
+    statistics.save(path)
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)  # that of another user
+    with pytest.raises(ValueError, match=r"stats.safetensors cannot be read \(PermissionError.*Permission denied"):
+        PatchStatistics.load(path)
 
 
 BANDS = {"num_channels": 3, "rescale_factor": 1.0, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}

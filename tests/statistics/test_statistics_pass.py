@@ -1,5 +1,6 @@
 """The pass over a data set that gives its patch statistics."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -133,6 +134,47 @@ def test_a_cache_that_cannot_be_written_to_does_not_end_the_run(tmp_path, monkey
     bands, patches = cached_statistics_of_band_source(source, config, crop_pct=1.0)
     assert bands.mean.tolist() == [1009.5] * 2 and patches.count == 320
     assert value_range_of_source(source, 2, (0, 100)) == [(1000, 1019)] * 2
+
+
+def test_a_cache_that_cannot_be_read_costs_a_pass(tmp_path, monkeypatch, caplog):
+    """Files that were cut off, and then a folder of another user."""
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    (tmp_path / "bands").mkdir()
+    for i in range(20):
+        np.save(tmp_path / "bands" / f"{i}.npy", np.full((2, 16, 16), 1000 + i, np.uint16))
+    source = open_splits(DataLocation(str(tmp_path / "bands")))[0].read_as(BandForm(), 2)
+    config = ViTMAERobustConfig(image_size=16, patch_size=4, num_channels=2)
+    for breaks, num_warnings in (False, 0), (True, 2), (False, 0):
+        for path in (tmp_path / "home").rglob("*.safetensors") if breaks else ():
+            path.write_bytes(path.read_bytes()[:-8])
+        caplog.clear()
+        assert cached_statistics_of_source(source, config, crop_pct=1.0).mean.mean() == 1009.5
+        assert band_statistics_of_source(source, 2).mean.tolist() == [1009.5] * 2
+        assert value_range_of_source(source, 2, (0, 100)) == [(1000, 1019)] * 2
+        assert caplog.text.count("The statistics are computed.") == num_warnings
+    is_file = Path.is_file
+
+    def refused(path, **options):
+        if path.is_relative_to(tmp_path / "home"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path, **options)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert cached_statistics_of_source(source, config, crop_pct=1.0).mean.mean() == 1009.5
+    assert "Permission denied" in caplog.text
+
+
+def test_pictures_as_numbers_to_255_have_a_cache_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    source, _ = open_splits(DataLocation(str(write_parquet_set(tmp_path / "set", {"train": 30}))))
+    config = ViTMAERobustConfig(image_size=16, patch_size=4)
+    expected = two_pass(np.stack(photos(30)).transpose(0, 3, 1, 2), 4, 4)[0]
+    for _ in range(2):
+        _, numbers = cached_statistics_of_band_source(source, config, crop_pct=1.0)
+        pixels = cached_statistics_of_source(source, config, crop_pct=1.0)
+        assert numbers is not None
+        np.testing.assert_allclose(numbers.mean, expected * 255, rtol=1e-6)
+        np.testing.assert_allclose(pixels.mean, expected, rtol=1e-6)
 
 
 PROGRAM = """

@@ -104,3 +104,17 @@ def test_those_of_changed_files_are_not_used(prepared_dir, tmp_path, capsys):
     file.write_bytes(content)
     assert stored_patch_statistics(opened(folder), CONFIG, 0.875) is None
     assert f"{file.name} changed since" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_costs_a_pass(prepared_dir, tmp_path, monkeypatch, caplog):
+    """Such as a pointer of Git LFS, where only the images were fetched."""
+    monkeypatch.setattr(statistics_pass, "HF_HOME", str(tmp_path / "home"))
+    folder = shutil.copytree(prepared_dir, tmp_path / "set")
+    expected = cached_statistics_of_source(opened(folder), CONFIG, crop_pct=0.875).mean.clone()  # not of the file
+    path = folder / "statistics" / "train.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    monkeypatch.setattr(statistics_pass, "HF_HOME", str(tmp_path / "other"))
+    found = cached_statistics_of_source(opened(folder), CONFIG, crop_pct=0.875)
+    torch.testing.assert_close(found.mean, expected, rtol=1e-12, atol=0)
+    assert band_statistics_of_source(opened(folder), 3).metadata["num_images"] == 20
+    assert caplog.text.count(f"{path} is not a .safetensors file") == 2
