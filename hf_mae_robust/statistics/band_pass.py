@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..data.bad_images import portable_description
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
@@ -147,7 +148,8 @@ def statistics_of_band_source(
     bands, patches = merge_across_processes(bands), merge_across_processes(patches)
     images.check(bands.metadata["num_images"])
     bands.metadata |= about(source, config.num_channels)
-    if is_sampled:
+    num_seen = bands.metadata["num_images"] + len(images.skipped)
+    if is_sampled and sample is not None and sample.leaves_out(population, num_seen):
         of_bands, of_patches = merge_across_processes(of_bands), merge_across_processes(of_patches)
         bands.metadata["sampling"] = of_bands.summary(bands.mean, bands.std, population)
         patches.metadata["sampling"] = of_patches.summary(patches.mean, patches.std, population)
@@ -176,7 +178,7 @@ def about(source: ImageSource, num_channels: int) -> dict[str, Any]:
     form = source.band_form or BandForm()
     settings = {"bands": form.bands, "nodata": form.nodata, "value_range": form.value_range}
     return {
-        "dataset": source.description,
+        "dataset": portable_description(source.description),
         "dataset_fingerprint": source.fingerprint,
         "num_channels": num_channels,
         "units": UNITS_OF_FILES if source.band_form is not None else "pixels from 0 to 255",

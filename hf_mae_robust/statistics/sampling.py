@@ -23,6 +23,10 @@ class Sample:
             return source
         return replace(drawn, fingerprint=f"{drawn.fingerprint} for statistics")
 
+    def leaves_out(self, population: int | None, num_seen: int) -> bool:
+        """Whether there may be images beside those that were seen: a stream may end before it has given as many."""
+        return population is not None or num_seen >= self.num_images
+
 
 @dataclass
 class SampleErrors:

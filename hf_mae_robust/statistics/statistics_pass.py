@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 
+from ..data.bad_images import portable_description
 from ..data.preprocessing import EvaluationTransform, evaluation_processor
 from ..data.source import ImageSource
 from ..data.stamps import stamp_of
@@ -83,11 +84,13 @@ def statistics_of_source(
     stop_if_asked()
     statistics = merge_across_processes(statistics)
     images.check(statistics.metadata["num_images"])
-    if errors is not None:
+    if errors is not None and sample is not None:
         errors = merge_across_processes(errors)
-        statistics.metadata["sampling"] = errors.summary(statistics.mean, statistics.std, population)
+        num_seen = statistics.metadata["num_images"] + len(images.skipped)
+        if sample.leaves_out(population, num_seen):
+            statistics.metadata["sampling"] = errors.summary(statistics.mean, statistics.std, population)
     statistics.metadata |= {
-        "dataset": source.description,
+        "dataset": portable_description(source.description),
         "dataset_fingerprint": source.fingerprint,
         "transform": repr(transform),
         "image_size": list(to_pair(config.image_size)),

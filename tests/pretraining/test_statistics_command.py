@@ -40,6 +40,8 @@ def test_random_images_are_told_with_their_standard_error(photos_dir, tmp_path, 
     assert "72 patches of 9 images" in printed and "9 random of 21 images: standard error of the mean" in printed
     sampling = PatchStatistics.load(tmp_path / "stats.safetensors").metadata["sampling"]
     assert f"of the deviation {sampling['error_of_deviation']:.2%}" in printed
+    metadata = PatchStatistics.load(tmp_path / "stats.safetensors").metadata
+    assert metadata["dataset"] == "random 9 of set (train)"  # the file is uploaded, the folder is this machine's
     main(words(photos_dir, tmp_path / "same.safetensors", "--max_samples", "9"))
     assert capsys.readouterr().out.replace("same", "stats") == printed
     with pytest.raises(SystemExit):

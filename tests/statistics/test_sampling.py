@@ -1,5 +1,7 @@
 """Statistics of random images: their standard errors against how much such statistics vary, and their own cache."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -124,5 +126,22 @@ def test_bands_have_errors_of_bands_and_patches(tmp_path, monkeypatch):
         (error / drawn.std(axis=(0, 2, 3))).max(), rel=1e-6
     )
     assert patches.metadata["sampling"]["images"] == 8
+    assert bands.metadata["dataset"] == patches.metadata["dataset"] == "random 8 of set (train)"
     all_bands, _ = cached_statistics_of_band_source(source, config, crop_pct=1.0)
     assert all_bands.metadata["num_images"] == 20
+
+
+@pytest.mark.parametrize("has_bands", [False, True])
+def test_a_stream_with_fewer_images_is_no_sample(tmp_path, monkeypatch, has_bands):
+    monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
+    images = RNG.integers(0, 256, (6, 16, 16, 3))
+    (tmp_path / "set.jsonl").write_text("\n".join(json.dumps({"image": image.tolist()}) for image in images))
+    source, _ = open_splits(DataLocation(str(tmp_path / "set.jsonl"), dataset_streaming=True))
+    assert source.num_rows is None
+    if has_bands:
+        source = source.read_as(BandForm(channel_axis="last"), 3)
+    for number, sentence in (100, None), (6, "6 random images"), (4, "4 random images"):
+        found = statistics_of_source(source, CONFIG, crop_pct=1.0, sample=Sample(number))
+        assert found.metadata["num_images"] == min(number, 6)
+        told = describe_sample(found.metadata)
+        assert told is None if sentence is None else told.startswith(sentence)
