@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ..data.band_detection import stored_bands_of
 from ..data.opening import open_splits
-from ..data.source import DataLocation, ImageSource
+from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
 from ..model import ViTMAERobustConfig
 from ..statistics.band_pass import statistics_of_band_source
@@ -34,7 +34,14 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
         "--statistics_samples",
         "--max_samples",
         type=int,
-        help="Over N random images; the standard error is printed. Default: over all.",
+        help="Over N random images, drawn by --seed; the standard error is printed. Default: over all.",
+    )
+    data.add_argument("--seed", type=int, default=SEED, help="Of --statistics_samples, as of a run (%(default)s).")
+    data.add_argument(
+        "--max_bad_images",
+        type=float,
+        default=0.01,
+        help="Share of the images that may be undecodable; they are left out (%(default)s).",
     )
     form = add_form_arguments(parser, "form of the images (must be the model's)")
     form.add_argument(
@@ -54,6 +61,11 @@ def _add_band_arguments(parser: argparse.ArgumentParser) -> None:
     bands.add_argument("--nodata", type=float, help="Number that marks a missing pixel, beside NaN and the file's own.")
     bands.add_argument("--value_range", type=float, nargs="+", help="Clip to LO HI: a pair for all, or for each band.")
     bands.add_argument("--clip_percentiles", type=float, nargs=2, help="Clip each band to these percentiles: LO HI.")
+    bands.add_argument(
+        "--image_statistics",
+        choices=["default"],
+        help="default: take deeper files as 8-bit pictures, for a run that does so with this flag.",
+    )
 
 
 def run_statistics(args: argparse.Namespace) -> None:
@@ -79,10 +91,12 @@ def run_statistics(args: argparse.Namespace) -> None:
     location = DataLocation.of(args, args.token)
     opened, _ = open_splits(location, args.split, None, share=first_process, train_flag="--split")
     source = cast(ImageSource, opened)  # a split was named
-    sample = None if args.statistics_samples is None else Sample(args.statistics_samples)
-    running: dict[str, Any] = {"num_workers": args.num_workers}
+    sample = None if args.statistics_samples is None else Sample(args.statistics_samples, args.seed)
+    running: dict[str, Any] = {"num_workers": args.num_workers, "max_bad_images": args.max_bad_images}
     bands = None
-    if flags.asks_for_bands or source.needs_bands:
+    if flags.image_statistics == "default":
+        source = _as_pictures(source, flags)
+    if flags.asks_for_bands or (source.needs_bands and flags.image_statistics is None):
         source, num_channels = _as_bands(source, location, flags, args.num_channels, sample, **running)
         config = ViTMAERobustConfig(**sizes, num_channels=num_channels)
         bands, of_patches = statistics_of_band_source(
@@ -109,6 +123,22 @@ def run_statistics(args: argparse.Namespace) -> None:
             print(bands.table())
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def _as_pictures(source: ImageSource, flags: BandArguments) -> ImageSource:
+    """The images read as 8-bit pictures, whatever they hold. Raises UserError where no such picture shows them, or
+    where other flags ask for bands."""
+    if flags.asks_for_bands:
+        raise UserError(
+            f"{flags.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. Leave "
+            "one of them out."
+        )
+    if source.needs_bands and source.stored is not None and not source.stored.can_be_shown:
+        raise UserError(
+            f"--image_statistics default: {source.description} holds {source.stored}, which no 8-bit picture shows. "
+            "Leave it out."
+        )
+    return replace(source, band_form=None)
 
 
 def _as_bands(

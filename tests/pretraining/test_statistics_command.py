@@ -10,7 +10,7 @@ from hf_mae_robust.__main__ import main
 from hf_mae_robust.pretrain import main as pretrain
 from hf_mae_robust.statistics.band_statistics import BandStatistics
 from hf_mae_robust.statistics.patch_statistics import PatchStatistics
-from tests.helpers import TINY_OVERRIDES, as_flags, write_parquet_set
+from tests.helpers import TINY_OVERRIDES, as_flags, photos, write_parquet_set
 from tests.processes import offline
 
 
@@ -44,6 +44,11 @@ def test_random_images_are_told_with_their_standard_error(photos_dir, tmp_path, 
     assert metadata["dataset"] == "random 9 of set (train)"  # the file is uploaded, the folder is this machine's
     main(words(photos_dir, tmp_path / "same.safetensors", "--max_samples", "9"))
     assert capsys.readouterr().out.replace("same", "stats") == printed
+    main(words(photos_dir, tmp_path / "other.safetensors", "--statistics_samples", "9", "--seed", "7"))
+    for name, seed in ("stats", 42), ("other", 7):  # 42 is a run's, too
+        rows = np.random.default_rng(seed).choice(21, 9, replace=False)
+        mean = np.stack(photos(21))[rows].mean() / 255
+        assert PatchStatistics.load(tmp_path / f"{name}.safetensors").mean.mean() == pytest.approx(mean, rel=1e-6)
     with pytest.raises(SystemExit):
         main(words(photos_dir, tmp_path / "stats.safetensors", "--statistics_samples", "1"))
     assert "--statistics_samples 1: must be at least 2" in capsys.readouterr().err
@@ -98,6 +103,7 @@ def test_bands_that_are_not_there_are_refused(bands, tmp_path, capsys):
         (["--num_channels", "0"], "--num_channels 0: must be at least 1"),
         (["--bands", "4"], "the last band is 3"),
         (["--value_range", "5"], "needs pairs LO HI"),
+        (["--image_statistics", "default"], "which no 8-bit picture shows. Leave it out"),
     ]:
         with pytest.raises(SystemExit) as stop:
             main(words(bands[0], tmp_path / "stats.safetensors", *more))
@@ -123,6 +129,27 @@ def test_a_run_takes_statistics_of_its_own_units_alone(tmp_path, capsys):
         with pytest.raises(SystemExit):
             pretrain(as_flags(settings | other, "--dry_run"))
         assert f"--target_statistics {path} does not fit this run: " in capsys.readouterr().err
+    as_default = ["--patch_size", "4", "--image_statistics", "default", "--num_channels", "1"]
+    main([*words(tmp_path / "set", path), *as_default])
+    pretrain(as_flags(settings | as_pictures, "--dry_run"))
+    assert 0.4 < PatchStatistics.load(path, 16).mean.mean() < 0.6
+    with pytest.raises(SystemExit):
+        main([*words(tmp_path / "set", path), *as_default, "--nodata", "0"])
+    assert (
+        "--nodata is for images of bands, and --image_statistics default for 8-bit pictures" in capsys.readouterr().err
+    )
+
+
+def test_bad_images_are_limited_by_the_flag_that_the_error_names(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    for i, image in enumerate(photos(10)):
+        Image.fromarray(image).save(tmp_path / "set" / f"{i}.png")
+    (tmp_path / "set" / "3.png").write_bytes((tmp_path / "set" / "3.png").read_bytes()[:60])
+    with pytest.raises(SystemExit):
+        main(words(tmp_path / "set", tmp_path / "stats.safetensors"))
+    assert "raise --max_bad_images" in capsys.readouterr().err
+    main(words(tmp_path / "set", tmp_path / "stats.safetensors", "--max_bad_images", "0.2"))
+    assert "of 9 images" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # test_statistics_pass.py has two processes
