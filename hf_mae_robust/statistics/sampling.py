@@ -39,17 +39,20 @@ class SampleErrors:
 
     Attributes:
         count: images. mean: `(3, P)`, float64: of the draws. products: `(3, 3, P)`: sums of products of deviations.
+        reference: `(P,)`: the sums of a draw are of numbers less this one, a mean of some images. Sums of squares about
+            0 would leave no digits for a deviation that is small beside the mean.
     """
 
     count: int
     mean: torch.Tensor
     products: torch.Tensor
+    reference: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=lambda: {"num_images": 0})
 
     @classmethod
     def empty(cls, num_places: int) -> Self:
         zeros = torch.zeros(3, 3, num_places, dtype=torch.float64)
-        return cls(0, zeros[0].clone(), zeros)
+        return cls(0, zeros[0].clone(), zeros, zeros[0, 0].clone())
 
     def without_content(self) -> Self:
         """Errors of nothing, of the same form."""
@@ -59,23 +62,37 @@ class SampleErrors:
         """Take in B images, `(B, P)` each: how many numbers each has at each place, their mean, and the sum of their
         squared deviations from it."""
         counts = counts.double()
+        reference = (counts * means).sum(dim=0) / counts.sum(dim=0).clamp(min=1)
+        means = means - reference
         draws = torch.stack([counts, counts * means, squares + counts * means**2])
         if draws.shape[1]:
             mean = draws.mean(dim=1)
             deviations = draws - mean[:, None]
             products = torch.einsum("abp,cbp->acp", deviations, deviations)
-            self.merge(SampleErrors(draws.shape[1], mean, products))
+            self.merge(SampleErrors(draws.shape[1], mean, products, reference))
 
     def merge(self, other: "SampleErrors") -> None:
         """Add what `other` has counted (Chan et al. 1979): as if all images had come here."""
         count = self.count + other.count
         if count == 0:
             return
-        delta = other.mean - self.mean
+        # Where no image has a number so far, the other's; else draws of both would be large.
+        reference = torch.where(self.mean[0] > 0, self.reference, other.reference)
+        (mean, products), (other_mean, other_products) = self._about(reference), other._about(reference)
+        delta = other_mean - mean
         weight = self.count * other.count / count
-        self.products = self.products + other.products + weight * delta[:, None] * delta[None]
-        self.mean = self.mean + delta * (other.count / count)
+        self.products = products + other_products + weight * delta[:, None] * delta[None]
+        self.mean = mean + delta * (other.count / count)
+        self.reference = reference
         self.count = self.metadata["num_images"] = count
+
+    def _about(self, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`mean` and `products`, as if `reference` had been that of the draws, which change by a linear map."""
+        shift = self.reference - reference
+        one, zero = torch.ones_like(shift), torch.zeros_like(shift)
+        change = torch.stack([one, zero, zero, shift, one, zero, shift**2, 2 * shift, one]).unflatten(0, (3, 3))
+        mean = torch.einsum("abp,bp->ap", change, self.mean)
+        return mean, torch.einsum("abp,bcp,dcp->adp", change, self.products, change)
 
     def errors(
         self, mean: torch.Tensor, std: torch.Tensor, population: int | None
@@ -84,7 +101,7 @@ class SampleErrors:
         are drawn; None: of many more."""
         share = 0.0 if population is None else min(1.0, self.count / population)
         scale = (1 - share) / self.count / (self.count - 1) / self.mean[0].clamp(min=1e-300) ** 2
-        one = torch.ones_like(mean)
+        one, mean = torch.ones_like(mean), mean - self.reference
         of_mean = torch.stack([-mean, one, torch.zeros_like(one)])
         of_variance = torch.stack([mean**2 - std**2, -2 * mean, one])
         mean_error, variance_error = (

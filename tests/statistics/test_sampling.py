@@ -69,6 +69,24 @@ def test_parts_that_are_merged_equal_one():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("offset", [1e5, 1e8])
+def test_a_large_mean_does_not_hide_the_error(offset):
+    """Of the same images around 0; a place is missing in the first ones. In parts, as processes merge them."""
+    images = RNG.normal(0, 1, (40, 1, 3)) + RNG.normal(0, 1, (40, 50, 3))
+    images[:5, :, 2] = np.nan
+    found = []
+    for numbers in (images, images + offset):
+        merged, parts = SampleErrors.empty(3), parts_of(torch.from_numpy(numbers))
+        for low, high in ((0, 1), (1, 12), (12, 40)):
+            other = SampleErrors.empty(3)
+            other.add(*(part[low:high] for part in parts))
+            merged.merge(other)
+        mean, std = (torch.from_numpy(each(numbers, axis=(0, 1))) for each in (np.nanmean, np.nanstd))
+        found.append(torch.stack(merged.errors(mean, std, None)))
+    assert (found[0] > 0.01).all()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=0)
+
+
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_mae_robust.statistics.statistics_pass.HF_HOME", str(tmp_path / "home"))
