@@ -187,7 +187,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         try:
             overrides = [word for word in on_line if word.partition("=")[0] == "--config_overrides"]
             if len(overrides) > 1:
-                raise UserError("--config_overrides is given twice. Give it once: --config_overrides A=1,B=2.")
+                self.notes.append(f"--config_overrides is given {len(overrides)} times; only the last one counts.")
             flags_on_line, settings = self.given_flags(on_line), parse_config_overrides(given.config_overrides)
             for flag in flags_on_line.intersection(settings, self.settings_of_model):
                 if (said := settings.pop(flag)) != (value := getattr(given, flag)):

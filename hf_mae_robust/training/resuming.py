@@ -1,6 +1,7 @@
 """How a training resumes from a checkpoint: strictly, at the place in the data where it was cut."""
 
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ class EvaluationDue(TrainerCallback):
     checkpoint, early stopping and schedules that follow the evaluations depend on it."""
 
     def __init__(self, trainer: "Resuming"):
-        self.trainer = trainer
+        self.trainer = weakref.proxy(trainer)  # a cycle would keep its loaders' workers alive
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

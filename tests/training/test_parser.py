@@ -96,10 +96,6 @@ def test_bad_recipes_end_in_one_sentence(tmp_path, capsys, content, message):
         ),
         (["--label_smoothing_factor", "0.3"], "--label_smoothing_factor 0.3: pre-training has no labels"),
         (
-            ["--config_overrides", "image_size=64", "--config_overrides=patch_size=8"],
-            "--config_overrides is given twice. Give it once",
-        ),
-        (
             ["--config_overrides", "image_size=64,", "patch_size=8"],
             "unknown patch_size=8 (a part of --config_overrides?",
         ),
@@ -187,6 +183,13 @@ def test_on_a_machine_without_accelerator_the_cpu_is_chosen():
     if torch.accelerator.is_available():
         pytest.skip("needs a machine without an accelerator")
     assert parse()[3].use_cpu is True
+
+
+def test_the_last_of_several_overrides_counts_and_is_said():
+    parser = make_parser()
+    words = ["--dataset_name", "x", "--config_overrides", "image_size=64", "--config_overrides=patch_size=8"]
+    assert parse_config_overrides(parser.parse(words).model.config_overrides) == {"patch_size": 8}
+    assert parser.notes == ["--config_overrides is given 2 times; only the last one counts."]
 
 
 def test_config_overrides():

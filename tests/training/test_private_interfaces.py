@@ -104,6 +104,10 @@ TABLE = [
         "training/resuming.py",
     ),
     *_trainers("_load_optimizer_and_scheduler", "(self, checkpoint)", "training/resuming.py"),
+    *_trainers(
+        "_evaluate", "(self, trial, ignore_keys_for_eval, skip_scheduler=False)", "training/resuming.py", verb="calls"
+    ),
+    *_trainers("_determine_best_metric", "(self, metrics, trial)", "training/resuming.py", verb="calls"),
     *_trainers("_issue_warnings_after_load", "(self, load_result)", "training/resuming.py"),
     *_trainers("_get_output_dir", "(self, trial)", "training/checkpointing.py"),
     *_trainers(
