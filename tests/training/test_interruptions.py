@@ -101,6 +101,18 @@ def evaluations(folder):
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 
 
+def stop_in_step(trainer, number, monkeypatch):
+    """Let SIGTERM come in this step (from 1)."""
+    step = trainer.training_step
+
+    def with_signal(*args, **kwargs):
+        if trainer.state.global_step == number - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", with_signal)
+
+
 @pytest.mark.parametrize("where", ["in the step", "in the evaluation"])
 def test_an_evaluation_that_a_signal_has_cut_is_made_up_for(words, tmp_path, monkeypatch, where):
     """The learning rate follows the evaluations here, and with it every later step."""
@@ -112,14 +124,7 @@ def test_an_evaluation_that_a_signal_has_cut_is_made_up_for(words, tmp_path, mon
 
     trainer, _ = prepare(make_parser().parse(words))
     if where == "in the step":
-        step = trainer.training_step
-
-        def with_signal(*args, **kwargs):
-            if trainer.state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*args, **kwargs)
-
-        monkeypatch.setattr(trainer, "training_step", with_signal)
+        stop_in_step(trainer, 4, monkeypatch)
     else:
 
         def on_prediction_step(args, state, control):
@@ -139,14 +144,7 @@ def test_an_evaluation_that_a_signal_has_cut_is_made_up_for(words, tmp_path, mon
 def test_a_signal_writes_a_checkpoint_to_resume_from_also_where_others_are_models_alone(words, tmp_path, monkeypatch):
     words += ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_only_model"]
     trainer, _ = prepare(make_parser().parse(words))
-    step = trainer.training_step
-
-    def with_signal(*args, **kwargs):
-        if trainer.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(trainer, "training_step", with_signal)
+    stop_in_step(trainer, 3, monkeypatch)
     with pytest.raises(StopRequested, match="after step 3"):
         trainer.train()
     main(words)
