@@ -7,7 +7,12 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..data.bad_images import FILE_NAME, describe
-from ..training.arguments import add_data_arguments, add_form_arguments, add_worker_argument
+from ..training.arguments import (
+    add_bad_images_argument,
+    add_data_arguments,
+    add_form_arguments,
+    add_worker_argument,
+)
 from ..training.processes import first_process
 from ..training.setup import say
 from .annotations import TASKS
@@ -30,12 +35,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         "objects; auto: what there is (%(default)s).",
     )
     data.add_argument("--label_column_name", default="auto", help="Its column (%(default)s).")
-    data.add_argument(
-        "--max_bad_images",
-        type=float,
-        default=0.01,
-        help="Share of the images that may be undecodable; they are left out and listed (%(default)s).",
-    )
+    add_bad_images_argument(data, "they are left out and listed")
     written = parser.add_argument_group("what is written")
     written.add_argument("--output_dir", required=True, type=Path, help="The folder to write; it must not be there.")
     written.add_argument(

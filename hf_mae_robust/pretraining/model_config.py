@@ -83,11 +83,7 @@ def settings_of_images(
                 f"which {start} takes as they are. Leave it out."
             )
         return _of_8_bit(arguments, source, checkpoint, computes)
-    if data.image_statistics == "default":
-        raise UserError(
-            f"{data.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. Leave "
-            "one of them out: mean and deviation of bands are those of the training images."
-        )
+    data.check_pictures()
     form, settings = known_settings(source, data, arguments.model.token)
     num_channels = settings["num_channels"]
     wanted = overrides.get("num_channels", num_channels)

@@ -18,7 +18,12 @@ from ..statistics.band_pass import statistics_of_band_source
 from ..statistics.patch_statistics import PatchStatistics
 from ..statistics.sampling import Sample, describe_sample
 from ..statistics.statistics_pass import statistics_of_source, value_range_of_source
-from ..training.arguments import add_data_arguments, add_form_arguments, add_worker_argument
+from ..training.arguments import (
+    add_bad_images_argument,
+    add_data_arguments,
+    add_form_arguments,
+    add_worker_argument,
+)
 from ..training.band_arguments import BandArguments
 from ..training.peers import joining
 from ..training.processes import first_process
@@ -37,12 +42,7 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
         help="Over N random images, drawn by --seed; the standard error is printed. Default: over all.",
     )
     data.add_argument("--seed", type=int, default=SEED, help="Of --statistics_samples, as of a run (%(default)s).")
-    data.add_argument(
-        "--max_bad_images",
-        type=float,
-        default=0.01,
-        help="Share of the images that may be undecodable; they are left out (%(default)s).",
-    )
+    add_bad_images_argument(data, "they are left out")
     form = add_form_arguments(parser, "form of the images (must be the model's)")
     form.add_argument(
         "--num_channels", type=int, help="Channels; default: 3 for 8-bit pictures, and what the files hold for others."
@@ -128,11 +128,7 @@ def run_statistics(args: argparse.Namespace) -> None:
 def _as_pictures(source: ImageSource, flags: BandArguments) -> ImageSource:
     """The images read as 8-bit pictures, whatever they hold. Raises UserError where no such picture shows them, or
     where other flags ask for bands."""
-    if flags.asks_for_bands:
-        raise UserError(
-            f"{flags.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. Leave "
-            "one of them out."
-        )
+    flags.check_pictures()
     if source.needs_bands and source.stored is not None and not source.stored.can_be_shown:
         raise UserError(
             f"--image_statistics default: {source.description} holds {source.stored}, which no 8-bit picture shows. "

@@ -114,8 +114,8 @@ def _cache_path(kind: str, source: ImageSource, form: str) -> Path:
 
 
 def _kept(load: Callable[[], Found | None]) -> Found | None:
-    """What `load` finds in a file, in the first process and for all; None where there is no file, or one that cannot be
-    read: that costs a pass, and does not end the run."""
+    """What `load` finds in a file, in the first process and for all. None where the file is missing or cannot be read:
+    that costs a pass, and does not end the run."""
 
     def found() -> Found | None:
         try:

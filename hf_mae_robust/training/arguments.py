@@ -357,6 +357,13 @@ def add_form_arguments(parser: argparse.ArgumentParser, title: str) -> argparse.
     return form
 
 
+def add_bad_images_argument(group: argparse._ArgumentGroup, outcome: str) -> None:
+    """How many images may be undecodable, for the commands of `python -m hf_mae_robust`. outcome: what becomes of
+    them."""
+    text = f"Share of the images that may be undecodable; {outcome} (%(default)s)."
+    group.add_argument("--max_bad_images", type=float, default=0.01, help=text)
+
+
 def add_worker_argument(group: argparse._ArgumentGroup) -> None:
     """How many processes decode images, for the commands of `python -m hf_mae_robust`. PyTorch warns of more than there
     are cores."""

@@ -97,6 +97,14 @@ class BandArguments:
         names = ("bands", "nodata", "value_range", "clip_percentiles")
         return next((f"--{name}" for name in names if getattr(self, name) is not None), None)
 
+    def check_pictures(self) -> None:
+        """Raises UserError where images are to be read as 8-bit pictures, and another flag asks for bands."""
+        if self.image_statistics == "default" and self.asks_for_bands:
+            raise UserError(
+                f"{self.first_band_flag} is for images of bands, and --image_statistics default for 8-bit pictures. "
+                "Leave one of them out: mean and deviation of bands are those of the training images."
+            )
+
     def band_form(self, num_channels: int) -> BandForm:
         """By the flags alone, without mean and deviation. num_channels: of the files. Raises UserError where
         --value_range has another number of pairs."""

@@ -434,11 +434,9 @@ def sentences(parser: RecipeParser[Any], training: ImageTrainingArguments, left_
         if training.world_size > 1 and is_loss(error):
             end_workers()
             newest = last_checkpoint(training.output_dir)
-            resume = (
-                f"The same command{left_out} resumes from {newest}."
-                if newest
-                else "There is no checkpoint to resume from."
-            )
+            resume = "It has written no checkpoint."
+            if newest:
+                resume = f"The same command{left_out} resumes from {newest}."
             parser.fail(f"{describe_loss(training.ddp_timeout)} {resume}", LostProcessError.exit_code)
         if (fault := fault_of_place(error)) is not None and training.log_level != "debug":
             end_workers()

@@ -132,6 +132,12 @@ def set_schedule(
             training.max_steps if training.max_steps > 0 else round(training.num_train_epochs * steps_per_epoch)
         )
         epochs = total_steps / steps_per_epoch
+    _set_warmup(recipe, training, total_steps, epochs or 1)
+    warn_of_warmup(recipe, training, total_steps)
+
+
+def _set_warmup(recipe: RecipeArguments, training: ImageTrainingArguments, total_steps: int, epochs: float) -> None:
+    """Fill in the steps of the warm-up. epochs: of the training; 1 of a stream without epochs. Raises UserError."""
     if (schedule := SchedulerType(training.lr_scheduler_type).value) in WITHOUT_WARMUP:
         given = {"warmup_steps": training.warmup_steps, "warmup_epochs": recipe.warmup_epochs}
         for flag, length in given.items():
@@ -143,8 +149,8 @@ def set_schedule(
                 )
         training.warmup_steps = 0
     elif training.warmup_steps is None:
-        warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * (epochs or 1)
-        training.warmup_steps = warmup_steps(warmup, epochs or 1, total_steps)
+        warmup = recipe.warmup_epochs if recipe.warmup_epochs is not None else 0.05 * epochs
+        training.warmup_steps = warmup_steps(warmup, epochs, total_steps)
         if is_polynomial(training):
             training.warmup_steps = min(training.warmup_steps, max(total_steps - 1, 0))
     elif is_polynomial(training) and training.get_warmup_steps(total_steps) == total_steps:
@@ -153,7 +159,6 @@ def set_schedule(
             f"none for the decay of --lr_scheduler_type polynomial. Give --warmup_steps {round(0.05 * total_steps)}."
         )
     training.warmup_steps = training.get_warmup_steps(total_steps)  # of a share, the steps
-    warn_of_warmup(recipe, training, total_steps)
 
 
 def is_polynomial(training: ImageTrainingArguments) -> bool:
