@@ -175,7 +175,10 @@ def statistics_of_patch_2(tmp_path):
             "No patch statistics at",
         ),
         (["--statistics_samples", "5"], "--statistics_samples 5: this run computes no statistics"),
-        (["--per_device_train_batch_size", "500"], "fewer than one batch of 500"),
+        (
+            ["--per_device_train_batch_size", "500"],
+            "Give at most --per_device_train_batch_size 48.",
+        ),
         (["--resume_from_checkpoint", "nowhere"], "no such folder"),
         (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),
         (["--crop_scale", "0.9", "0.5"], "crop_scale"),

@@ -61,9 +61,11 @@ def images_in_batch(source: ImageSource, batch_size: int, world_size: int, num_v
     num_images = batch_size // num_views
     if source.num_rows is not None and source.num_rows < num_images * world_size:
         views = f" ({num_images} images, {num_views} views of each)" if num_views > 1 else ""
+        largest = source.num_rows // world_size * num_views
+        advice = f"Give at most --per_device_train_batch_size {largest}." if largest else "Start fewer processes."
         raise DataError(
             f"{source.description} has {source.num_rows:,} images, fewer than one batch of {batch_size}{views} on each "
-            f"of {world_size} process(es): lower --per_device_train_batch_size."
+            f"of {world_size} process(es). {advice}"
         )
     return num_images
 

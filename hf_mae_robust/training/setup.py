@@ -104,10 +104,13 @@ def set_schedule(
     """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps. num_views: of
     each image in a batch. Raises UserError."""
     num_images = images_in_batch(source, training.train_batch_size, training.world_size, num_views)
+    micro_steps = None if source.num_rows is None else source.num_rows // (num_images * training.world_size)
+    if micro_steps is not None:
+        _limit_accumulation(source, training, micro_steps)
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     if training.learning_rate is None:
         training.learning_rate = scale_learning_rate(recipe.base_learning_rate, batch)
-    if source.num_rows is None:
+    if micro_steps is None:
         if training.max_steps <= 0:
             raise UserError(
                 f"{source.description} does not tell how many images it has: give --max_steps (and --warmup_steps) "
@@ -120,13 +123,6 @@ def set_schedule(
             training.set_save(strategy="steps", steps=steps, total_limit=training.save_total_limit)
         total_steps, epochs = training.max_steps, None
     else:
-        micro_steps = source.num_rows // (num_images * training.world_size)
-        if micro_steps < training.gradient_accumulation_steps:  # the rate would be that of a batch that never comes
-            raise UserError(
-                f"--gradient_accumulation_steps {training.gradient_accumulation_steps}: an epoch of "
-                f"{source.description} ({source.num_rows:,} images) has {micro_steps:,} batches, and a step takes none "
-                f"of the next epoch. Give at most {micro_steps}."
-            )
         steps_per_epoch = max(-(-micro_steps // training.gradient_accumulation_steps), 1)
         total_steps = (
             training.max_steps if training.max_steps > 0 else round(training.num_train_epochs * steps_per_epoch)
@@ -134,6 +130,20 @@ def set_schedule(
         epochs = total_steps / steps_per_epoch
     _set_warmup(recipe, training, total_steps, epochs or 1)
     warn_of_warmup(recipe, training, total_steps)
+
+
+def _limit_accumulation(source: ImageSource, training: ImageTrainingArguments, micro_steps: int) -> None:
+    """Accumulate at most the batches of an epoch, `micro_steps`: a step takes none of the next epoch, so the learning
+    rate would be that of a batch that never comes. Raises UserError under DeepSpeed, whose settings name the number."""
+    if training.gradient_accumulation_steps <= micro_steps:
+        return
+    given = f"--gradient_accumulation_steps {training.gradient_accumulation_steps}"
+    has = f"an epoch of {source.description} ({source.num_rows:,} images) has {micro_steps:,} batch"
+    has += "" if micro_steps == 1 else "es"
+    if training.uses_deepspeed:
+        raise UserError(f"{given}: {has}, and a step takes none of the next epoch. Give at most {micro_steps}.")
+    say(f"Note: {given} is lowered to {micro_steps}, because {has}.")
+    training.gradient_accumulation_steps = micro_steps
 
 
 def _set_warmup(recipe: RecipeArguments, training: ImageTrainingArguments, total_steps: int, epochs: float) -> None:

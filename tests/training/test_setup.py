@@ -5,6 +5,7 @@ import torch
 
 from hf_mae_robust.errors import CheckpointError, UserError
 from hf_mae_robust.pretrain import make_parser, prepare, pretrain
+from hf_mae_robust.training.setup import set_schedule
 from tests.runs import tiny_run
 
 
@@ -58,7 +59,7 @@ def test_a_warm_up_is_refused_where_the_schedule_has_none(photos_dir, tmp_path, 
         training_of(photos_dir, tmp_path, *words)
 
 
-def test_the_rate_is_of_a_batch_that_the_images_fill(photos_dir, tmp_path):
+def test_the_rate_is_of_a_batch_that_the_images_fill(photos_dir, tmp_path, capsys):
     """An epoch's last step takes no image of the next epoch."""
     training = training_of(photos_dir, tmp_path, "--per_device_train_batch_size", "4")
     batches = 40 // 4
@@ -66,8 +67,19 @@ def test_the_rate_is_of_a_batch_that_the_images_fill(photos_dir, tmp_path):
     words = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps"]
     training = training_of(photos_dir, tmp_path, *words, str(batches))
     assert training.learning_rate == pytest.approx(1.5e-4 * 40 / 256)
-    with pytest.raises(UserError, match=rf"has {batches} batches, and a step takes none .* Give at most {batches}\."):
-        training_of(photos_dir, tmp_path, *words, str(batches + 1))
+    lowered = training_of(photos_dir, tmp_path, *words, str(batches + 1))
+    assert "--gradient_accumulation_steps 11 is lowered to 10, because an epoch of" in capsys.readouterr().out
+    assert lowered.gradient_accumulation_steps == batches
+    assert lowered.learning_rate == training.learning_rate and lowered.warmup_steps == training.warmup_steps
+
+
+def test_deepspeed_names_the_accumulation_so_it_is_not_lowered(photos_dir, tmp_path, monkeypatch):
+    arguments = make_parser().parse(tiny_run(photos_dir, "--output_dir", str(tmp_path), "--max_steps", "5"))
+    trainer, _ = prepare(arguments)
+    monkeypatch.setattr(type(trainer.args), "uses_deepspeed", True)
+    trainer.args.gradient_accumulation_steps = 100
+    with pytest.raises(UserError, match=r"steps 100: .* a step takes none of the next epoch. Give at most \d+\."):
+        set_schedule(trainer.train_source, arguments.recipe, trainer.args)
 
 
 def test_arguments_that_are_taken_twice_are_filled_in_twice(photos_dir, tmp_path):
