@@ -16,7 +16,7 @@ from .files import check_can_write, with_home
 from .training.ranges import COMMAND_RANGES, NEGATIVE_NUMBER, RANGES, check_ranges
 
 # Arguments that name what will be written.
-OUTPUTS = ("output", "output_dir", "out", "space", "map")
+OUTPUTS = ("output", "output_dir", "out", "space", "map", "predictions")
 
 
 class Command(NamedTuple):

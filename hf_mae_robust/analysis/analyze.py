@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,16 +14,18 @@ from ..conversion.encoders import open_config
 from ..conversion.pixels import Pixels, read_pixels
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
+from ..data.bad_images import describe
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..errors import UserError
 from ..hub.models import local_model
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from ..training.arguments import add_data_arguments
+from ..training.arguments import add_bands_argument, add_data_arguments
+from ..training.image_form import as_model_wants
 from ..training.setup import say
 from .evaluators import EVALUATORS, Similarity
 from .plots import save_pictures, table
-from .samples import Samples, add_bands_argument, as_model_wants
+from .samples import Samples
 
 
 def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobustForPreTraining, Pixels]:
@@ -47,10 +50,13 @@ def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobu
 
 
 def load_other(name: str, token: str | None, config: ViTMAERobustConfig, pixels: Pixels) -> ViTMAERobustForPreTraining:
-    """A second model for the same images as the first, which wants them as `pixels`. Raises ValueError for others."""
+    """A second model for the same images as the first, which wants them as `pixels`; 8-bit images may be normalised
+    otherwise. Raises UserError for others."""
     other, others_pixels = load(name, None, token)
     if other.config.image_size != config.image_size:
         raise UserError(f"--other {name}: made for {other.config.image_size} px, not {config.image_size}.")
+    if others_pixels.num_channels != pixels.num_channels:
+        raise UserError(f"--other {name}: made for {others_pixels.num_channels} channels, not {pixels.num_channels}.")
     both = pixels, others_pixels
     if any(each.band_form is not None for each in both) and both[0].band_form != both[1].band_form:
         raise UserError(f"--other {name}: it takes other bands, or normalises them differently, than the first model.")
@@ -79,6 +85,10 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         raise UserError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise UserError(f"--output_dir {args.output_dir} is not a folder; name one.")
+    if args.other and "cka" not in kinds:
+        raise UserError(
+            f"--other {args.other}: `analyze cka` and `analyze all` compare two models; `{kinds[0]}` does not."
+        )
     model, pixels = load(args.checkpoint, args.model_revision, args.token)
     model.to(state.device)
     other = load_other(args.other, args.token, model.config, pixels).to(state.device) if args.other else None
@@ -93,12 +103,29 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         evaluator = make(other) if make is Similarity else make()
         found |= dict(evaluator(model, tqdm(samples, desc=make.__name__, unit="batch")))
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    about = {"checkpoint": args.checkpoint, "other": args.other, "images": samples.source.num_rows}
-    content = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
-    (args.output_dir / "analysis.json").write_text(json.dumps({**about, "values": content}, indent=1) + "\n")
+    about = {"checkpoint": args.checkpoint, "other": args.other, "images": samples.num_decoded}
+    content = json.dumps({**about, "values": plain(found)}, indent=1, allow_nan=False)
+    (args.output_dir / "analysis.json").write_text(f"{content}\n")
     save_pictures(found, args.output_dir, args.other or args.checkpoint)
     print(table(found))
+    if samples.skipped:
+        first = next(iter(samples.skipped))
+        print(
+            f"{len(samples.skipped):,} of {samples.source.num_rows:,} images cannot be decoded and were left out "
+            f"({describe(samples.skipped.counts())}). The first: row {first.row}: {first.detail}."
+        )
     print(f"{args.output_dir} holds analysis.json and pictures.")
+
+
+def plain(value: Any) -> Any:
+    """Tensors as lists, and null for what is not a number or infinite, which JSON does not have."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_features(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from .measures import (
     token_similarity,
     uniformity,
 )
+from .targets import renormalized
 
 Batches = Iterable[dict[str, torch.Tensor]]
 Findings = Iterator[tuple[str, Any]]
@@ -36,9 +37,12 @@ def _all_views(model: ViTMAERobustForPreTraining, batch: dict[str, torch.Tensor]
 
 
 def _spread(parts: list[torch.Tensor], limit: int) -> torch.Tensor:
-    """At most `limit` rows, from everywhere."""
+    """At most `limit` rows, drawn at random, always the same ones: rows at even distances would be of a few columns of
+    the patches only."""
     rows = torch.cat(parts)
-    return rows[torch.linspace(0, len(rows) - 1, min(limit, len(rows))).long()]
+    if len(rows) <= limit:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:limit]]
 
 
 class BlockTokens:
@@ -128,7 +132,8 @@ class LossMap:
 
 class Similarity:
     """`cka`: `linear_cka` between the encoder's blocks, of one model or of two (`other`: rows are the model's blocks,
-    columns the other's), of the mean tokens of each image."""
+    columns the other's, which gets the images normalised with its own mean and deviation), of the mean tokens of each
+    image."""
 
     def __init__(self, other: ViTMAERobustForPreTraining | None = None):
         self.other = other
@@ -137,7 +142,11 @@ class Similarity:
         features: list[defaultdict[str, list[torch.Tensor]]] = [defaultdict(list), defaultdict(list)]
         for batch in batches:
             for kept, observed in zip(features, (model, self.other or model)):
-                for view in encoder_views(observed, batch["pixel_values"]):
+                pixels = batch["pixel_values"]
+                if observed is not model:
+                    (pixels,) = renormalized([pixels.cpu()], model.config, observed.config)
+                    pixels = pixels.to(observed.device)
+                for view in encoder_views(observed, pixels):
                     kept[view.name].append(view.patch_tokens.mean(dim=1).cpu())
         rows, columns = ([torch.cat(parts) for parts in kept.values()] for kept in features)
         yield "cka", torch.tensor([[linear_cka(a, b) for b in columns] for a in rows])

@@ -19,10 +19,10 @@ from ..data.preprocessing import EvaluationTransform
 from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
 from ..hub.models import local_model
-from ..training.arguments import add_data_arguments, add_worker_argument
+from ..training.arguments import add_bands_argument, add_data_arguments, add_worker_argument
+from ..training.image_form import as_model_wants
 from ..training.intervals import accuracy_interval, compare_paired, interval_fields
 from ..training.predictions import PREDICTIONS, Predictions
-from .samples import add_bands_argument, as_model_wants
 
 
 def knn_votes(

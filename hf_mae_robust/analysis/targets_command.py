@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -21,13 +20,13 @@ from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform, Normalization, band_processor, evaluation_processor
 from ..data.source import SEED, DataLocation, ImageSource, load_head_of_stream
 from ..errors import DataError, UserError, refused_by_library
-from ..files import written_whole
+from ..files import write_completely
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import NORM_PIX_AXES
 from ..training.arguments import add_data_arguments, add_worker_argument
 from ..training.band_arguments import BandArguments
 from ..version import __version__
-from .analyze import load
+from .analyze import load, plain
 from .plots import aligned, save_target_pictures
 from .targets import (
     PER_PATCH,
@@ -215,8 +214,8 @@ def run_targets(args: argparse.Namespace) -> None:
         about |= {"patch_statistics": "the sample's" if statistics is None else args.model_name_or_path}
         about |= {"seed": args.seed, "hf_mae_robust": __version__}
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(args.output) as path:
-            path.write_text(json.dumps({"about": about, **as_json(found)}, indent=1) + "\n")
+        content = json.dumps({"about": about, **as_json(found)}, indent=1)
+        write_completely(args.output, lambda path: path.write_text(f"{content}\n"))
         picture = args.output.with_suffix(".png")
         save_target_pictures(found, picture)
         print(f"\n{args.output} holds all of it, and {picture} is a picture of it.")
@@ -283,12 +282,7 @@ def _with_image_statistics(config: ViTMAERobustConfig, mean: list[float], std: l
 def as_json(found: Comparison) -> dict[str, Any]:
     """Rows, columns and entries in the order of `targets`; null where a number is not defined (no variance)."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    values = {name: plain(value.tolist()) for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
+    values = {name: plain(value) for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
     return {"targets": list(TARGETS), **values, "advice": advice(found)}
 
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from ..data.bad_images import SkippedImage, describe
 from ..data.source import SEED
 from ..errors import UserError
-from ..training.arguments import add_bad_images_argument, add_data_arguments, add_worker_argument
+from ..training.arguments import add_bad_images_argument, add_bands_argument, add_data_arguments, add_worker_argument
 from ..training.peers import joining
 from ..training.processes import first_process
 from .encoding import positions_of
@@ -42,6 +42,7 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--crop_pct", type=float, help="See run_finetune.py; default: as the checkpoint's image processor has it."
     )
+    add_bands_argument(data)
     add_bad_images_argument(data, "they get no row, and are listed beside --output")
     written = parser.add_argument_group("what is written")
     written.add_argument("--output", required=True, type=Path, help="The .parquet file to write.")

@@ -21,6 +21,7 @@ from ..data.source import DataLocation, ImageSource, digest
 from ..data.stamps import stamp_of_stream
 from ..errors import DataError, ExistingFileError, UserError
 from ..hub.models import local_model
+from ..training.image_form import as_model_wants
 from ..training.parts import Parts, difference
 from ..training.processes import first_process
 from ..training.setup import say
@@ -34,6 +35,7 @@ from .table import EmbeddingFile, schema_of
 NAMES = {
     "weights": "the weights of the checkpoint",
     "preprocessing": "the preprocessing (--crop_pct, or the checkpoint's image processor)",
+    "form": "where the bands are in the files (--bands, --channel_axis, --frame)",
     "fingerprint": "the images or labels (--dataset_name, --split, --max_samples, --label_column_name)",
     "stream": "the files of the stream (--dataset_name)",
     "scaled_decoding": "whether large JPEG files are decoded at a fraction of their size",
@@ -79,7 +81,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
     if processor is None:
         processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
-    source = _open(args).read_as(pixels.band_form, pixels.num_channels)
+    source = as_model_wants(_open(args), pixels, args)
     stamp = {}
     if source.num_rows is None:
         stamp["stream"] = first_process(partial(stamp_of_stream, source, args.dataset_name, args.output))
@@ -88,6 +90,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
         "pooling": encoder.pooling,
         "dtype": args.dtype,
         "preprocessing": digest(type(processor).__name__, processor.to_dict()),
+        "form": None if source.band_form == pixels.band_form else digest(source.band_form),
         "fingerprint": source.fingerprint,
         **stamp,
         **({"scaled_decoding": True} if source.decodes_scaled else {}),

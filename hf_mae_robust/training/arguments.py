@@ -357,6 +357,13 @@ def add_form_arguments(parser: argparse.ArgumentParser, title: str) -> argparse.
     return form
 
 
+def add_bands_argument(data: argparse._ArgumentGroup) -> None:
+    """--bands of the commands that look at a checkpoint."""
+    data.add_argument(
+        "--bands", type=int, nargs="+", help="Where the model's bands are in these files, counted from 0, in its order."
+    )
+
+
 def add_bad_images_argument(group: argparse._ArgumentGroup, outcome: str) -> None:
     """How many images may be undecodable, for the commands of `python -m hf_mae_robust`. outcome: what becomes of
     them."""

@@ -1,5 +1,6 @@
 """Images as a model wants them, where the flags say that these files hold them differently."""
 
+import argparse
 from dataclasses import replace
 from functools import partial
 
@@ -52,3 +53,13 @@ def as_wanted(
     if patch is None:
         return source
     return replace(source, min_side=patch if isinstance(patch, int) else min(patch))
+
+
+def as_model_wants(source: ImageSource, pixels: Pixels, args: argparse.Namespace) -> ImageSource:
+    """The images of a command, read as a checkpoint wants them, where --bands, --channel_axis and --frame say where its
+    bands are. Raises UserError (DataError among them) where they do not fit."""
+    bands = None if args.bands is None else tuple(args.bands)
+    if bands is not None and pixels.band_form is None:
+        raise UserError(f"--bands is for images of bands, and {args.checkpoint} is a model of 8-bit images.")
+    pixels = pixels.for_files(args.checkpoint, bands=bands, channel_axis=args.channel_axis, frame=args.frame)
+    return source.read_as(pixels.band_form, pixels.num_channels)

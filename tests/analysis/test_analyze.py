@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from datasets import Dataset, Features, Image
 
 from hf_mae_robust.__main__ import main
+from tests.helpers import photos
 
 
 def test_the_command_writes_numbers_and_pictures(photos_dir, encoder_dir, tmp_path, capsys):
@@ -19,6 +21,43 @@ def test_the_command_writes_numbers_and_pictures(photos_dir, encoder_dir, tmp_pa
     main(["analyze", "cka", *words, "--other", str(encoder_dir), "--output_dir", str(tmp_path / "cka")])
     values = json.loads((tmp_path / "cka" / "analysis.json").read_text())["values"]
     assert values.keys() == {"cka"} and values["cka"][1][1] == pytest.approx(1)
+
+
+def write_broken(folder, bad):
+    """12 photos, of which those in `bad` cannot be decoded."""
+    features = Features({"image": Image()})
+    encoded = Dataset.from_dict({"image": photos(12)}, features=features).cast_column("image", Image(decode=False))
+    rows = [{"bytes": row["bytes"][: 80 if i in bad else None], "path": None} for i, row in enumerate(encoded["image"])]
+    Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_counted(encoder_dir, tmp_path, capsys):
+    """A batch of such images alone, too."""
+    words = ["analyze", "features", str(encoder_dir), "--batch_size", "1", "--output_dir", str(tmp_path / "out")]
+    main([*words, "--dataset_name", str(write_broken(tmp_path / "some", {3, 7}))])
+    assert json.loads((tmp_path / "out" / "analysis.json").read_text())["images"] == 10
+    assert re.search(r"2 of 12 images cannot be decoded and were left out .* row \d+: ", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--dataset_name", str(write_broken(tmp_path / "all", set(range(12))))])
+    assert stopped.value.code == 2 and "can be decoded. The first: row" in capsys.readouterr().err
+
+
+def test_places_that_were_never_masked_are_null(photos_dir, encoder_dir, tmp_path):
+    words = ["--dataset_name", str(photos_dir), "--max_samples", "2", "--output_dir", str(tmp_path)]
+    main(["analyze", "loss_map", str(encoder_dir), *words])
+
+    def refuse(constant):
+        raise ValueError(constant)  # JSON has no NaN
+
+    content = json.loads((tmp_path / "analysis.json").read_text(), parse_constant=refuse)
+    assert len(content["values"]["loss_map"]) == 4
+
+
+def test_a_second_model_is_for_cka(photos_dir, encoder_dir, capsys):
+    with pytest.raises(SystemExit):
+        main(["analyze", "loss_map", str(encoder_dir), "--dataset_name", str(photos_dir), "--other", str(encoder_dir)])
+    assert "`analyze cka` and `analyze all` compare two models; `loss_map` does not" in capsys.readouterr().err
 
 
 def test_models_without_a_decoder_are_refused(photos_dir, tmp_path, capsys):
@@ -49,4 +88,7 @@ def test_models_of_bands_see_them_as_in_the_training(bands_dir, band_encoder_dir
 def test_targets_of_a_checkpoint_of_bands(bands_dir, band_encoder_dir, tmp_path):
     words = ["--model_name_or_path", str(band_encoder_dir), "--dataset_name", str(bands_dir), "--max_samples", "8"]
     main(["analyze", "targets", *words, "--num_workers", "0", "--output", str(tmp_path / "targets.json")])
-    assert json.loads((tmp_path / "targets.json").read_text())["about"]
+    first = (tmp_path / "targets.json").read_text()
+    assert json.loads(first)["about"]
+    main(["analyze", "targets", *words, "--num_workers", "0", "--output", str(tmp_path / "targets.json")])
+    assert (tmp_path / "targets.json").read_text() == first

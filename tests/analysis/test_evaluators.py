@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
-from hf_mae_robust.analysis.evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity
+from hf_mae_robust.analysis.evaluators import Attention, BlockTokens, ImageFeatures, LossMap, Similarity, _spread
+from hf_mae_robust.analysis.measures import linear_cka
 from tests.helpers import TINY
 
 
@@ -51,6 +52,32 @@ def test_the_loss_map_of_a_band_model_is_of_what_is_not_missing(batch):
         outputs = model.eval()(values, noise=noise)
         errors = (outputs.logits - model.compute_target(values)).square()[:, 5][outputs.mask[:, 5].bool()]
     assert found[1, 1].item() == pytest.approx(errors.nanmean().item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_cka_shows_each_model_its_own_pixels(batch):
+    mine, others = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.1]}, {"image_mean": [0.1, 0.2, 0.3]}
+    model, other = new_model(**mine), new_model(**others, image_std=[0.5, 0.6, 0.7])
+    mean, std, mean_of_other, std_of_other = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (*mine.values(), other.config.image_mean, other.config.image_std)
+    )
+    pixels = batch["pixel_values"]
+    seen = (pixels * std + mean - mean_of_other) / std_of_other
+    one, two = (
+        each.vit(images, output_hidden_states=True).hidden_states[-1][:, 1:].mean(dim=1)
+        for each, images in ((model, pixels), (other, seen))
+    )
+    found = dict(Similarity(other)(model, [batch]))["cka"][-1, -1].item()
+    assert found == pytest.approx(linear_cka(one, two), abs=1e-5) and found != pytest.approx(1, abs=1e-3)
+
+
+def test_tokens_are_drawn_from_all_places():
+    """Every 21st row is of the same columns in grids of 8 x 8."""
+    places = torch.arange(64).repeat(341).unsqueeze(1)
+    found = _spread([places], 1024)
+    assert len(found) == 1024 and len(found.unique()) == 64
+    assert torch.equal(found, _spread([places], 1024)) and torch.equal(_spread([places[:9]], 9), places[:9])
 
 
 def test_a_collapsed_model_is_told_apart(batch):

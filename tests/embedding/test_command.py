@@ -284,6 +284,21 @@ def test_a_band_model_takes_its_bands(tmp_path):
     assert PILImage.open(picture).size[0] > 500
 
 
+def test_files_whose_bands_lie_elsewhere(bands_dir, band_encoder_dir, tmp_path, capsys):
+    expected = embed(band_encoder_dir, bands_dir, tmp_path / "e.parquet")["vector"]
+    images = load_dataset(str(bands_dir), split="train").with_format("numpy")["image"][:]
+    images = np.stack(images)[:, [2, 3, 4, 0, 1]]
+    data = Dataset.from_dict({"image": list(images)}, Features({"image": Array3D(images.shape[1:], str(images.dtype))}))
+    data.to_parquet(tmp_path / "set" / "train.parquet")
+    output = tmp_path / "moved.parquet"
+    chosen = ["--bands", 3, 4, 0, 1, 2]
+    found = embed(band_encoder_dir, tmp_path / "set", output, *chosen)["vector"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert "where the bands are" in refusal(words(band_encoder_dir, tmp_path / "set", output), capsys)
+    two = words(band_encoder_dir, tmp_path / "set", tmp_path / "f.parquet", "--bands", 0, 1)
+    assert "takes 5 bands, not 2" in refusal(two, capsys)
+
+
 class Killed(BaseException):
     pass
 
