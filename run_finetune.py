@@ -20,7 +20,7 @@ The official MAE on ImageNet, on 8 GPUs, streamed; the same from scratch; a line
 Semantic segmentation (UperNet), and detection with masks (Mask R-CNN):
 
     python run_finetune.py --task segmentation --config upernet_vit_base --model_name_or_path outputs/my-model \
-        --dataset_name path/to/ade20k --output_dir outputs/my-segmenter --bf16
+        --dataset_name path/to/ade20k --do_reduce_labels --output_dir outputs/my-segmenter --bf16
     python run_finetune.py --task detection --config mask_rcnn_vit_base --model_name_or_path outputs/my-model \
         --dataset_name path/to/coco --output_dir outputs/my-detector --bf16
 

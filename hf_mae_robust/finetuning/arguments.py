@@ -109,7 +109,7 @@ class FinetuneDataArguments(DataArguments):
     id2label: str | None = option(
         None,
         'Segmentation and detection: JSON file with the names of the classes, {"0": "sky", ...}, where the data do '
-        "not name them; or their number. Default: id2label.json beside the data.",
+        "not name them; or their number. Default, for segmentation: id2label.json beside the data.",
     )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],

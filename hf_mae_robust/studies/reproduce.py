@@ -45,6 +45,7 @@ PAPER_DATA = {
     "detection": "path/to/coco",
     "segmentation": "path/to/ade20k",
 }
+PAPER_FLAGS = {"segmentation": ["--do_reduce_labels"]}  # 0 is not a class in ADE20K's maps
 
 
 def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +239,7 @@ def paper_commands(study: Study, args: argparse.Namespace) -> list[list[str]]:
         if variant.changes is None:
             start = ["--model_name_or_path", str(output / study.baseline.name), "--from_scratch"]
         words = [*launch, "run_finetune.py", "--config", FINETUNE_PAPER[study.task], *start, "--dataset_name"]
-        words += [args.dataset_name or PAPER_DATA[study.task], "--bf16"]
+        words += [args.dataset_name or PAPER_DATA[study.task], *PAPER_FLAGS.get(study.task, ()), "--bf16"]
         commands.append([*words, "--output_dir", str(output / f"{variant.name}_{study.task}")])
         for kind in study.frozen:
             words = [*launch, "run_finetune.py", "--config", FROZEN_PAPER[kind]] if kind in FROZEN_PAPER else []

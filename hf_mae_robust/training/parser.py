@@ -198,6 +198,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
                 flag for name, flag in STRATEGIES.items() if name in flags_on_line and flag not in flags_on_line
             ]
             words = [*words, *(f"--{flag}=steps" for flag in by_interval)]
+            words = [*words, *self.saving_at_evaluations(words, flags_on_line)]
             if given.config_overrides is not None:
                 words = [*words, f"--config_overrides={given.config_overrides}"]
             flags, unknown = self.parse_known_args(words)
@@ -211,6 +212,23 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         if unknown:
             self.error(self.describe_unknown(unknown))
         return self.arguments_class(**dict(zip(get_type_hints(self.arguments_class), parsed)))
+
+    def saving_at_evaluations(self, words: list[str], on_line: set[str]) -> list[str]:
+        """Words that write a checkpoint at each evaluation, where the best one is to be loaded and the command line
+        does not say when to save: the Trainer refuses other intervals, which the user has not chosen."""
+        flags, _ = self.parse_known_args(words)
+        if not flags.load_best_model_at_end or on_line & {"save_strategy", "save_steps"}:
+            return []
+        evaluation, saving = (getattr(value, "value", value) for value in (flags.eval_strategy, flags.save_strategy))
+        if evaluation == "no" or saving == "best":
+            return []
+        steps = flags.eval_steps or flags.logging_steps
+        if saving == evaluation and (saving != "steps" or flags.save_steps == steps):
+            return []
+        wanted = [f"--save_strategy={evaluation}"] + ([f"--save_steps={steps:g}"] if evaluation == "steps" else [])
+        said = " ".join(wanted).replace("=", " ")
+        self.notes.append(f"--load_best_model_at_end saves at each evaluation: {said}.")
+        return wanted
 
     def recipe_words(self, name: str, given: argparse.Namespace, on_line: set[str]) -> list[str]:
         """The recipe's words. --config_overrides of the command line adds to the recipe's (`given.config_overrides`

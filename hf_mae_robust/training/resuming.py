@@ -107,7 +107,8 @@ class Resuming(TypedTrainer):
     def _has_stopped_early(self) -> bool:
         """Tell early stopping how many evaluations were no better than the best one. Its counter is not in the state of
         callbacks that the Trainer restores, unless asked to restore all of them."""
-        evaluated = {entry["step"] for entry in self.state.log_history if "eval_loss" in entry}
+        looked_at = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        evaluated = {entry["step"] for entry in self.state.log_history if looked_at in entry}
         worse = len([step for step in evaluated if step > (self.state.best_global_step or 0)])
         stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         for callback in stopping:

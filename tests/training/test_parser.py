@@ -150,6 +150,27 @@ def test_an_interval_brings_its_strategy_along(tmp_path, recipe, words, expected
     assert (training.save_strategy, training.eval_strategy) == expected
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words", "expected"),
+    [
+        ("upernet_small", [], ("steps", 0.5)),
+        ("upernet_vit_base", [], ("steps", 16000)),
+        ("upernet_small", ["--eval_steps", "10"], ("steps", 10)),
+        ("finetune_small_64px", [], ("epoch", None)),
+        ("finetune_small_64px", ["--eval_steps", "10"], ("steps", 10)),
+        ("upernet_small", ["--save_steps", "1.0", "--eval_steps", "0.5"], ("steps", 1.0)),
+    ],
+)
+def test_the_best_model_is_saved_where_it_is_evaluated(recipe, words, expected):
+    parser = finetune.make_parser()
+    *_, training = parser.parse(["--config", recipe, "--dataset_name", "x", "--load_best_model_at_end", *words])
+    strategy, steps = expected
+    assert training.load_best_model_at_end and training.save_strategy == strategy
+    assert steps is None or training.save_steps == steps
+    asked = "--save_steps" in words
+    assert parser.notes == [] if asked else f"at each evaluation: --save_strategy {strategy}" in parser.notes[-1]
+
+
 @pytest.mark.parametrize("is_on", [True, False])
 def test_fsdp_in_a_recipe(tmp_path, is_on):
     """A flag with or without a value; YAML can only say that it is on."""

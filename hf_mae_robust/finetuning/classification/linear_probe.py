@@ -77,14 +77,14 @@ class LinearProbe(nn.Module):
 
 
 class _Features(torch.utils.data.Dataset[Any]):
-    """Keys `(epoch, row)` -> a batch at once."""
+    """Keys `(epoch, place)` -> a batch at once. rows: of the images, some of which could not be decoded."""
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
-        self.features, self.labels = features, labels
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor):
+        self.features, self.labels, self.rows = features, labels, rows
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        rows = torch.tensor([row for _, row in keys])
-        return {"features": self.features[rows], "labels": self.labels[rows], "row": rows}
+        places = torch.tensor([place for _, place in keys])
+        return {"features": self.features[places], "labels": self.labels[places], "row": self.rows[places]}
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -129,18 +129,16 @@ class ProbeTrainer(ClassificationTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         if "train" not in self.cached:
             return super().get_train_dataloader()
-        features, labels, _ = self.cached["train"]
+        cached = self.cached["train"]
         sampler = EpochBatchSampler(
-            (len(features),),
+            (len(cached[0]),),
             rank=self.args.process_index,
             world_size=self.args.world_size,
             batch_size=self._train_batch_size,
             seed=self.shuffle_seed,
         )
         generator = torch.Generator()  # as in DataFeeding.loader_options
-        return EpochDataLoader(
-            _Features(features, labels), batch_sampler=sampler, collate_fn=_as_it_is, generator=generator
-        )
+        return EpochDataLoader(_Features(*cached), batch_sampler=sampler, collate_fn=_as_it_is, generator=generator)
 
     def evaluation_batches(self, dataloader: DataLoader[Any]) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         if self.args.world_size > 1:  # each process has statistics of its own batches

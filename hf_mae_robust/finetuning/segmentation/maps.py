@@ -39,6 +39,8 @@ NAMES_OF_NOTHING = (
     "none",
     "other/unlabelled",
 )
+# What 255 is called where it is not a class.
+NAMES_OF_VOID = frozenset(NAMES_OF_NOTHING) - {"background", "other", "others"}
 _NO_CLASS = -2
 
 
@@ -212,7 +214,8 @@ def name_classes(
     """Class names, the value of each in the maps, and the ignored values.
 
     names: of the values in the maps. Classes are numbered in the order of their values, without gaps. `ignore_index`
-    is not a class, wherever it stands among them; nor is 255 (its default) without a name. With `do_reduce_labels`
+    is not a class, wherever it stands among them; nor is 255 (its default) without a name, or called "void", "ignore"
+    and the like, as in files for Pascal VOC. With `do_reduce_labels`
     0 is not a class; there the names may also be those of the reduced classes (0 is the first one, as in the Hub's
     files for ADE20K): so they are read where 0 is called anything else than "other", "background" and the like.
 
@@ -220,7 +223,8 @@ def name_classes(
     """
     if do_reduce_labels and 0 in names and names[0].strip().lower() not in NAMES_OF_NOTHING:
         names = {value + 1: name for value, name in names.items()}
-    ignored = {ignore_index, UNNAMED} if UNNAMED not in names else {ignore_index} - {UNNAMED}
+    is_void = names.get(UNNAMED, "void").strip().lower() in NAMES_OF_VOID
+    ignored = {ignore_index, UNNAMED} if is_void else {ignore_index} - {UNNAMED}
     ignored |= {0} if do_reduce_labels else set()
     values = tuple(sorted(names.keys() - ignored))
     class_names = tuple(names[value] for value in values)
@@ -286,4 +290,10 @@ def find_maps(
             "in the maps, or --id2label 150 for that many classes without names."
         )
     named = name_classes(read_id2label(id2label), do_reduce_labels, ignore_index)
+    if do_reduce_labels:
+        (first, *_, last), (least, *_, most), _ = named
+        note(
+            f"{description}: --do_reduce_labels takes 0 in the maps for no class, {least} for '{first}', ... and "
+            f"{most} for '{last}'"
+        )
     return SemanticMaps(wanted, *named, description, is_count=str(id2label).isdigit())

@@ -83,13 +83,15 @@ def test_reduced_labels_count_from_one():
         ({7: "road", 24: "person", 26: "car"}, False, 255, (("road", "person", "car"), (7, 24, 26))),
         ({0: "unlabeled", 1: "wall", 2: "sky"}, True, 255, (("wall", "sky"), (1, 2))),
         ({0: "wall", 1: "sky"}, True, 255, (("wall", "sky"), (1, 2))),  # the names on the Hub for ADE20K
+        ({0: "background", 1: "cat", 255: "void"}, False, 255, (("background", "cat"), (0, 1))),  # Pascal VOC's
+        ({0: "cat", 255: "background"}, False, 255, (("cat", "background"), (0, 255))),
         ({0: "background", 1: "cat"}, False, 255, (("background", "cat"), (0, 1))),
     ],
 )
 def test_classes_are_numbered_without_gaps(names, reduce, ignored, expected):
     class_names, values, ignored_values = name_classes(names, reduce, ignored)
     assert (class_names, values) == expected
-    assert {255, ignored} <= set(ignored_values) and (not reduce or 0 in ignored_values)
+    assert {255, ignored} - set(values) <= set(ignored_values) and (not reduce or 0 in ignored_values)
 
 
 def test_an_ignored_class_in_the_middle_and_gaps_are_closed():
