@@ -11,7 +11,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..conversion.encoders import open_config
-from ..conversion.pixels import Pixels, read_pixels
+from ..conversion.pixels import Pixels, read_pixels, read_processor
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.bad_images import describe
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = add_data_arguments(parser)
     data.add_argument("--split", default="train", help="Split to look at (%(default)s).")
     data.add_argument("--max_samples", type=int, default=512, help="At most N images, drawn at random (%(default)s).")
-    data.add_argument("--crop_pct", type=float, default=0.875, help="See run_pretrain.py (%(default)s).")
+    data.add_argument(
+        "--crop_pct", type=float, help="See run_pretrain.py; default: as the checkpoint's image processor has it."
+    )
     add_bands_argument(data)
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
@@ -97,7 +99,11 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
     source = as_model_wants(source, pixels, args)
-    samples = Samples(source, model.config, args.crop_pct, args.batch_size, state.device)
+    checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
+    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
+    if processor is None:
+        processor = pixels.processor(model.config.image_size, args.crop_pct or 0.875)
+    samples = Samples(source, model.config, processor, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):
         evaluator = make(other) if make is Similarity else make()

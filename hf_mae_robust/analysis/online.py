@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..conversion.pixels import pixels_of
 from ..data.features import extract_features
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
@@ -153,7 +154,8 @@ def add_online_diagnostics(
         source = load_head_of_stream(source, num_samples)
     batch_size = training.per_device_eval_batch_size
     config = cast(ViTMAERobustConfig, trainer.model.config)
-    samples = Samples(source.head(num_samples), config, data.crop_pct, batch_size, training.device)
+    processor = pixels_of(config).processor(config.image_size, data.crop_pct)
+    samples = Samples(source.head(num_samples), config, processor, batch_size, training.device)
     labelled = None
     if label_column_name is not None:
         parts = open_labelled_splits(data, label_column_name, training.seed, token)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+from transformers.image_processing_utils import BaseImageProcessor
 
-from ..conversion.pixels import pixels_of
 from ..data.bad_images import SkippedImages
 from ..data.dataset import ImageDataset, collate
 from ..data.loaders import sequential_loader
@@ -21,10 +21,15 @@ class Samples:
     raises DataError where none can."""
 
     def __init__(
-        self, source: ImageSource, config: ViTMAERobustConfig, crop_pct: float, batch_size: int, device: torch.device
+        self,
+        source: ImageSource,
+        config: ViTMAERobustConfig,
+        processor: BaseImageProcessor,
+        batch_size: int,
+        device: torch.device,
     ):
-        """source: with random access."""
-        self.processor = pixels_of(config).processor(config.image_size, crop_pct)
+        """source: with random access. processor: the model's."""
+        self.processor = processor
         self.source, self.config, self.batch_size, self.device = source, config, batch_size, device
         self.skipped = SkippedImages(None, 1.0)
 

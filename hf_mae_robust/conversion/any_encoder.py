@@ -1,7 +1,6 @@
 """--encoder_from: an encoder of any kind as the start of a pre-training, and a sentence about what was taken."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,17 +9,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from ..errors import UserError
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining, ViTMAERobustModel
 from .beit import with_key_biases
 from .checkpoint_file import read_original
 from .encoders import has_head, open_config, read_config, read_encoder
+from .loading import without_report
 from .original import from_original
 from .pixels import Pixels
 from .positions import is_sincos
-from .pretraining_model import check_heads_of_file, load_pretraining_model
+from .pretraining_model import check_heads_of_file, load_pretraining_model, size_of_other_grids
 from .settings import SHARED_SETTINGS, settings_of
 from .source import Access, ModelSource
 from .stock import STOCK_KINDS, parts_foreign_to_mae, read_stock
@@ -74,24 +73,34 @@ def read_start(source: ModelSource) -> Start:
     Raises UserError for what cannot be taken exactly, by the name of the part, and for a damaged checkpoint.
     """
     heads = source.overrides.get("num_attention_heads"), source.overrides.get("decoder_num_attention_heads")
+    size = source.overrides.get("image_size")
+    size = tuple(size) if isinstance(size, list) else size  # for the cache
     with torch.random.fork_rng(devices=[]):  # new weights must not depend on how often this is read
-        return _read_start(source.checkpoint, source.flag, source.access, source.checkpoint_key, heads)
+        return _read_start(source.checkpoint, source.flag, source.access, source.checkpoint_key, heads, size)
 
 
 # Configuration and weights are asked for one after the other.
 @lru_cache(maxsize=1)
 def _read_start(
-    name: str, flag: str, access: Access, checkpoint_key: str | None, heads: tuple[int | None, int | None]
+    name: str,
+    flag: str,
+    access: Access,
+    checkpoint_key: str | None,
+    heads: tuple[int | None, int | None],
+    image_size: int | tuple[int, ...] | None,
 ) -> Start:
     source = ModelSource(name, access=access, flag=flag)
     model: PreTrainedModel
+    if checkpoint_key is not None and not Path(name).is_file():
+        raise UserError(f"--checkpoint_key {checkpoint_key} is for a file in the official layout; {name} is none.")
     if is_of_timm(name):
         model, pixels, _ = read_timm(name)
         return _start_of(source, model, pixels, "a plain ViT of timm")
     if Path(name).is_file():
         tensors = read_original(name, checkpoint_key)
         check_heads_of_file(source, tensors, *heads)
-        return _start_of(source, from_original(tensors, *heads), None, "a file in the official layout")
+        size = size_of_other_grids(tensors, {"image_size": image_size})
+        return _start_of(source, from_original(tensors, *heads, **size), None, "a file in the official layout")
     config = open_config(source)
     kind = "" if config is None else config.model_type
     if kind in FOREIGN_PARTS:
@@ -146,20 +155,9 @@ def load_start(
     """As `load_pretraining_model`, from what `read_start` reads; and the sentences about what was taken."""
     start = read_start(source)
     _read_start.cache_clear()  # a second copy of the weights
-    with _without_report():
+    with without_report():
         model, note = load_pretraining_model(source, config, attn_implementation, (start.config, start.tensors))
     return model, "\n".join([_describe(source, start, config), *([note] if note else [])])
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """transformers would list every tensor of a new decoder."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _describe(source: ModelSource, start: Start, config: ViTMAERobustConfig) -> str:

@@ -7,10 +7,11 @@ from typing import Any, cast
 from transformers import BeitForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..data.preprocessing import default_processor
+from ..errors import UserError
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from ..model import ViTMAERobustForPreTraining
-from .encoders import read_config
+from .encoders import check_not_part_of_folder, read_config
 from .original import from_original, read_original
 from .source import Access, ModelSource
 from .stock import STOCK_KINDS, read_stock
@@ -52,11 +53,22 @@ def convert(
     """
     source = str(source)
     check_is_free(output_dir)
+    is_file = Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors"))
+    _check_use(
+        source,
+        is_file,
+        num_attention_heads=num_attention_heads,
+        decoder_num_attention_heads=decoder_num_attention_heads,
+        checkpoint_key=checkpoint_key,
+        revision=revision,
+        **config_overrides,
+    )
     pixels, crop_pct = None, DEFAULT_CROP_PCT
     model: PreTrainedModel
     if is_of_timm(source):
         model, pixels, crop_pct = read_timm(source)
-    elif Path(source).is_file() or source.endswith((".pth", ".pt", ".bin", ".safetensors")):
+    elif is_file:
+        check_not_part_of_folder(source)
         heads = num_attention_heads, decoder_num_attention_heads
         model = from_original(read_original(source, checkpoint_key), *heads, **config_overrides)
     else:
@@ -69,6 +81,19 @@ def convert(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return model
+
+
+def _check_use(source: str, is_file: bool, **given: Any) -> None:
+    """Raises UserError for what a source of this kind says itself, or does not have."""
+    if is_of_timm(source):
+        kind, taken = "a model of timm", set[str]()
+    elif is_file:
+        kind, taken = "a file", given.keys() - {"revision"}
+    else:
+        kind = "a folder or a model on the Hub"
+        taken = given.keys() - {"num_attention_heads", "decoder_num_attention_heads", "checkpoint_key"}
+    if idle := [name for name, value in given.items() if value is not None and name not in taken]:
+        raise UserError(f"--{idle[0]} {given[idle[0]]}: {source} is {kind}, for which it has no effect. Leave it out.")
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +111,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoder_num_attention_heads", type=int, help="needed for an official file with a decoder; MAE: 16"
     )
     parser.add_argument(
+        "--image_size", type=int, nargs=2, metavar=("H", "W"), help="of an official file, if its images are not square"
+    )
+    parser.add_argument(
         "--norm_pix_loss",
         action=argparse.BooleanOptionalAction,
         help="whether the model was trained on targets normalised per patch (official files: yes); not for classifiers",
@@ -100,7 +128,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     """Turn a checkpoint of the official MAE code, transformers or timm into a folder that from_pretrained loads."""
     heads = args.num_attention_heads, args.decoder_num_attention_heads
-    overrides = {} if args.norm_pix_loss is None else {"norm_pix_loss": args.norm_pix_loss}
+    overrides = {"norm_pix_loss": args.norm_pix_loss, "image_size": args.image_size and tuple(args.image_size)}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     model = convert(
         args.source,
         args.output_dir,

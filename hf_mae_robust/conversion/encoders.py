@@ -57,6 +57,12 @@ def has_head(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
+def check_not_part_of_folder(name: str) -> None:
+    """Raises UserError for a file that is read by its folder."""
+    if Path(name).name in _PARTS and Path(name).with_name("config.json").exists():
+        raise UserError(f"{name} is a file of a model's folder. Give the folder, {Path(name).parent}.")
+
+
 def open_config(source: ModelSource) -> PreTrainedConfig | None:
     """The config of a checkpoint of any kind; None for a file in the official layout.
 
@@ -66,8 +72,7 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
     if name is None:
         raise UserError("--model_name_or_path is needed, or --from_scratch.")
     if Path(name).is_file():
-        if Path(name).name in _PARTS and Path(name).with_name("config.json").exists():
-            raise UserError(f"{name} is a file of a model's folder. Give the folder, {Path(name).parent}.")
+        check_not_part_of_folder(name)
         return None
     with refused_by_library(f"{name}: its config.json cannot be used"):
         try:

@@ -31,6 +31,7 @@ from ..errors import ExistingFileError, MissingFileError, UserError, refused_by_
 from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from ..model import ViTMAERobustImageProcessor
+from ..model.configuration_vit_mae_robust import to_pair
 from .loading import first_line
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
@@ -48,6 +49,13 @@ from .stock import (
 )
 from .timm_format import PROCESSOR_FOLDER, to_timm
 
+# What the official code computes; its files do not say it.
+OFFICIAL_TARGET = {
+    "norm_pix_loss": True,
+    "target_normalization": "global_rgb",
+    "norm_pix_axis": "patch",
+    "norm_pix_unbiased": True,
+}
 TARGETS = ("beit", "vit", "timm", "original", "onnx")
 # A graph can hold whatever the others cannot; these are what run_finetune.py writes, and ViT's own classifier. Not the
 # detector: its proposals and what is left of them are lists of unknown length, chosen in Python.
@@ -112,6 +120,16 @@ def _left_out(model: PreTrainedModel, target: str) -> list[str]:
             left_out.append("the mid-level mask token")
     else:
         left_out += ["the image processor", f"the number of heads ({config.num_attention_heads})"]
+        if hasattr(model, "decoder"):
+            left_out += [
+                f"{name}={value}"
+                for name, usual in OFFICIAL_TARGET.items()
+                if (value := getattr(config, name, usual)) != usual
+            ]
+        elif hasattr(encoder_of(model), "mid_mask_token"):
+            left_out.append("the mid-level mask token")
+        if len(set(to_pair(config.image_size))) > 1:
+            left_out.append(f"the image size ({' x '.join(map(str, to_pair(config.image_size)))})")
         if _has_label_names(model):
             left_out.append("the names of the classes")
     if rates := [f"{name}={rate}" for name in DROPOUTS if (rate := getattr(config, name, 0.0))]:

@@ -2,12 +2,14 @@
 
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..errors import UserError, refused_by_library
 from ..files import lfs_pointer
@@ -45,12 +47,24 @@ def load_with_report(model_class: type[Model], name: str | None, **options: Any)
             ) from error
 
 
+@contextmanager
+def without_report() -> Iterator[None]:
+    """transformers would list every tensor that is new or left over."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def load_strictly(model_class: type[Model], name: str, may_be_missing: tuple[str, ...] = (), **options: Any) -> Model:
     """`from_pretrained` in float32 that raises ValueError, with names, where a tensor is missing or of another shape,
     except for those that begin with `may_be_missing`; where a block or the embeddings have a tensor that the model has
     no place for; and where the weights cannot be read."""
     options = {"dtype": torch.float32, **options, "ignore_mismatched_sizes": True}
-    model, info = load_with_report(model_class, name, **options)
+    with without_report():  # what matters of it is raised
+        model, info = load_with_report(model_class, name, **options)
     problems = {
         "lacks": [key for key in info["missing_keys"] if not key.startswith(may_be_missing)],
         "has another shape of": [key for key, *_ in info["mismatched_keys"] if not key.startswith(may_be_missing)],

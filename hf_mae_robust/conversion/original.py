@@ -274,8 +274,9 @@ def rename_to_original(tensors: Mapping[str, Tensor], layout: Mapping[str, str])
     if homeless := tensors.keys() - expected:
         raise UserError(
             f"The layout of the official MAE has no place for {listed(homeless)}. A model with mid-level mask tokens "
-            "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it, "
-            "nor can a BEiT with layer scale or relative positions."
+            "(mid_mask_ratio > 0) or patch statistics (target_normalization='global_patch') cannot be written in it: "
+            "export its encoder alone, saved by ViTMAERobustModel.from_pretrained(FOLDER).save_pretrained(ENCODER). "
+            "Nor can a BEiT with layer scale or relative positions."
         )
     if absent := expected - tensors.keys():
         raise UserError(f"The layout of the official MAE needs {listed(absent)}, which this model does not have.")
@@ -291,12 +292,15 @@ def to_original(model: PreTrainedModel) -> dict[str, Tensor]:
 
     The layout holds no settings: remember the heads, `norm_pix_loss`, the names of the classes and the like.
 
-    Raises ValueError for a tensor that the layout has no place for: mid-level mask token, patch statistics, layer
-    scale, relative positions.
+    Raises ValueError for a tensor that the layout has no place for: of a model with its decoder the mid-level mask
+    token and patch statistics; layer scale, relative positions.
     """
     tensors = model.state_dict()
     if isinstance(model, BeitPreTrainedModel):
         tensors = with_key_biases(tensors)
     if isinstance(model, BeitForImageClassification):
         return rename_to_original(tensors, MEAN_KEY_MAP if model.config.use_mean_pooling else CLS_KEY_MAP)
-    return rename_to_original(tensors, KEY_MAP if hasattr(model, "decoder") else ENCODER_KEY_MAP)
+    if hasattr(model, "decoder"):
+        return rename_to_original(tensors, KEY_MAP)
+    tensors.pop("mid_mask_token", None)  # for pre-training only
+    return rename_to_original(tensors, ENCODER_KEY_MAP)

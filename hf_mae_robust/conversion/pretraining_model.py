@@ -29,9 +29,10 @@ _PROJECTION = "vit.embeddings.patch_embeddings.projection.weight"
 # Their shapes follow from the number of channels, and they cannot be made to fit another one.
 _OF_CHANNELS = ("decoder.decoder_pred.", "target_normalizer.")
 _HEADS = ("num_attention_heads", "decoder_num_attention_heads")
-# Each decides over the shape of a tensor, or over which there are.
-_ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size")
+# Each decides over the shape of a tensor, over which there are, or over what is computed with them.
+_ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 _DECODER_SIZES = ("decoder_hidden_size", "decoder_intermediate_size")
+_DECODER_FORM = (*_DECODER_SIZES, "decoder_num_hidden_layers", "decoder_num_attention_heads")
 _OF_A_BLOCK = re.compile(r"layers\.\d+\.")
 
 
@@ -40,10 +41,11 @@ def read_pretraining_config(source: ModelSource, start: ViTMAERobustConfig | Non
     official file the overrides name the heads, which its tensors do not tell. start: the checkpoint's, where it is
     known (any_encoder.py).
 
-    Raises ValueError for a checkpoint that does not exist, for another architecture, unknown settings and values out of
-    range.
+    Raises ValueError for a checkpoint that does not exist, for another architecture, unknown settings, values out of
+    range and other sizes than the checkpoint's.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
+    base: PreTrainedConfig | None = None
     if source.name:
         base = start or open_config(source)
         if base is None:
@@ -58,7 +60,11 @@ def read_pretraining_config(source: ModelSource, start: ViTMAERobustConfig | Non
         if start is None and base.model_type == ViTMAEConfig.model_type:  # its image processor says it
             settings |= read_pixels(source, base).config_settings()
         settings = _without_stale_settings(settings, source.overrides)
-    return overridden(settings, source.overrides)
+    config = overridden(settings, source.overrides)
+    if base is not None:
+        has_decoder = start is None and any(name.endswith("ForPreTraining") for name in base.architectures or ())
+        _check_sizes(source, base, config, _ENCODER_SIZES + (_DECODER_FORM if has_decoder else ()))
+    return config
 
 
 def _without_stale_settings(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def load_pretraining_model(
         raise UserError(f"{source.name}: its weights are of other sizes than its config.json says: {keys}.")
     missing = set(info["missing_keys"])
     if decoder := {key for key in model.state_dict() if key.startswith("decoder.")} - missing:
-        _check_sizes(source, base, config, ("decoder_num_hidden_layers",))
+        _check_sizes(source, base, config, ("decoder_num_hidden_layers", "decoder_num_attention_heads"))
     # A checkpoint without a decoder is not at fault.
     torn = {key for key in missing if decoder or not key.startswith("decoder.")}.union(info["unexpected_keys"])
     if torn := {key for key in torn if _OF_A_BLOCK.search(key)}:
@@ -184,7 +190,7 @@ def _config_of_file(source: ModelSource) -> PreTrainedConfig:
     tensors = read_original(source.checkpoint)
     _check_kind(source, tensors)
     needed = check_heads_of_file(source, tensors, *(source.overrides.get(name) for name in _HEADS))
-    return config_of_original(tensors, *needed, **_size_of_other_grids(tensors, source.overrides))
+    return config_of_original(tensors, *needed, **size_of_other_grids(tensors, source.overrides))
 
 
 def check_heads_of_file(
@@ -211,12 +217,16 @@ def _check_kind(source: ModelSource, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _size_of_other_grids(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Only a square grid tells the size of the images; for any other one they have that of the run."""
-    positions = tensors.get("pos_embed")
-    num_patches = positions.shape[1] - 1 if positions is not None and positions.dim() == 3 else 0
+def size_of_other_grids(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The size of the images is that of the run where its patches are as many as the positions, and where these are
+    not of a square grid. Any other square grid is of square images."""
+    positions, projection = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
+    if positions is None or projection is None or positions.dim() != 3 or settings.get("image_size") is None:
+        return {}
+    num_patches, image_size = positions.shape[1] - 1, settings["image_size"]
+    rows, columns = (size // patch for size, patch in zip(to_pair(image_size), projection.shape[-2:]))
     is_square = round(num_patches**0.5) ** 2 == num_patches
-    return {} if is_square or "image_size" not in settings else {"image_size": settings["image_size"]}
+    return {"image_size": image_size} if rows * columns == num_patches or not is_square else {}
 
 
 def _read_file(source: ModelSource, config: ViTMAERobustConfig) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
@@ -224,7 +234,7 @@ def _read_file(source: ModelSource, config: ViTMAERobustConfig) -> tuple[PreTrai
     tensors = read_original(source.checkpoint)
     _check_kind(source, tensors)
     heads = config.num_attention_heads, config.decoder_num_attention_heads
-    model = from_original(tensors, *heads, **_size_of_other_grids(tensors, config.to_dict())).float()
+    model = from_original(tensors, *heads, **size_of_other_grids(tensors, config.to_dict())).float()
     prefix = "vit." if isinstance(model, ViTMAERobustModel) else ""
     return model.config, {prefix + key: tensor for key, tensor in model.state_dict().items()}
 

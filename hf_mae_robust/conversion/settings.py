@@ -24,7 +24,10 @@ def mae_settings(config: PreTrainedConfig) -> dict[str, Any]:
     """Of a config of ViT-MAE, ours or stock: all that [`ViTMAERobustConfig`] has too, but for the name of its kind:
     with stock's, a run would differ from its own checkpoints."""
     names = ViTMAERobustConfig.__dataclass_fields__.keys() - {"model_type"}
-    return {name: value for name, value in config.to_dict().items() if name in names}
+    settings = {name: value for name, value in config.to_dict().items() if name in names}
+    if not 0 < settings.get("mask_ratio", ViTMAERobustConfig.mask_ratio) < 1:  # of stock, to see all patches
+        del settings["mask_ratio"]
+    return settings
 
 
 def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> ViTMAERobustConfig:

@@ -44,7 +44,7 @@ def local_model(name: str, revision: str | None, token: str | None) -> tuple[str
     check_path(name)
     if not _is_hub_id(name):
         if revision is not None:
-            raise UserError(f"--model_revision {revision}: {name} is not a model on the Hub.")
+            raise UserError(f"{name} is not a model on the Hub, so it has no revision {revision}.")
         return name, None
     if hub_has_no_address():
         return _from_cache(name, revision)

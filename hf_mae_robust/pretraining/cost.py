@@ -10,6 +10,7 @@ import torch
 
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..model.configuration_vit_mae_robust import kept_patches
+from .adapting import freeze_blocks
 
 # Backward: one product for the gradient of the input, one for that of the weights.
 BACKWARD_TO_FORWARD = 2
@@ -125,10 +126,13 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def num_parameters(config: ViTMAERobustConfig) -> dict[str, int]:
-    """Encoder, decoder, and how many of both are trained (position embeddings are not)."""
+def num_parameters(config: ViTMAERobustConfig, frozen_blocks: int | None = None) -> dict[str, int]:
+    """Encoder, decoder, and how many of both are trained (position embeddings are not). frozen_blocks: as
+    --freeze_blocks."""
     with torch.device("meta"):
         model = ViTMAERobustForPreTraining(config)
+    if frozen_blocks is not None:
+        freeze_blocks(model, frozen_blocks)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     encoder = sum(size for name, size in sizes.items() if name.startswith("vit."))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -136,10 +140,15 @@ def num_parameters(config: ViTMAERobustConfig) -> dict[str, int]:
 
 
 def memory(
-    config: ViTMAERobustConfig, batch_size: int, gradient_checkpointing: bool = False, activation_bytes: int = 4
+    config: ViTMAERobustConfig,
+    batch_size: int,
+    gradient_checkpointing: bool = False,
+    activation_bytes: int = 4,
+    frozen_blocks: int | None = None,
 ) -> Memory:
-    """Of training with AdamW and float32 weights. activation_bytes: of a number; 2 under bf16."""
-    parameters = num_parameters(config)
+    """Of training with AdamW and float32 weights. activation_bytes: of a number; 2 under bf16. The activations are
+    those of all blocks, frozen or not."""
+    parameters = num_parameters(config, frozen_blocks)
     weights, trained = 4 * (parameters["encoder"] + parameters["decoder"]), 4 * parameters["trained"]
     layers = blocks(config)
     if gradient_checkpointing:

@@ -21,11 +21,11 @@ def describe_plan(config: ViTMAERobustConfig, training: MAETrainingArguments, so
     warm-up filled in (training/setup.py: set_schedule)."""
     schedule = training.resolution
     rows = [
-        ("parameters", _parameters(config)),
+        ("parameters", _parameters(config, training)),
         ("tokens", _tokens(config)),
         ("operations", _operations(config)),
         ("memory", _memory(config, training)),
-        ("checkpoint", _checkpoint(config)),
+        ("checkpoint", _checkpoint(config, training)),
         *_length(training, source, config, schedule),
     ]
     return "\n".join(
@@ -33,8 +33,9 @@ def describe_plan(config: ViTMAERobustConfig, training: MAETrainingArguments, so
     )
 
 
-def _parameters(config: ViTMAERobustConfig) -> str:
-    sizes = {name: f"{number / 1e6:,.2f} M" for name, number in num_parameters(config).items()}
+def _parameters(config: ViTMAERobustConfig, training: MAETrainingArguments) -> str:
+    numbers = num_parameters(config, training.freeze_blocks)
+    sizes = {name: f"{number / 1e6:,.2f} M" for name, number in numbers.items()}
     return f"encoder {sizes['encoder']}, decoder {sizes['decoder']}; {sizes['trained']} of them trained"
 
 
@@ -60,20 +61,21 @@ def _operations(config: ViTMAERobustConfig) -> str:
 
 def _memory(config: ViTMAERobustConfig, training: MAETrainingArguments) -> str:
     size, activation_bytes = training.train_batch_size, 2 if training.bf16 or training.fp16 else 4
-    need = memory(config, size, bool(training.activation_checkpointing), activation_bytes)
+    frozen = training.freeze_blocks
+    need = memory(config, size, bool(training.activation_checkpointing), activation_bytes, frozen)
     text = (
         f"about {need.peak / GIB:,.2f} GiB a process, at a batch of {size} (weights {need.weights / GIB:,.2f}, "
         f"gradients {need.gradients / GIB:,.2f}, AdamW {need.optimizer / GIB:,.2f}, "
         f"activations {need.activations / GIB:,.2f})"
     )
     if not training.activation_checkpointing:
-        less = memory(config, size, True, activation_bytes)
+        less = memory(config, size, True, activation_bytes, frozen)
         text += f"; {less.peak / GIB:,.2f} with --activation_checkpointing"
     return text
 
 
-def _checkpoint(config: ViTMAERobustConfig) -> str:
-    need = memory(config, 1)
+def _checkpoint(config: ViTMAERobustConfig, training: MAETrainingArguments) -> str:
+    need = memory(config, 1, frozen_blocks=training.freeze_blocks)
     return f"about {(need.weights + need.optimizer) / GIB:,.2f} GiB on disk each"
 
 

@@ -2,6 +2,7 @@
 test_checkpoints."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -27,9 +28,11 @@ from transformers import (
 from hf_mae_robust import ViTMAERobustForPreTraining, ViTMAERobustModel
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.conversion.convert import convert
+from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.conversion.timm_format import from_timm
 from hf_mae_robust.errors import UserError
 from tests.helpers import TINY
+from tests.model_helpers import build
 
 SIZES = {key: value for key, value in TINY.items() if not key.startswith("mid_")}
 VIT = {key: value for key, value in SIZES.items() if not key.startswith("decoder_")}
@@ -224,3 +227,34 @@ def test_what_is_no_vit_is_refused_by_name(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             main(["convert", str(source), str(tmp_path / "out")])
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_flags_that_a_source_has_no_use_for_are_refused(tmp_path, capsys):
+    ViTModel(ViTConfig(**VIT)).save_pretrained(tmp_path / "vit")
+    timm_folder(tmp_path / "timm")
+    for words, message in (
+        ([tmp_path / "vit", "--num_attention_heads", "4"], "--num_attention_heads 4: .* is a folder or a model on the"),
+        ([tmp_path / "vit", "--checkpoint_key", "teacher"], "--checkpoint_key teacher: .* is a folder"),
+        ([tmp_path / "timm", "--no-norm_pix_loss"], "--norm_pix_loss False: .* is a model of timm"),
+        (["timm/vit_tiny", "--revision", "abc"], "--revision abc: .* is a model of timm"),
+        ([tmp_path / "vit" / "model.safetensors"], "is a file of a model's folder. Give the folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["convert", *map(str, words[:1]), str(tmp_path / "out"), *words[1:]])
+        assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vit_without_a_pooler_is_not_said_to_lack_anything(tmp_path, capfd):
+    ViTModel(ViTConfig(**VIT), add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    main(["convert", str(tmp_path / "vit"), str(tmp_path / "out")])
+    assert "pooler.dense" not in "".join(capfd.readouterr())
+
+
+def test_an_official_file_of_wide_images(command, tmp_path):
+    model = build(image_size=(8, 32))
+    torch.save({"model": to_original(model)}, tmp_path / "mae.pth")
+    words = ["--num_attention_heads", "2", "--decoder_num_attention_heads", "2", "--image_size", "8", "32"]
+    found, _ = command(tmp_path / "mae.pth", *words, model_class=ViTMAERobustForPreTraining)
+    assert list(found.config.image_size) == [8, 32]
+    assert all(map(torch.equal, found.state_dict().values(), model.state_dict().values()))

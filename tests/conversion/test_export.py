@@ -530,3 +530,24 @@ def test_band_models_that_are_converted_keep_their_units(through, tmp_path, band
     torch.testing.assert_close(features(model, pixel_values), features(own, pixel_values), **EXACT)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert processor.band_form == AutoImageProcessor.from_pretrained(band_encoder_dir, trust_remote_code=True).band_form
+
+
+def test_what_an_official_file_does_not_say_of_the_target_is_named(tmp_path, capsys):
+    build(norm_pix_loss=False, target_normalization="none", image_size=(16, 32)).save_pretrained(tmp_path / "model")
+    main(["export", str(tmp_path / "model"), str(tmp_path / "mae.pth"), "--to", "original"])
+    printed = capsys.readouterr().out
+    assert "norm_pix_loss=False, target_normalization=none, the image size (16 x 32)" in printed
+
+
+def test_the_encoder_of_a_model_of_all_ingredients_goes_to_the_official_code(tmp_path, capsys):
+    model = build(**ALL_ON)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "model"), str(tmp_path / "mae.pth"), "--to", "original"])
+    assert "export its encoder alone" in capsys.readouterr().err
+    ViTMAERobustModel.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "encoder")
+    main(["export", str(tmp_path / "encoder"), str(tmp_path / "mae.pth"), "--to", "original"])
+    assert "the mid-level mask token" in capsys.readouterr().out
+    found = from_original(read_original(tmp_path / "mae.pth"), model.config.num_attention_heads).eval()
+    pixels = images()
+    torch.testing.assert_close(features(found, pixels), features(model, pixels), **EXACT)

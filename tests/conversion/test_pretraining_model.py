@@ -8,10 +8,12 @@ from transformers import BertConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEForP
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from hf_mae_robust.analysis.analyze import load
+from hf_mae_robust.conversion.any_encoder import load_start, read_start
 from hf_mae_robust.conversion.checkpoint_file import read_original
-from hf_mae_robust.conversion.original import from_original
+from hf_mae_robust.conversion.original import from_original, to_original
 from hf_mae_robust.conversion.pretraining_model import load_pretraining_model, read_pretraining_config
 from hf_mae_robust.conversion.source import ModelSource
+from hf_mae_robust.errors import UserError
 from hf_mae_robust.model.configuration_vit_mae_robust import to_pair
 from hf_mae_robust.model.modeling_vit_mae_robust import sincos_position_embedding
 from tests.helpers import TINY
@@ -217,3 +219,34 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(dtype, size, tmp_p
     loaded, _ = load_pretraining_model(source, read_pretraining_config(source))
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
     assert torch.equal(loaded.vit.layernorm.weight, model.vit.layernorm.weight.float())
+
+
+@pytest.mark.parametrize("setting", ["num_attention_heads", "decoder_num_attention_heads", "decoder_num_hidden_layers"])
+def test_another_number_of_heads_or_blocks_is_refused_before_the_weights_are_read(setting, tmp_path):
+    """Tensors have the same shapes with any number of heads, and would compute something else."""
+    build().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"{setting} is \d there and 1 asked for|{setting} is 1 there"):
+        other = 1 if getattr(tiny_config(), setting) != 1 else 2
+        read_pretraining_config(ModelSource(str(tmp_path), {setting: other}))
+
+
+def test_a_stock_checkpoint_that_masks_nothing(tmp_path):
+    """So its features are got in stock classes."""
+    ViTMAEForPreTraining(ViTMAEConfig(**TINY, mask_ratio=0.0)).save_pretrained(tmp_path)
+    assert read_pretraining_config(ModelSource(str(tmp_path))).mask_ratio == 0.75
+    assert read_pretraining_config(ModelSource(str(tmp_path), {"mask_ratio": 0.5})).mask_ratio == 0.5
+
+
+@pytest.mark.parametrize("image_size", [(8, 32), (16, 32)], ids=["16 patches", "32 patches"])
+def test_an_official_file_of_images_that_are_not_square(image_size, tmp_path):
+    """Its 2 x 8 positions are as many as of 4 x 4."""
+    model = build(image_size=image_size)
+    torch.save({"model": to_original(model)}, tmp_path / "mae.pth")
+    overrides = {"num_attention_heads": 2, "decoder_num_attention_heads": 2, "image_size": list(image_size)}
+    source = ModelSource(str(tmp_path / "mae.pth"), overrides)
+    loaded, note = load_pretraining_model(source, read_pretraining_config(source))
+    assert note is None and all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    started, told = load_start(source, read_pretraining_config(source, read_start(source).config))
+    assert "interpolated" not in told and torch.equal(
+        started.vit.embeddings.position_embeddings, model.vit.embeddings.position_embeddings
+    )

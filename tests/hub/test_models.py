@@ -45,7 +45,7 @@ def test_paths_are_left_alone(hub, tmp_path, monkeypatch):
     for name in ("./none", "~/none", "a/b/c", str(tmp_path / "our")):
         with pytest.raises(FileNotFoundError, match=f"{name}: no such file or folder"):
             local_model(name, None, None)
-    with pytest.raises(UserError, match="--model_revision v1: ours is not a model on the Hub"):
+    with pytest.raises(UserError, match="ours is not a model on the Hub, so it has no revision v1"):
         local_model("ours", "v1", None)
     assert not hub.asked
 

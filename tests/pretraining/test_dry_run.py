@@ -5,6 +5,8 @@ import re
 import pytest
 
 from hf_mae_robust.pretrain import main, make_parser, prepare
+from hf_mae_robust.pretraining.adapting import freeze_blocks
+from hf_mae_robust.pretraining.cost import memory
 from tests.helpers import TINY_OVERRIDES, as_flags
 from tests.model_helpers import build
 
@@ -53,6 +55,19 @@ def test_the_plan_is_that_of_the_run_and_leaves_nothing_behind(settings, capsys,
     assert all(f"{name} {number / 1e6:,.2f} M" in plan["parameters"] for name, number in parts.items())
     # 16 patches: 4 visible, 4 joined by 25%, 12 masked.
     assert "encoder 0: 5, encoder 1: 9, decoder 0: 17 (masked patches: 12)" in plan["tokens"]
+
+
+def test_frozen_blocks_have_no_gradients(settings, tmp_path, capsys):
+    model = build()
+    model.save_pretrained(tmp_path / "encoder")
+    settings = {**settings, "encoder_from": tmp_path / "encoder"}
+    for name in ("config_overrides", "mid_mask_ratio"):
+        settings.pop(name, None)
+    freeze_blocks(model, 2)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    plan = plan_of(capsys, settings, "--freeze_blocks", 2)
+    assert f"{trained / 1e6:,.2f} M of them trained" in plan["parameters"]
+    assert memory(model.config, 1, frozen_blocks=2).optimizer == 2 * 4 * trained
 
 
 def test_of_the_paper(settings, capsys):
@@ -104,6 +119,7 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
     [
         (["--statistics_samples", 10], "--statistics_samples 10: this run computes no statistics"),
         (["--freeze_blocks", 9], "--freeze_blocks 9: the encoder has"),
+        (["--config_overrides", "hidden_size=96"], "there and 96 asked for"),
         (["--target_normalization", "global_patch"], "global_patch needs --target_statistics"),
         (["--target_statistics", "auto"], "--target_statistics auto is for --target_normalization global_patch, not"),
         (["--target_normalization", "global_patch", "--target_statistics", "nope.safetensors"], "nope.safetensors"),
@@ -119,7 +135,7 @@ def test_what_is_wrong_is_said_as_in_a_run(settings, capsys):
 def test_a_plan_refuses_what_the_run_would_refuse(photos_dir, tmp_path, words, message, capsys):
     settings = {"dataset_name": photos_dir, "config_overrides": TINY_OVERRIDES, "output_dir": tmp_path / "out"}
     settings |= {"per_device_train_batch_size": 8, "report_to": "none"}
-    if "--freeze_blocks" in words:
+    if {"--freeze_blocks", "--config_overrides"} & set(words):
         build().save_pretrained(tmp_path / "encoder")
         settings["encoder_from"] = tmp_path / "encoder"
         del settings["config_overrides"]
