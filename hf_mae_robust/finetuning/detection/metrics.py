@@ -32,8 +32,9 @@ class Detections:
     @classmethod
     def of(cls, result: dict[str, torch.Tensor]) -> "Detections":
         """From the processor's `post_process_instance_segmentation`, of one image."""
-        masks = result["masks"].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-        encoded = rle.encode(np.asfortranarray(masks)) if masks.shape[2] else []
+        encoded: list[dict[str, Any]] = []
+        for mask in result["masks"]:  # one at a time: they may be of large photos
+            encoded.append(rle.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))))
         boxes, classes, scores = (result[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
         return cls(boxes, classes, scores, tuple(encoded))
 

@@ -1,5 +1,6 @@
 """The Trainer for Mask R-CNN: its losses, and COCO's average precision over all processes."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from ..trainer import FinetuningTrainer, with_shared_batch_norm
 from .metrics import Detections, coco_metrics
 from .objects import Objects
 
+# Of the model's output in evaluation, a row for each image.
+FOUND = ("scores", "labels", "pred_boxes", "pred_masks", "image_sizes")
 LOSS_PARTS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 
 
@@ -77,12 +80,14 @@ class DetectionTrainer(FinetuningTrainer):
             found = [label["objects"] for label in inputs.pop("labels")]
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
-            results = processor.post_process_instance_segmentation(
-                outputs, threshold=0.0, target_sizes=[objects.size for objects in found]
-            )
-            for i, (objects, result, is_valid) in enumerate(zip(found, results, valid.tolist())):
+            for i, (objects, is_valid) in enumerate(zip(found, valid.tolist())):
                 if not is_valid:
                     continue
+                of_image = SimpleNamespace(**{name: outputs[name][i : i + 1] for name in FOUND})
+                # Image by image: the masks of one large photo may be a gigabyte.
+                (result,) = processor.post_process_instance_segmentation(
+                    of_image, threshold=0.0, target_sizes=[objects.size]
+                )
                 # Each image comes once over all processes: any numbers will do that are all different.
                 number = len(mine) * self.args.world_size + self.args.process_index
                 mine.append((number, objects, Detections.of(result)))
