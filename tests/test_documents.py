@@ -99,12 +99,13 @@ def tasks_of_the_readme():
 
 @pytest.mark.parametrize("words", tasks_of_the_readme(), ids=" ".join)
 def test_commands_of_the_readme_start_on_a_plain_folder(words):
-    """They name images, and hold some out where the recipe evaluates on some: otherwise the run is refused, or trains
-    on scikit-learn's digits."""
+    """They name images, a model to fine-tune, and hold images out where the recipe evaluates on some: otherwise the run
+    is refused, or trains on scikit-learn's digits."""
     script = "run_pretrain.py" if "run_pretrain.py" in words else "run_finetune.py"
     arguments = (make_parser() if script == "run_pretrain.py" else make_finetune_parser()).parse(after(words, script))
     assert arguments.data.dataset_name is not None
-    is_plain = "path/to/images" in words or "path/to/geotiffs" in words or "path/to/labelled-images" in words
+    assert script == "run_pretrain.py" or arguments.model.model_name_or_path is not None
+    is_plain = set(words) & {f"path/to/{name}" for name in ("images", "geotiffs", "labelled-images", "images-and-maps")}
     if is_plain and arguments.training.eval_strategy != "no":
         assert arguments.data.train_val_split
 

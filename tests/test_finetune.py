@@ -121,7 +121,7 @@ def test_nothing_of_an_earlier_run_in_the_folder_is_taken_for_the_new_ones(argum
     assert {out / name for name in ("predictions.csv", "confusion_matrix.png", "base/model.safetensors")} <= before
     second = ["--overwrite_output_dir", "--eval_split_name", "none", "--max_steps", 2]
     with pytest.raises(UserError):
-        finetune(*arguments(*second, "--per_device_train_batch_size", 500))
+        finetune(*arguments(*second, "--image_column_name", "photo"))
     assert {path for path in out.rglob("*") if path.is_file()} == before
     capsys.readouterr()
     finetune(*arguments(*second))

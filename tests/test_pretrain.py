@@ -96,7 +96,7 @@ def test_goes_on_by_itself_from_the_newest_checkpoint_unless_told_otherwise(phot
 def test_starting_over_with_bad_input_removes_nothing(photos_dir, tmp_path, capsys):
     words = flags(photos_dir, tmp_path, "--save_strategy", "epoch")
     main(words)
-    for bad in (["--image_column_name", "photo"], ["--per_device_train_batch_size", "500"], ["--crop_scale", "1", "0"]):
+    for bad in (["--image_column_name", "photo"], ["--repeated_augmentation", "3"], ["--crop_scale", "1", "0"]):
         with pytest.raises(SystemExit):
             main([*words, "--overwrite_output_dir", *bad])
     assert newest_checkpoint(tmp_path).name == "checkpoint-6"
@@ -175,10 +175,6 @@ def statistics_of_patch_2(tmp_path):
             "No patch statistics at",
         ),
         (["--statistics_samples", "5"], "--statistics_samples 5: this run computes no statistics"),
-        (
-            ["--per_device_train_batch_size", "500"],
-            "Give at most --per_device_train_batch_size 48.",
-        ),
         (["--resume_from_checkpoint", "nowhere"], "no such folder"),
         (["--eval_split_name", "none", "--eval_strategy", "epoch"], "no split to evaluate on"),
         (["--crop_scale", "0.9", "0.5"], "crop_scale"),

@@ -103,6 +103,7 @@ def set_schedule(
 ) -> None:
     """Fill in learning rate and warm-up, which depend on the effective batch and the number of steps. num_views: of
     each image in a batch. Raises UserError."""
+    _limit_batch(source, training, num_views)
     num_images = images_in_batch(source, training.train_batch_size, training.world_size, num_views)
     micro_steps = None if source.num_rows is None else source.num_rows // (num_images * training.world_size)
     if micro_steps is not None:
@@ -130,6 +131,22 @@ def set_schedule(
         epochs = total_steps / steps_per_epoch
     _set_warmup(recipe, training, total_steps, epochs or 1)
     warn_of_warmup(recipe, training, total_steps)
+
+
+def _limit_batch(source: ImageSource, training: ImageTrainingArguments, num_views: int) -> None:
+    """Take batches of at most as many images as there are: those of recipes are for larger sets. Not under DeepSpeed,
+    whose settings name the number; what does not fit is refused by `images_in_batch`."""
+    if source.num_rows is None or num_views < 1 or training.train_batch_size % num_views or training.uses_deepspeed:
+        return
+    largest = source.num_rows // training.world_size * num_views // max(training.n_gpu, 1)
+    given = training.per_device_train_batch_size
+    if 0 < largest < given:
+        each = f" for {training.world_size} processes" if training.world_size > 1 else ""
+        say(
+            f"Note: --per_device_train_batch_size {given} is lowered to {largest}, because {source.description} has "
+            f"{source.num_rows:,} images{each}."
+        )
+        training.per_device_train_batch_size = largest
 
 
 def _limit_accumulation(source: ImageSource, training: ImageTrainingArguments, micro_steps: int) -> None:

@@ -73,12 +73,23 @@ def test_the_rate_is_of_a_batch_that_the_images_fill(photos_dir, tmp_path, capsy
     assert lowered.learning_rate == training.learning_rate and lowered.warmup_steps == training.warmup_steps
 
 
-def test_deepspeed_names_the_accumulation_so_it_is_not_lowered(photos_dir, tmp_path, monkeypatch):
+def test_a_batch_holds_at_most_all_images(photos_dir, tmp_path, capsys):
+    training = training_of(photos_dir, tmp_path, "--per_device_train_batch_size", "512")
+    assert "--per_device_train_batch_size 512 is lowered to 40, because" in capsys.readouterr().out
+    assert training.train_batch_size == 40 and training.learning_rate == pytest.approx(1.5e-4 * 40 / 256)
+    words = ["--per_device_train_batch_size", "512", "--repeated_augmentation", "4"]
+    assert training_of(photos_dir, tmp_path, *words).train_batch_size == 160
+
+
+def test_deepspeed_names_the_accumulation_and_the_batch_so_they_are_not_lowered(photos_dir, tmp_path, monkeypatch):
     arguments = make_parser().parse(tiny_run(photos_dir, "--output_dir", str(tmp_path), "--max_steps", "5"))
     trainer, _ = prepare(arguments)
     monkeypatch.setattr(type(trainer.args), "uses_deepspeed", True)
     trainer.args.gradient_accumulation_steps = 100
     with pytest.raises(UserError, match=r"steps 100: .* a step takes none of the next epoch. Give at most \d+\."):
+        set_schedule(trainer.train_source, arguments.recipe, trainer.args)
+    trainer.args.per_device_train_batch_size = 100
+    with pytest.raises(UserError, match="fewer than one batch of 100 .* Give at most --per_device_train_batch_size 40"):
         set_schedule(trainer.train_source, arguments.recipe, trainer.args)
 
 
