@@ -135,6 +135,7 @@ def test_flags_that_the_manual_names_exist():
         "--nproc_per_node",
         "--cpu",
         "--repo-type",
+        "--exclude",
         "--mixed_precision",
     }
     options |= {"--max-restarts", "--nnodes", "--node_rank", "--master_addr", "--master_port", "--signal"}

@@ -81,7 +81,7 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
         ([*EMBED, "--output", "e", "--max_bad_images", "2"], "--max_bad_images 2: must be at least 0 and at most 1"),
         ([*EMBED, "--output", "e", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
         ([*EMBED, "--output", "e", "--split", "testing"], "has no split 'testing'"),
-        ([*EMBED, "--output", "e", "--model_revision", "v1"], "--model_revision v1: "),
+        ([*EMBED, "--output", "e", "--model_revision", "v1"], "so it has no revision v1"),
         (["demo", "MODEL", "--server_port", "70000"], "--server_port 70000: must be at least 1 and at most 65535"),
         (["analyze", "knn", "MODEL", "--dataset_name", "SET", "--temperature", "inf"], "--temperature inf: must be"),
         (["analyze", "cka", "MODEL", "--dataset_name", "SET", "--output_dir", "/dev/null"], "null is not a folder"),

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from hf_mae_robust.pretrain import main, make_parser, pretrain
-from tests.helpers import write_parquet_set
-from tests.model_helpers import OFF, build
+from tests.helpers import TINY, write_parquet_set
+from tests.model_helpers import build
 from tests.runs import run, tiny_run
 
 
@@ -143,7 +143,7 @@ def test_the_folder_of_the_data_is_no_output_folder(photos_dir, tmp_path, capsys
 
 @pytest.mark.parametrize("flag", ["model_name_or_path", "encoder_from"])
 def test_a_run_does_not_overwrite_the_model_that_it_starts_from(photos_dir, tmp_path, capsys, flag):
-    build(**OFF).save_pretrained(tmp_path / "mae")
+    build(**TINY).save_pretrained(tmp_path / "mae")
     before = (tmp_path / "mae/model.safetensors").read_bytes()
     words = ["--max_steps", "1", "--output_dir", str(tmp_path / "mae"), f"--{flag}", str(tmp_path / "other/../mae")]
     (tmp_path / "other").mkdir()

@@ -218,16 +218,13 @@ TABLE = [
         )
         for file in ("training/parser.py", "__main__.py")
     ),
-    *(
-        Private(
-            "Python",
-            argparse,
-            "_ArgumentGroup",
-            "(container, title=None, description=None, **kwargs)",
-            file,
-            "names",
-        )
-        for file in ("training/arguments.py", "analysis/samples.py")
+    Private(
+        "Python",
+        argparse,
+        "_ArgumentGroup",
+        "(container, title=None, description=None, **kwargs)",
+        "training/arguments.py",
+        "names",
     ),
     Private(
         "datasets",

@@ -126,11 +126,12 @@ def test_what_is_left_behind_names_no_folder_of_this_machine(finished):
 def test_a_run_that_has_stopped_early_does_not_train_on(arguments):
     """Its evaluations have no loss."""
     words = [
-        "--early_stopping_patience", 2, "--base_learning_rate", 1e-30, "--num_train_epochs", 9,
+        "--early_stopping_patience", 2, "--base_learning_rate", 1e-30, "--num_train_epochs", 40,
         "--save_strategy", "epoch", "--eval_strategy", "epoch", "--metric_for_best_model", "mean_iou",
     ]  # fmt: skip
-    for _ in range(2):
-        assert finetune(*arguments(*words)).state.global_step == 9  # the first evaluation, and 2 that are no better
+    stopped = finetune(*arguments(*words)).state.global_step
+    assert stopped < 120, "only the statistics of BatchNorm change, and they settle"
+    assert finetune(*arguments(*words)).state.global_step == stopped
 
 
 # ---- loss ----
