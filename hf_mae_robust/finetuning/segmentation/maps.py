@@ -39,7 +39,7 @@ NAMES_OF_NOTHING = (
     "none",
     "other/unlabelled",
 )
-# What 255 is called where it is not a class.
+# Of these, what is hardly ever a class; so is 255 not one where it has such a name.
 NAMES_OF_VOID = frozenset(NAMES_OF_NOTHING) - {"background", "other", "others"}
 _NO_CLASS = -2
 
@@ -296,4 +296,8 @@ def find_maps(
             f"{description}: --do_reduce_labels takes 0 in the maps for no class, {least} for '{first}', ... and "
             f"{most} for '{last}'"
         )
+    void = [(name, value) for name, value in zip(*named[:2]) if name.strip().lower() in {*NAMES_OF_VOID, "other"}]
+    for name, value in void[:1]:
+        flag = "--do_reduce_labels" if value == 0 else f"--ignore_index {value}"
+        note(f"{description}: '{name}' ({value} in the maps) is learned as a class; {flag} leaves it out")
     return SemanticMaps(wanted, *named, description, is_count=str(id2label).isdigit())

@@ -94,6 +94,28 @@ def test_classes_are_numbered_without_gaps(names, reduce, ignored, expected):
     assert {255, ignored} - set(values) <= set(ignored_values) and (not reduce or 0 in ignored_values)
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "expected"),
+    [
+        ({0: "other", 1: "wall", 2: "sky"}, {}, "'other' (0 in the maps) is learned as a class; --do_reduce_labels"),
+        (
+            {0: "other", 1: "wall", 2: "sky"},
+            {"do_reduce_labels": True},
+            "takes 0 in the maps for no class, 1 for 'wall'",
+        ),
+        ({0: "wall", 1: "sky"}, {"do_reduce_labels": True}, "1 for 'wall', ... and 2 for 'sky'"),
+        ({0: "sky", 1: "road", 2: "void"}, {}, "'void' (2 in the maps) is learned as a class; --ignore_index 2"),
+        ({0: "sky", 1: "road", 2: "void"}, {"ignore_index": 2}, None),
+        ({0: "background", 1: "cat"}, {}, None),
+    ],
+)
+def test_which_value_has_which_name_is_said(tmp_path, capsys, names, options, expected):
+    (tmp_path / "id2label.json").write_text(json.dumps(names))
+    find_maps(FEATURES, "auto", "set (train)", id2label=None, folder=str(tmp_path), **options)
+    printed = "".join(capsys.readouterr())
+    assert expected in printed if expected else "learned as a class" not in printed
+
+
 def test_an_ignored_class_in_the_middle_and_gaps_are_closed():
     class_names, values, ignored = name_classes({0: "sky", 1: "void", 3: "road", 9: "car"}, False, 1)
     found = SemanticMaps("annotation", class_names, values, ignored, "set")
