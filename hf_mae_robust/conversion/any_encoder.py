@@ -92,7 +92,7 @@ def _read_start(
     source = ModelSource(name, access=access, flag=flag)
     model: PreTrainedModel
     if checkpoint_key is not None and not Path(name).is_file():
-        raise UserError(f"--checkpoint_key {checkpoint_key} is for a file in the official layout; {name} is none.")
+        raise UserError(f"--checkpoint_key {checkpoint_key} is for official files, and {name} is not one.")
     if is_of_timm(name):
         model, pixels, _ = read_timm(name)
         return _start_of(source, model, pixels, "a plain ViT of timm")

@@ -91,7 +91,8 @@ def _check_use(source: str, is_file: bool, **given: Any) -> None:
         kind, taken = "a file", given.keys() - {"revision"}
     else:
         kind = "a folder or a model on the Hub"
-        taken = given.keys() - {"num_attention_heads", "decoder_num_attention_heads", "checkpoint_key"}
+        of_files = {"num_attention_heads", "decoder_num_attention_heads", "checkpoint_key", "image_size"}
+        taken = given.keys() - of_files
     if idle := [name for name, value in given.items() if value is not None and name not in taken]:
         raise UserError(f"--{idle[0]} {given[idle[0]]}: {source} is {kind}, for which it has no effect. Leave it out.")
 

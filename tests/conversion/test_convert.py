@@ -234,6 +234,7 @@ def test_flags_that_a_source_has_no_use_for_are_refused(tmp_path, capsys):
     timm_folder(tmp_path / "timm")
     for words, message in (
         ([tmp_path / "vit", "--num_attention_heads", "4"], "--num_attention_heads 4: .* is a folder or a model on the"),
+        ([tmp_path / "vit", "--image_size", "8", "32"], r"--image_size \(8, 32\): .* is a folder"),
         ([tmp_path / "vit", "--checkpoint_key", "teacher"], "--checkpoint_key teacher: .* is a folder"),
         ([tmp_path / "timm", "--no-norm_pix_loss"], "--norm_pix_loss False: .* is a model of timm"),
         (["timm/vit_tiny", "--revision", "abc"], "--revision abc: .* is a model of timm"),
