@@ -11,7 +11,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..conversion.encoders import open_config
-from ..conversion.pixels import Pixels, read_pixels, read_processor
+from ..conversion.pixels import Pixels, processor_of, read_pixels
 from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.bad_images import describe
@@ -100,9 +100,7 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         source = load_head_of_stream(source, args.max_samples)
     source = as_model_wants(source, pixels, args)
     checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
-    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
-    if processor is None:
-        processor = pixels.processor(model.config.image_size, args.crop_pct or 0.875)
+    processor = processor_of(checkpoint, pixels, model.config.image_size, args.crop_pct, args.token)
     samples = Samples(source, model.config, processor, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):

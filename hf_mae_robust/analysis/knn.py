@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import nn
 
 from ..conversion.frozen import FrozenEncoder, load_encoder
-from ..conversion.pixels import Pixels, read_processor
+from ..conversion.pixels import Pixels, processor_of
 from ..data.features import features_by_row
 from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
@@ -186,10 +186,7 @@ def _vote(
     """Classify the images by one checkpoint, by all processes."""
     checkpoint, encoder, pixels = loaded
     encoder.to(state.device)
-    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
-    if processor is None:
-        processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
-    transform = EvaluationTransform(processor)
+    transform = EvaluationTransform(processor_of(checkpoint, pixels, encoder.image_size, args.crop_pct, args.token))
     parts: list[torch.Tensor] = []
     args_of_this = argparse.Namespace(**{**vars(args), "checkpoint": name})  # for what it says
     for source, limit in zip(sources, (args.max_train_samples, args.max_eval_samples)):

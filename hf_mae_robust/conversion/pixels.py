@@ -93,6 +93,15 @@ def read_processor(name: str, token: str | None = None) -> BaseImageProcessor | 
     return processor
 
 
+def processor_of(
+    checkpoint: str, pixels: Pixels, image_size: int | Sequence[int], crop_pct: float | None, token: str | None = None
+) -> BaseImageProcessor:
+    """The image processor that a checkpoint brings; with `crop_pct` (--crop_pct), or where it brings none, that of
+    MAE's evaluation for its `pixels`. Raises as `read_processor`."""
+    own = read_processor(checkpoint, token) if crop_pct is None else None
+    return own if own is not None else pixels.processor(image_size, crop_pct or 0.875)
+
+
 def _read_steps(name: str, processor: Any) -> None:
     """Steps that a processor leaves out: without normalisation the mean is 0 and the deviation 1. Raises UserError
     where it does not divide by 255, as is done here."""

@@ -132,7 +132,7 @@ def load_pretraining_model(
         raise UserError(f"{source.name}: its weights are of other sizes than its config.json says: {keys}.")
     missing = set(info["missing_keys"])
     if decoder := {key for key in model.state_dict() if key.startswith("decoder.")} - missing:
-        _check_sizes(source, base, config, ("decoder_num_hidden_layers", "decoder_num_attention_heads"))
+        _check_sizes(source, base, config, _DECODER_FORM)
     # A checkpoint without a decoder is not at fault.
     torn = {key for key in missing if decoder or not key.startswith("decoder.")}.union(info["unexpected_keys"])
     if torn := {key for key in torn if _OF_A_BLOCK.search(key)}:

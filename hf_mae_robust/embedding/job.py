@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from ..conversion.frozen import FrozenEncoder, load_encoder
-from ..conversion.pixels import Pixels, read_processor
+from ..conversion.pixels import Pixels, processor_of
 from ..data.bad_images import SkippedImage
 from ..data.opening import open_splits
 from ..data.optional_labels import find_labels_if_any
@@ -78,9 +78,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     """Open model and data. args: of the command. Raises UserError where one of them cannot be used."""
     checkpoint, revision = local_model(args.checkpoint, args.model_revision, args.token)
     encoder, pixels = load_encoder(checkpoint, args.pooling, args.num_attention_heads, args.token)
-    processor = read_processor(checkpoint, args.token) if args.crop_pct is None else None
-    if processor is None:
-        processor = pixels.processor(encoder.image_size, args.crop_pct or 0.875)
+    processor = processor_of(checkpoint, pixels, encoder.image_size, args.crop_pct, args.token)
     source = as_model_wants(_open(args), pixels, args)
     stamp = {}
     if source.num_rows is None:
