@@ -16,6 +16,7 @@ from .finetuning.arguments import (
     FinetuneTrainingArguments,
     SegmentationArguments,
 )
+from .hub.unused_settings import notes_on_unused
 from .training.parser import RecipeParser
 from .training.signals import SIGNALS
 
@@ -30,7 +31,19 @@ DEFAULT_FROZEN_RECIPE = "frozen_segmentation_vit_base"
 DEFAULT_TASK_RECIPES = {"segmentation": "upernet_vit_base", "detection": "mask_rcnn_vit_base"}
 
 
-def make_parser(prog: str | None = None, description: str | None = None) -> RecipeParser[FinetuneArguments]:
+class FinetuneParser(RecipeParser[FinetuneArguments]):
+    """Also says which flags of the command line have no effect: those of all tasks are there at once."""
+
+    def parse(self, argv: list[str] | None = None) -> FinetuneArguments:
+        arguments = super().parse(argv)
+        if arguments.recipe.eval_only and "image_size" not in self.flags_on_line:
+            arguments.model.image_size = None  # a recipe's is for training; the model has its own
+        flags = {name: value for group in arguments for name, value in vars(group).items()}
+        self.notes += notes_on_unused(self.flags_on_line, flags)
+        return arguments
+
+
+def make_parser(prog: str | None = None, description: str | None = None) -> FinetuneParser:
     def default_recipe(given: argparse.Namespace) -> str | None:
         if given.task == "segmentation" and given.freeze_encoder:
             return DEFAULT_FROZEN_RECIPE
@@ -42,7 +55,7 @@ def make_parser(prog: str | None = None, description: str | None = None) -> Reci
             return DEFAULT_PROBE_RECIPE
         return None if given.dataset_name else DEFAULT_RECIPE
 
-    return RecipeParser(
+    return FinetuneParser(
         FinetuneArguments, default_recipe, settings_of_model=("image_size",), prog=prog, description=description
     )
 

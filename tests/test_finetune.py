@@ -97,6 +97,8 @@ def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, 
     assert ends == pytest.approx(binom.ppf([0.025, 0.975], 11, results["eval_accuracy"]) / 11)
     assert [again[f"eval_accuracy_ci95_{end}"] for end in ("low", "high")] == ends
     assert evaluated.state.global_step == 0
+    with pytest.raises(UserError, match="at which it was trained, 16 x 16 pixels, and --image_size is 64"):
+        finetune(*arguments(*once_more, "--image_size", 64))
 
 
 def test_what_a_training_held_out_is_evaluated_again_with_the_same_flags(arguments, tmp_path):

@@ -6,9 +6,11 @@ from typing import Any, TypeVar, cast
 
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
+from ..conversion.pixels import Pixels
 from ..data.source import ImageSource
 from ..errors import UserError
 from ..hub.run_record import in_millions
+from ..model.configuration_vit_mae_robust import to_pair
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
 from ..training.task import Task
@@ -123,6 +125,22 @@ class FinetuningTask(Task[FinetuneArguments, PreTrainedModel, AnyTrainer]):
             raise UserError(
                 "--eval_only writes no model, so there is nothing for --push_to_hub. Leave one of them out."
             )
+
+    def as_trained(
+        self, arguments: FinetuneArguments, finetuned: tuple[PreTrainedModel, Pixels]
+    ) -> tuple[PreTrainedModel, Pixels]:
+        """`finetuned`, a model to evaluate and how it wants its images. Raises UserError for an --image_size that is
+        not its own."""
+        size, config = arguments.model.image_size, finetuned[0].config
+        if size is None:
+            return finetuned
+        own = to_pair(getattr(getattr(config, "backbone_config", None) or config, "image_size", size))
+        if own != (size, size):
+            raise UserError(
+                f"--eval_only evaluates a model at the size at which it was trained, {own[0]} x {own[1]} pixels, and "
+                f"--image_size is {size}. Leave it out, or fine-tune at that size."
+            )
+        return finetuned
 
     def evaluates_only(self, arguments: FinetuneArguments) -> bool:
         return arguments.recipe.eval_only

@@ -21,6 +21,7 @@ from ..paper import PAPER_RESULTS
 from ..recipes import recipe_path
 from .before_after import before_and_after
 from .run_record import in_millions
+from .unused_settings import without_effect
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -524,48 +525,11 @@ def _energy(results: Mapping[str, Any]) -> str | None:
     return f"Energy counted in that time: {', '.join(parts)}" if parts else None
 
 
-# Every fine-tuning records the settings of all tasks, by which a resumed run is compared. These are of some tasks only.
-_OF_UPERNET = {"auxiliary_loss_weight", "relative_position_bias", "segmentation_channels"}
-_OF_TASKS = {
-    "classification": {"crop_scale", "auto_augment", "random_erasing", "mixup", "cutmix", "mixup_prob"}
-    | {"mixup_switch_prob", "label_smoothing_factor"},
-    "segmentation": {
-        "scale_range",
-        "photometric_distortion",
-        "do_reduce_labels",
-        "ignore_index",
-        "stride",
-        *_OF_UPERNET,
-    },
-    "detection": {"scale_range", "pyramid", "window_size", "use_relative_position_embeddings", "head_norm"}
-    | {"detections_per_image"},
-}
-# Without effect where --augmentation is off.
-_AUGMENTATION = {"crop_scale", "horizontal_flip", "vertical_flip", "rot90", "auto_augment", "random_erasing", "mixup"}
-_AUGMENTATION |= {"cutmix", "mixup_prob", "mixup_switch_prob", "scale_range", "photometric_distortion"}
-
-
-def _without_effect(run: Mapping[str, Any]) -> set[str]:
-    """Settings in the record of a run that its task, or another of its settings, has no use for."""
-    unused: set[str] = set()
-    if (task := run.get("task")) in _OF_TASKS:
-        unused |= set().union(*_OF_TASKS.values()) - _OF_TASKS[task]
-    if run.get("augmentation") is False:
-        unused |= _AUGMENTATION
-    if run.get("linear_probe") or run.get("probe") or run.get("freeze_encoder"):
-        unused |= {"layer_decay"}
-    if run.get("freeze_encoder"):
-        unused |= _OF_UPERNET
-    if run.get("lr_scheduler_type") != "cosine_with_min_lr":
-        unused |= {"min_learning_rate"}
-    return unused
-
-
 def _settings(run: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """All that decides over the run, without what is said elsewhere, and without what was off or has no effect."""
     batch = {"effective batch": run["world_size"] * run["train_batch_size"] * run["gradient_accumulation_steps"]}
     elsewhere = {"task", "num_images", "dataset_name", "dataset_revision", "dataset_fingerprint"}
-    elsewhere |= {"world_size", "train_batch_size", "gradient_accumulation_steps"} | _without_effect(run)
+    elsewhere |= {"world_size", "train_batch_size", "gradient_accumulation_steps"} | set(without_effect(run))
     shown = {
         name: value
         for name, value in run.items()

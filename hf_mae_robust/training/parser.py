@@ -132,6 +132,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         self._negative_number_matcher = NEGATIVE_NUMBER
         self.default_recipe, self.settings_of_model = default_recipe, tuple(settings_of_model)
         self.notes: list[str] = []
+        self.flags_on_line: set[str] = set()
         for action in self._actions:
             if action.option_strings and action.option_strings[0].startswith("--no_"):
                 # `HfArgumentParser` gives it the text of its twin.
@@ -178,7 +179,8 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
     def parse(self, argv: list[str] | None = None) -> Arguments:
         """The groups of flags, by name. Ends the program with a message on bad input.
 
-        `notes` then holds sentences about what the recipe and the command line have made of one another.
+        `notes` then holds sentences about what the recipe and the command line have made of one another,
+        `flags_on_line` the names of the flags that do not come from a recipe or a default.
         """
         argv, self.notes = list(sys.argv[1:] if argv is None else argv), []
         on_line = [word for word in argv if word not in ("-h", "--help")]
@@ -189,6 +191,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             if len(overrides) > 1:
                 self.notes.append(f"--config_overrides is given {len(overrides)} times; only the last one counts.")
             flags_on_line, settings = self.given_flags(on_line), parse_config_overrides(given.config_overrides)
+            self.flags_on_line = set(flags_on_line)
             for flag in flags_on_line.intersection(settings, self.settings_of_model):
                 if (said := settings.pop(flag)) != (value := getattr(given, flag)):
                     self.notes.append(f"--{flag} {value} wins over --config_overrides {flag}={said}.")

@@ -49,7 +49,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         if arguments.recipe.eval_only:
             if model.from_scratch:
                 raise UserError("--from_scratch gives no classifier to evaluate.")
-            return classifier_for_evaluation(source, class_names, model.attn_implementation)
+            return self.as_trained(arguments, classifier_for_evaluation(source, class_names, model.attn_implementation))
         is_attentive = model.probe == "attentive"
         is_probe = model.linear_probe or is_attentive
         if is_attentive:

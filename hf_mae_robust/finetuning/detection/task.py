@@ -76,7 +76,7 @@ class DetectionTask(FinetuningTask[DetectionTrainer]):
         if arguments.recipe.eval_only:
             if model.from_scratch:
                 raise nothing_to_evaluate("detector")
-            return detector_for_evaluation(source, class_names)
+            return self.as_trained(arguments, detector_for_evaluation(source, class_names))
         settings = DetectorSettings(
             image_size=model.image_size or DetectorSettings.image_size,
             drop_path_rate=model.drop_path_rate,

@@ -69,8 +69,8 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
                 raise nothing_to_evaluate("segmenter")
             if has_linear_head(source):
                 linear, pixels = linear_segmenter_for_evaluation(source, class_names)
-                return cast(PreTrainedModel, linear), pixels
-            return segmenter_for_evaluation(source, class_names)
+                return self.as_trained(arguments, (cast(PreTrainedModel, linear), pixels))
+            return self.as_trained(arguments, segmenter_for_evaluation(source, class_names))
         size = model.image_size or DEFAULT_IMAGE_SIZE
         if model.freeze_encoder:
             linear, pixels = linear_segmenter(

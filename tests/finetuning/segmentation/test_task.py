@@ -13,6 +13,7 @@ from torch import nn
 from transformers import UperNetForSemanticSegmentation, pipeline
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.errors import UserError
 from hf_mae_robust.finetune import finetune, main, make_parser, prepare
 from hf_mae_robust.finetuning.segmentation.maps import IGNORED
 from hf_mae_robust.finetuning.segmentation.trainer import (
@@ -262,6 +263,8 @@ def test_evaluating_again_gives_the_same(finished, arguments, tmp_path):
     evaluated = finetune(*arguments(*again))
     assert np.array_equal(evaluated.confusion, finished.confusion) and evaluated.state.global_step == 0
     assert (tmp_path / "again" / "classes.json").exists() and not (tmp_path / "again" / "model.safetensors").exists()
+    with pytest.raises(UserError, match="--image_size is 128. Leave it out"):
+        finetune(*arguments(*again, "--image_size", 128))
 
 
 @pytest.mark.slow
