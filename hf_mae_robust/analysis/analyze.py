@@ -18,6 +18,7 @@ from ..data.bad_images import describe
 from ..data.opening import open_splits
 from ..data.source import DataLocation, ImageSource, load_head_of_stream
 from ..errors import UserError
+from ..files import check_can_write, write_completely
 from ..hub.models import local_model
 from ..model import ViTMAERobustConfig, ViTMAERobustForPreTraining
 from ..training.arguments import add_bands_argument, add_data_arguments
@@ -28,8 +29,9 @@ from .plots import save_pictures, table
 from .samples import Samples
 
 
-def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobustForPreTraining, Pixels]:
-    """A pre-training checkpoint, ours or stock ViT-MAE's, and how it wants its images. Raises ValueError for others."""
+def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobustForPreTraining, Pixels, str]:
+    """A pre-training checkpoint, ours or stock ViT-MAE's, how it wants its images, and the folder where it lies. Raises
+    ValueError for others."""
     path, _ = local_model(name, revision, token)
     source = ModelSource(path, access=Access(token))
     config = open_config(source)
@@ -46,13 +48,13 @@ def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobu
     model, note = load_pretraining_model(source, read_pretraining_config(source))
     if note:
         say(note)
-    return model, read_pixels(source, model.config)
+    return model, read_pixels(source, model.config), path
 
 
 def load_other(name: str, token: str | None, config: ViTMAERobustConfig, pixels: Pixels) -> ViTMAERobustForPreTraining:
     """A second model for the same images as the first, which wants them as `pixels`; 8-bit images may be normalised
     otherwise. Raises UserError for others."""
-    other, others_pixels = load(name, None, token)
+    other, others_pixels, _ = load(name, None, token)
     if other.config.image_size != config.image_size:
         raise UserError(f"--other {name}: made for {other.config.image_size} px, not {config.image_size}.")
     if others_pixels.num_channels != pixels.num_channels:
@@ -76,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bands_argument(data)
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=int, default=32, help="Images at a time (%(default)s).")
-    running.add_argument("--output_dir", type=Path, default=Path("analysis"), help="For analysis.json and pictures.")
+    running.add_argument(
+        "--output_dir", type=Path, help="For analysis.json and pictures; default: analysis/NAME, such as analysis/cka."
+    )
 
 
 def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
@@ -85,13 +89,15 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
     if args.max_samples < 2 or args.batch_size < 1:
         raise UserError(f"--max_samples {args.max_samples} --batch_size {args.batch_size}: at least 2, and 1.")
-    if args.output_dir.exists() and not args.output_dir.is_dir():
-        raise UserError(f"--output_dir {args.output_dir} is not a folder; name one.")
+    folder = args.output_dir or Path("analysis") / (kinds[0] if len(kinds) == 1 else "all")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is not a folder; name one.")
+    check_can_write(folder, "--output_dir")  # of the default nothing was checked before
     if args.other and "cka" not in kinds:
         raise UserError(
             f"--other {args.other}: `analyze cka` and `analyze all` compare two models; `{kinds[0]}` does not."
         )
-    model, pixels = load(args.checkpoint, args.model_revision, args.token)
+    model, pixels, checkpoint = load(args.checkpoint, args.model_revision, args.token)
     model.to(state.device)
     other = load_other(args.other, args.token, model.config, pixels).to(state.device) if args.other else None
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
@@ -99,18 +105,23 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
     source = as_model_wants(source, pixels, args)
-    checkpoint, _ = local_model(args.checkpoint, args.model_revision, args.token)
     processor = processor_of(checkpoint, pixels, model.config.image_size, args.crop_pct, args.token)
     samples = Samples(source, model.config, processor, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):
         evaluator = make(other) if make is Similarity else make()
         found |= dict(evaluator(model, tqdm(samples, desc=make.__name__, unit="batch")))
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    about = {"checkpoint": args.checkpoint, "other": args.other, "images": samples.num_decoded}
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "checkpoint": args.checkpoint,
+        "other": args.other,
+        "dataset_name": args.dataset_name,
+        "split": args.split,
+        "images": samples.num_decoded,
+    }
     content = json.dumps({**about, "values": plain(found)}, indent=1, allow_nan=False)
-    (args.output_dir / "analysis.json").write_text(f"{content}\n")
-    save_pictures(found, args.output_dir, args.other or args.checkpoint)
+    write_completely(folder / "analysis.json", lambda file: file.write_text(f"{content}\n"))
+    save_pictures(found, folder, args.other or args.checkpoint)
     print(table(found))
     if samples.skipped:
         first = next(iter(samples.skipped))
@@ -118,7 +129,7 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
             f"{len(samples.skipped):,} of {samples.source.num_rows:,} images cannot be decoded and were left out "
             f"({describe(samples.skipped.counts())}). The first: row {first.row}: {first.detail}."
         )
-    print(f"{args.output_dir} holds analysis.json and pictures.")
+    print(f"{folder} holds analysis.json and pictures.")
 
 
 def plain(value: Any) -> Any:

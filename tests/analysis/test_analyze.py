@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, Image
@@ -21,6 +22,16 @@ def test_the_command_writes_numbers_and_pictures(photos_dir, encoder_dir, tmp_pa
     main(["analyze", "cka", *words, "--other", str(encoder_dir), "--output_dir", str(tmp_path / "cka")])
     values = json.loads((tmp_path / "cka" / "analysis.json").read_text())["values"]
     assert values.keys() == {"cka"} and values["cka"][1][1] == pytest.approx(1)
+
+
+def test_analyses_of_two_kinds_do_not_replace_one_another(photos_dir, encoder_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind in ("features", "attention"):
+        main(["analyze", kind, str(encoder_dir), "--dataset_name", str(photos_dir), "--max_samples", "4"])
+    contents = {path.parent.name: json.loads(path.read_text()) for path in Path("analysis").glob("*/analysis.json")}
+    assert "encoder 1/rank" in contents["features"]["values"] and "encoder 1/entropy" in contents["attention"]["values"]
+    assert {content["dataset_name"] for content in contents.values()} == {str(photos_dir)} and len(contents) == 2
+    assert not list(Path("analysis").rglob(".*"))
 
 
 def write_broken(folder, bad):
