@@ -24,6 +24,7 @@ from ..hub.models import local_model
 from ..training.image_form import as_model_wants
 from ..training.parts import Parts, difference
 from ..training.processes import first_process
+from ..training.run_lock import locked_by_first_process
 from ..training.setup import say
 from ..training.shared_folder import check_shared
 from ..version import __version__
@@ -122,13 +123,19 @@ def _open(args: argparse.Namespace) -> ImageSource:
 
 def embed(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     """Write the output, from the parts that are finished where there are some. To be called by all processes. Raises
-    DataError where too many images cannot be decoded, and UserError where parts of other settings are there."""
+    DataError where too many images cannot be decoded, and UserError where parts of other settings are there, or where
+    another run writes them."""
+    folder = args.output.with_name(f"{args.output.name}.parts")
+    check_shared(args.output.parent, "--output")
+    with locked_by_first_process(folder, f"--output {args.output}"):
+        _embed_in(folder, args, job, device)
+
+
+def _embed_in(folder: Path, args: argparse.Namespace, job: Job, device: torch.device) -> None:
     source, encoder = job.source, job.encoder
     shape = vector_shape(encoder, job.transform, source, job.pixels.num_channels)
     schema = partial(schema_of, shape, args.dtype, source.class_names)
-    folder = args.output.with_name(f"{args.output.name}.parts")
     parts = Parts(folder, job.settings, part_rows(shape, args.batch_size), NAMES, "--output")
-    check_shared(args.output.parent, "--output")
     images = NamedImages(source, job.transform, job.pixels.num_channels)
 
     def is_bad(row: int) -> bool:

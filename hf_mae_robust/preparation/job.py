@@ -24,6 +24,7 @@ from ..statistics.stored import FOLDER, Accumulator, Form
 from ..training.parts import RECORD as RECORD_OF_PARTS
 from ..training.parts import Part, Parts, difference
 from ..training.processes import first_process
+from ..training.run_lock import locked_by_first_process
 from ..training.setup import say
 from ..training.shared_folder import check_shared
 from ..version import __version__
@@ -138,6 +139,10 @@ class Job:
         Raises DataError where too many images cannot be decoded, and UserError where parts of other settings are there.
         """
         check_shared(self.output.parent)
+        with locked_by_first_process(self.work, f"--output_dir {self.output}"):
+            return self._run()
+
+    def _run(self) -> ShardPlan:
         parts = {
             source.split: Parts(
                 self.work / source.split, self.settings, self.args.row_group_size, NAMES, "--output_dir", self.work

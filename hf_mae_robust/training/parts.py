@@ -16,6 +16,7 @@ from ..data.bad_images import SkippedImage
 from ..data.source import digest
 from ..errors import UserError
 from ..files import write_completely
+from .run_lock import LOCK_FILE
 
 RECORD = "settings.json"
 # Of a file that a kill left unfinished (files.write_completely).
@@ -24,6 +25,11 @@ TORN = re.compile(r"\..+-[0-9a-f]{8}")
 KEY = b"hf_mae_robust.part"
 # What settings of every command are called in a sentence.
 NAMES = {"version": "the version of hf_mae_robust", "torch": "the version of PyTorch", "device": "the device"}
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether a file in a folder without a record was written by neither a killed run nor the lock of this one."""
+    return path.name != LOCK_FILE and TORN.fullmatch(path.name) is None
 
 
 def difference(former: dict[str, Any], settings: dict[str, Any], names: Mapping[str, str]) -> str | None:
@@ -98,7 +104,7 @@ class Parts:
                     f"{self.folder} holds parts of a run with other settings: {changed}. Give the former settings to "
                     f"resume it, delete {self.work} to begin again, or choose another {self.flag}."
                 )
-        elif self.folder.exists() and any(TORN.fullmatch(path.name) is None for path in self.folder.iterdir()):
+        elif self.folder.exists() and any(map(_is_of_others, self.folder.iterdir())):
             raise UserError(
                 f"{self.folder} is not empty and holds no {RECORD}: remove {self.work}, or choose another {self.flag}."
             )

@@ -7,7 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +46,7 @@ from .peers import describe_loss, is_loss
 from .pictures import save_examples, save_loss_plot
 from .processes import first_process
 from .profiling import StepProfile
-from .run_lock import LOCK_FILE, run_lock
+from .run_lock import LOCK_FILE, locked_by_first_process
 from .setup import (
     accept,
     agree_on_checkpoint,
@@ -250,13 +250,8 @@ def output_folder(training: ImageTrainingArguments) -> Iterator[None]:
     """Around `prepare` and `run`: the output folder belongs to this run alone. To be entered by all processes; the
     first one holds the lock. Raises UserError in all of them."""
     folder = Path(training.output_dir)
-    with ExitStack() as stack:
-
-        def enter() -> None:
-            check_output_dir(folder)
-            stack.enter_context(run_lock(folder))
-
-        first_process(enter)
+    first_process(lambda: check_output_dir(folder))
+    with locked_by_first_process(folder):
         yield
 
 

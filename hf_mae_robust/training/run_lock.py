@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: two would delete each other's staging folder and checkpoints."""
+"""One run at a time in an output folder: two would delete each other's staging folder, checkpoints and parts."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from ..errors import UserError
+from .processes import first_process
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _is_alive(lock: dict[str, Any] | None, path: Path, heartbeat_s: float) -> bo
     return False
 
 
-def _take(path: Path, heartbeat_s: float) -> dict[str, Any]:
+def _take(path: Path, heartbeat_s: float, named: str) -> dict[str, Any]:
     """What the lock says now."""
     mine = _this_process()
     while True:
@@ -106,8 +107,8 @@ def _take(path: Path, heartbeat_s: float) -> dict[str, Any]:
             if (other := _read(path)) is None:
                 continue  # it was being written, or removed
             raise UserError(
-                f"--output_dir {path.parent}: another run works in this folder (process {other['pid']} on "
-                f"{other['host']}, since {other['since']}). Stop it, or choose another --output_dir."
+                f"{named}: another run writes there (process {other['pid']} on {other['host']}, since "
+                f"{other['since']}). Stop it, or choose another {named.partition(' ')[0]}."
             )
         # Not deleted under its name: another process may just have taken it over.
         stale = path.with_name(f"{path.name}.{mine['host']}.{mine['pid']}")
@@ -119,17 +120,19 @@ def _take(path: Path, heartbeat_s: float) -> dict[str, Any]:
 
 
 @contextmanager
-def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
+def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S, named: str | None = None) -> Iterator[None]:
     """While entered, the folder is this process's. It is made where there is none, and removed again where it stays
     empty. A lock that a dead process has left is taken over; to find out that one of another machine is dead takes four
     heartbeats, as does one whose number another process has now.
+
+    named: flag and path that the user gave; None: `folder` is that of --output_dir.
 
     Raises UserError that names the other run.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path, ended = folder / LOCK_FILE, threading.Event()
-    mine = _take(path, heartbeat_s)
+    mine = _take(path, heartbeat_s, named or f"--output_dir {folder}")
 
     def live() -> None:
         while not ended.wait(heartbeat_s):
@@ -147,3 +150,12 @@ def run_lock(folder: Path, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # it holds files now
                 folder.rmdir()
+
+
+@contextmanager
+def locked_by_first_process(folder: Path, named: str | None = None) -> Iterator[None]:
+    """`run_lock` for all processes of a run, which the first one holds. To be entered by all of them; raises UserError
+    in all."""
+    with ExitStack() as stack:
+        first_process(lambda: stack.enter_context(run_lock(folder, named=named)))
+        yield

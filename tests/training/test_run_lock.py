@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from hf_mae_robust.__main__ import main
 from hf_mae_robust.errors import UserError
 from hf_mae_robust.training.run_lock import LOCK_FILE, run_lock
 from tests.processes import ROOT, offline
@@ -61,7 +62,7 @@ def test_a_second_run_is_told_of_the_first(photos_dir, tmp_path):
     (out / "_staging" / "half").write_text("what the first run is writing")
     second = run(tiny_run(photos_dir), out)
     assert second.codes == [2], second.output
-    assert f"another run works in this folder (process {first.ids[0]} on " in second.stderr
+    assert f"another run writes there (process {first.ids[0]} on " in second.stderr
     assert (out / "_staging" / "half").exists()
     os.kill(first.ids[0], 9)
     first.wait()
@@ -192,3 +193,29 @@ def test_of_several_that_find_a_dead_lock_one_gets_it(tmp_path):
     for each in several:
         each.join(300)
     assert taken.get() and taken.empty()
+
+
+@pytest.mark.parametrize("command", ["embed", "prepare"])
+def test_two_commands_do_not_write_the_same_parts(command, encoder_dir, photos_dir, tmp_path, capsys):
+    output = tmp_path / ("vectors.parquet" if command == "embed" else "prepared")
+    words = {
+        "embed": [command, encoder_dir, "--dataset_name", photos_dir, "--num_workers", 0, "--output", output],
+        "prepare": [command, photos_dir, "--num_workers", 0, "--output_dir", output],
+    }[command]
+    words = [str(word) for word in words]
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    other = context.Process(target=_hold_in, args=("UTC", parts := tmp_path / f"{output.name}.parts", there))
+    other.start()
+    here.recv()
+    try:
+        with pytest.raises(SystemExit):
+            main(words)
+        said = f"{words[-2]} {output}: another run writes there (process {other.pid} on "
+        assert said in capsys.readouterr().err and [path.name for path in parts.iterdir()] == [LOCK_FILE]
+    finally:
+        here.send("end")
+        other.join(300)
+    assert not parts.exists()
+    main(words)
+    assert output.exists() and not parts.exists()
