@@ -226,10 +226,11 @@ def describe_schedule(trainer: MAETrainer) -> str:
 def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
     parts = []
     if training.decoder_warmup_steps:
-        steps = training.decoder_warmup_steps
-        parts.append(
-            f"the decoder alone learns in the first {f'{steps:.3g} of the' if steps < 1 else f'{steps:,g}'} steps"
-        )
+        steps, all_steps = training.decoder_warmup_steps, trainer.num_steps()
+        which = f"the first {f'{steps:.3g} of the' if steps < 1 else f'{steps:,g}'} steps"
+        if steps >= all_steps:
+            which = f"all {all_steps:,} steps (--decoder_warmup_steps {steps:g}), and the encoder in none"
+        parts.append(f"the decoder alone learns in {which}")
     if training.layer_decay < 1:
         parts.append(f"layer decay {training.layer_decay:g}")
     if training.freeze_blocks is not None:

@@ -64,14 +64,18 @@ class MAETrainer(LayerDecay, ImageTrainer):
         self.resolution_schedule = resolution_schedule
         if resolution_schedule is not None and self.train_dataset is not None:
             resolution_schedule.check_source(self.train_source)
-            loader = super().get_train_dataloader()  # nothing is read before it is iterated over
-            resolution_schedule.check_steps(self.set_initial_training_values(self.args, loader)[-1])
+            resolution_schedule.check_steps(self.num_steps())
         self.decoder_warmup_steps = decoder_warmup_steps
         if decoder_warmup_steps and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
                 f"--decoder_warmup_steps {decoder_warmup_steps:g}: each process needs the gradients of the complete "
                 "model, so not with FSDP or DeepSpeed."
             )
+
+    def num_steps(self) -> int:
+        """Of the training."""
+        loader = super().get_train_dataloader()  # nothing is read before it is iterated over
+        return int(self.set_initial_training_values(self.args, loader)[-1])
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Positions that train (of an encoder that learned them) are not drawn to zero.

@@ -157,10 +157,14 @@ def test_learned_positions_train_in_a_second_stage_too(arguments_of, tmp_path, c
 
 
 @pytest.mark.parametrize("warmup", ["3", "0.7"])
-def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir):
+def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir, capsys):
     words = ("--decoder_warmup_steps", warmup, "--gradient_accumulation_steps", "2")
     words += ("--per_device_train_batch_size", "4")
     trainer = pretrain(*arguments_of(*words, "--max_steps", "3"))
+    said = (
+        "all 3 steps (--decoder_warmup_steps 3), and the encoder in none" if warmup == "3" else "the first 0.7 of the"
+    )
+    assert f"the decoder alone learns in {said}" in capsys.readouterr().out
     fresh, _ = prepare(arguments_of(*words, "--max_steps", "3", output="fresh"))
     assert moved(trainer.model, vit_dir) == set()
     before = fresh.model.decoder.state_dict()
