@@ -33,6 +33,8 @@ def conclusions(study: Study, found: dict[str, Any]) -> list[str]:
         points += [*_resolution(plan, primary), *_finetuned(primary, secondary, labels)]
     points += [*_gain(study, plan, secondary, labels), _findings(secondary, labels), _power(secondary)]
     points += [
+        f"All comparisons with {study.baseline.label} share its runs: a seed in which it is low lifts every variant "
+        "that has this seed.",
         "Intervals by seed say how far other seeds would change a difference, those over images how far other test "
         "images would, between these very models. None covers both.",
         "One data set of small images, one small model and short schedules: what helps here may not help ViT-B on "
@@ -136,6 +138,6 @@ def _power(secondary: list[dict[str, Any]]) -> str:
         needed = float(stats.t.ppf(1 - ALPHA / len(secondary) / 2, count - 1))
         texts.append(f"with {count} seeds |t| of at least {needed:.1f} ({needed / count**0.5:.1f} deviations)")
     return (
-        f"To be the first finding of {len(secondary)}, a comparison must have {', '.join(texts)}: a difference can be "
-        "real and not shown."
+        f"To be the first finding of {len(secondary)}, a comparison must have {', '.join(texts)}, and a later one "
+        "a little less. Deviations are those of the paired differences. A difference can be real and not shown."
     )

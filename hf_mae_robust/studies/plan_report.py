@@ -209,4 +209,12 @@ def _costs(study: Study, cost: dict[str, dict[str, float]], pretrained: Results)
             cells = [f"{min(minutes):.1f} to {max(minutes):.1f}" if minutes else ""]
             cells += [f"{entry[kind] / 60:.1f}" if kind in entry else "" for kind in kinds]
             lines.append(f"| {variant.label} | {' | '.join(cells)} | {entry['total'] / 3600:.2f} |")
+    interrupted = [
+        f"{variant.label}, seed {seed} ({run['cost']['attempts']} attempts)"
+        for variant in study.variants
+        for seed, run in pretrained.get(variant.name, {}).items()
+        if run["cost"]["attempts"] > 1
+    ]
+    if interrupted:
+        lines += ["", f"Interrupted pre-trainings, which resume from their last checkpoint: {'; '.join(interrupted)}."]
     return lines

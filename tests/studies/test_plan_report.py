@@ -36,7 +36,8 @@ def made_up(shares, seeds=5, has_curves=False):
             noise = 0.0005 * len(name) * seed  # the differences of seeds are not all the same
             curve = [[epoch, 0.3 + share + 0.001 * epoch + noise] for epoch in range(0, last + 1, 2)]
             for kind in KINDS:
-                result = {"metrics": {}, "curves": {}, "cost": {"cpu_seconds": 60.0 * (1 + seed)}}
+                attempts = 2 if (kind, name, seed) == ("pretrain", "robust", 1) else 1
+                result = {"metrics": {}, "curves": {}, "cost": {"cpu_seconds": 60.0 * (1 + seed), "attempts": attempts}}
                 if kind == "pretrain":
                     result["settings"] = {"num_train_epochs": float(last), "base_learning_rate": RATE}
                 if kind in ("knn", "linear", "attentive", "finetune"):
@@ -82,6 +83,7 @@ def test_the_report_says_what_was_planned(tmp_path):
     # A run of seed s has cost s + 1 minutes: 3 in the mean, of each of six kinds.
     assert f"| {LABELS['mae']} | 1.0 to 5.0 | {' | '.join(['3.0'] * 6)} | 1.50 |" in text
     assert content["about"]["cost"] == "8.7 h of CPU time"
+    assert f"resume from their last checkpoint: {LABELS['robust']}, seed 1 (2 attempts)." in text
     assert content["values"]["linear"]["mid_12"]["mean"] == pytest.approx(means["mid_12"].mean())
     # The probe by epoch, of which only one variant has more than 20.
     assert "| 40 |  |  |  |  |  | 0.3960 |  |" in text and "| 20 | 0.3230 |" in text
