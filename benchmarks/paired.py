@@ -6,6 +6,7 @@ meet the same weather, so that the ratio of a round says more than the rates of 
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from hf_mae_robust.hub.run_record import processor_name
 
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "pillow", "simplejpeg", "timm")
 
@@ -68,13 +71,10 @@ def machine() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models) or None,
+        "cpu": processor_name(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
         "python": platform.python_version(),

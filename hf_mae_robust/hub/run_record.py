@@ -41,13 +41,22 @@ def in_millions(number: int) -> str:
     return f"{number / 1e6:,.0f} M" if number >= 999.5e6 else f"{number / 1e6:.3g} M"
 
 
+def processor_name() -> str:
+    """Of the CPU, such as "AMD EPYC 9654"; "" where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def hardware_of(trainer: Trainer) -> str:
-    """Such as "8 x NVIDIA H100" or "1 x CPU process (4 threads)"."""
+    """Such as "8 x NVIDIA H100" or "1 x CPU process (4 threads, AMD EPYC 9654)"."""
     device, count = trainer.args.device, trainer.args.world_size
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
     num_threads = torch.get_num_threads()
-    threads = f" ({num_threads} thread{'s' * (num_threads > 1)})" if device.type == "cpu" else ""
+    threads, name = f"{num_threads} thread{'s' * (num_threads > 1)}", processor_name()
+    threads = f" ({', '.join(filter(None, (threads, name)))})" if device.type == "cpu" else ""
     return f"{count} x {device.type.upper()} process{'es' * (count > 1)}{threads}"
 
 

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..errors import StudyError, UserError, refused_by_library
+from ..hub.run_record import processor_name
 from ..training.predictions import PREDICTIONS, Predictions
 from .hits import packed
 
@@ -131,7 +132,7 @@ def _versions() -> str:
 def _machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{os.cpu_count()} CPU cores ({processor_name() or platform.machine()})"
 
 
 def _collect(run: Run) -> dict[str, Any]:

@@ -1,6 +1,11 @@
 """What a run was, for its card."""
 
 import json
+import os
+import platform
+import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +14,15 @@ import torch
 from hf_mae_robust import __version__
 from hf_mae_robust.data.opening import open_splits
 from hf_mae_robust.data.source import DataLocation, ImageSource
-from hf_mae_robust.hub.run_record import about_run, hardware_of, portable, read_record, short_name, write_record
+from hf_mae_robust.hub.run_record import (
+    about_run,
+    hardware_of,
+    portable,
+    processor_name,
+    read_record,
+    short_name,
+    write_record,
+)
 
 
 def trainer_on(evaluation=None, world_size=1):
@@ -69,6 +82,15 @@ def test_paths_from_elsewhere_are_shortened_and_those_below_the_current_folder_a
 @pytest.mark.parametrize(("count", "words"), [(1, "1 x CPU process ("), (2, "2 x CPU processes (")])
 def test_the_machine_is_named(count, words):
     assert hardware_of(trainer_on(world_size=count)).startswith(words)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("lscpu") is None, reason="where lscpu reads the same file"
+)
+def test_the_processor_is_named_as_lscpu_does():
+    text = subprocess.run(["lscpu"], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
+    name = re.search(r"(?m)^Model name:\s*(.+?)\s*$", text)[1]
+    assert processor_name() == name and hardware_of(trainer_on()).endswith(f", {name})")
 
 
 def test_a_record_comes_back(tmp_path):
