@@ -37,7 +37,11 @@ class FinetuneParser(RecipeParser[FinetuneArguments]):
     def parse(self, argv: list[str] | None = None) -> FinetuneArguments:
         arguments = super().parse(argv)
         if arguments.recipe.eval_only and "image_size" not in self.flags_on_line:
-            arguments.model.image_size = None  # a recipe's is for training; the model has its own
+            if (size := arguments.model.image_size) is not None and "config" in self.flags_on_line:
+                self.notes.append(
+                    f"--eval_only takes the model's own image size, not the recipe's --image_size {size}."
+                )
+            arguments.model.image_size = None
         flags = {name: value for group in arguments for name, value in vars(group).items()}
         self.notes += notes_on_unused(self.flags_on_line, flags)
         return arguments

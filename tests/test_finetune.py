@@ -101,10 +101,46 @@ def test_a_finished_run_is_evaluated_as_a_pipeline_would(arguments, photos_dir, 
         finetune(*arguments(*once_more, "--image_size", 64))
 
 
+def test_a_finished_run_that_is_started_again_keeps_its_results(arguments, tmp_path, capsys):
+    words = ("--max_steps", 2, "--save_strategy", "steps", "--save_steps", 2)
+    finetune(*arguments(*words))
+    files = [tmp_path / "out" / name for name in ("all_results.json", "train_results.json")]
+    before = [json.loads(file.read_text()) for file in files]
+    finetune(*arguments(*words))
+    assert "Nothing is left to train" in capsys.readouterr().out
+    for former, file in zip(before, files):
+        now = json.loads(file.read_text())
+        trained = {name for name in former if name.startswith("train_")}
+        assert former["train_loss"] > 0 and {name: now[name] for name in trained} == {n: former[n] for n in trained}
+
+
+def test_flags_without_effect_do_not_stop_a_resume(arguments, tmp_path, capsys):
+    words = ("--save_strategy", "steps", "--save_steps", 2)
+    finetune(*arguments(*words, "--max_steps", 2, "--ignore_index", 3, "--pyramid", "simple"))
+    assert prepare(arguments(*words, "--max_steps", 2))[1] is not None
+    with pytest.raises(CheckpointError, match="mixup"):
+        prepare(arguments(*words, "--max_steps", 2, "--mixup", 0.7))
+
+
+@pytest.mark.parametrize("metric", ["mean_iou", "eval_box_ap"])
+def test_a_metric_of_another_task_ends_no_run(metric, arguments, tmp_path):
+    """As a recipe of another task has it."""
+    words = ("--metric_for_best_model", metric, "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1)
+    assert finetune(*arguments(*words)).state.global_step == 2
+    for more in (["--load_best_model_at_end"], ["--lr_scheduler_type", "reduce_lr_on_plateau"]):
+        with pytest.raises(UserError, match=f"{metric}, which {more[0]} looks at: an evaluation gives accuracy"):
+            prepare(arguments(*words, *more, "--save_strategy", "steps", "--save_steps", 1))
+
+
 def test_what_a_training_held_out_is_evaluated_again_with_the_same_flags(arguments, tmp_path):
     parts = ["--eval_split_name", "none", "--train_val_split", 0.25]
     trained = finetune(*arguments(*parts, "--max_steps", 1))
-    again = finetune(*arguments(*parts, "--eval_only", "--model_name_or_path", tmp_path / "out"))
+    alone = (*parts, "--eval_only", "--model_name_or_path", tmp_path / "out")
+    results = (tmp_path / "out" / "all_results.json").read_bytes()
+    with pytest.raises(UserError, match="the folder of a training run, whose results --eval_only would overwrite"):
+        finetune(*arguments(*alone))
+    assert (tmp_path / "out" / "all_results.json").read_bytes() == results
+    again = finetune(*arguments(*alone, "--output_dir", tmp_path / "out" / "evaluation"))
     assert again.eval_source.fingerprint == trained.eval_source.fingerprint
     assert again.state.global_step == 0 and again.eval_source.num_rows == 10
 
@@ -361,7 +397,7 @@ def test_another_architecture_is_refused(words, capsys, tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
     code, error = run_cli(capsys, words("--model_name_or_path", tmp_path / "resnet"))
-    assert code == 2 and "'resnet' model, which is not of the ViT family" in error
+    assert code == 2 and "'resnet' model; needed here: " in error
 
 
 @pytest.mark.parametrize("probe", ["false", pytest.param("true", marks=pytest.mark.slow)], ids=["all", "probe"])

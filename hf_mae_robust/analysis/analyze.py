@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,13 +26,27 @@ from ..training.arguments import add_bands_argument, add_data_arguments
 from ..training.image_form import as_model_wants
 from ..training.setup import say
 from .evaluators import EVALUATORS, Similarity
-from .plots import save_pictures, table
+from .plots import PICTURES, save_pictures, table
 from .samples import Samples
 
 
-def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobustForPreTraining, Pixels, str]:
-    """A pre-training checkpoint, ours or stock ViT-MAE's, how it wants its images, and the folder where it lies. Raises
-    ValueError for others."""
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint to look at.
+
+    Attributes:
+        pixels: how it wants its images. folder: where it lies. has_decoder: False: that of `model` is new and random,
+            because the checkpoint is an encoder.
+    """
+
+    model: ViTMAERobustForPreTraining
+    pixels: Pixels
+    folder: str
+    has_decoder: bool
+
+
+def load(name: str, revision: str | None, token: str | None) -> Loaded:
+    """A checkpoint for pre-training, ours or stock ViT-MAE's, or its encoder alone. Raises ValueError for others."""
     path, _ = local_model(name, revision, token)
     source = ModelSource(path, access=Access(token))
     config = open_config(source)
@@ -48,13 +63,16 @@ def load(name: str, revision: str | None, token: str | None) -> tuple[ViTMAERobu
     model, note = load_pretraining_model(source, read_pretraining_config(source))
     if note:
         say(note)
-    return model, read_pixels(source, model.config), path
+    kinds = config.architectures or ("ForPreTraining",)
+    has_decoder = any(kind.endswith("ForPreTraining") for kind in kinds)
+    return Loaded(model, read_pixels(source, model.config), path, has_decoder)
 
 
 def load_other(name: str, token: str | None, config: ViTMAERobustConfig, pixels: Pixels) -> ViTMAERobustForPreTraining:
     """A second model for the same images as the first, which wants them as `pixels`; 8-bit images may be normalised
     otherwise. Raises UserError for others."""
-    other, others_pixels, _ = load(name, None, token)
+    loaded = load(name, None, token)
+    other, others_pixels = loaded.model, loaded.pixels
     if other.config.image_size != config.image_size:
         raise UserError(f"--other {name}: made for {other.config.image_size} px, not {config.image_size}.")
     if others_pixels.num_channels != pixels.num_channels:
@@ -97,20 +115,24 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         raise UserError(
             f"--other {args.other}: `analyze cka` and `analyze all` compare two models; `{kinds[0]}` does not."
         )
-    model, pixels, checkpoint = load(args.checkpoint, args.model_revision, args.token)
-    model.to(state.device)
+    loaded = load(args.checkpoint, args.model_revision, args.token)
+    model, pixels = loaded.model.to(state.device), loaded.pixels
+    if not loaded.has_decoder:
+        kinds = _kinds_of_encoder(args.checkpoint, kinds)
     other = load_other(args.other, args.token, model.config, pixels).to(state.device) if args.other else None
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")
     source = cast(ImageSource, opened).sample(args.max_samples)  # a split was named
     if source.row_groups is None:
         source = load_head_of_stream(source, args.max_samples)
     source = as_model_wants(source, pixels, args)
-    processor = processor_of(checkpoint, pixels, model.config.image_size, args.crop_pct, args.token)
+    processor = processor_of(loaded.folder, pixels, model.config.image_size, args.crop_pct, args.token)
     samples = Samples(source, model.config, processor, args.batch_size, state.device)
     found: dict[str, Any] = {}
     for make in (make for kind in kinds for make in EVALUATORS[kind]):
         evaluator = make(other) if make is Similarity else make()
         found |= dict(evaluator(model, tqdm(samples, desc=make.__name__, unit="batch")))
+    if not loaded.has_decoder:
+        found = {name: value for name, value in found.items() if not name.startswith("decoder ")}
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "checkpoint": args.checkpoint,
@@ -119,6 +141,7 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
         "split": args.split,
         "images": samples.num_decoded,
     }
+    _remove_former(folder, about)
     content = json.dumps({**about, "values": plain(found)}, indent=1, allow_nan=False)
     write_completely(folder / "analysis.json", lambda file: file.write_text(f"{content}\n"))
     save_pictures(found, folder, args.other or args.checkpoint)
@@ -130,6 +153,28 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
             f"({describe(samples.skipped.counts())}). The first: row {first.row}: {first.detail}."
         )
     print(f"{folder} holds analysis.json and pictures.")
+
+
+def _kinds_of_encoder(name: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Those analyses that need no decoder. Raises UserError where none is left."""
+    if left := tuple(kind for kind in kinds if kind != "loss_map"):
+        say(f"Note: {name} is an encoder without a decoder; nothing is said of decoder and loss.")
+        return left
+    raise UserError(f"{name} is an encoder without a decoder, so it reconstructs nothing, and there is no loss to map.")
+
+
+def _remove_former(folder: Path, about: dict[str, Any]) -> None:
+    """The pictures of a former analysis, which would stand beside the numbers of this one."""
+    try:
+        former = json.loads((folder / "analysis.json").read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        former = {}
+    if former.get("checkpoint") != about["checkpoint"]:
+        say(f"Note: {folder} held an analysis of {former.get('checkpoint')}, which is replaced.")
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

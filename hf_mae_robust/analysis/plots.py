@@ -22,6 +22,10 @@ CURVES = {
 }
 
 
+# What `save_pictures` may write.
+PICTURES = ("blocks.png", "loss_map.png", "cka.png")
+
+
 def _by_block(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Block -> measure -> value."""
     blocks: dict[str, dict[str, float]] = {}
@@ -80,7 +84,7 @@ def _heatmap(figure: Figure, axes: Axes, values: torch.Tensor, title: str, **lab
 
 
 def save_pictures(found: dict[str, Any], folder: Path, other: str) -> None:
-    """`blocks.png`, `loss_map.png`, `cka.png`, for what was found."""
+    """Those of PICTURES for which something was found."""
     blocks = _by_block(found)
     drawn: dict[str, list[Callable[..., None]]] = {}
     for measure in CURVES:

@@ -189,7 +189,8 @@ def run_targets(args: argparse.Namespace) -> None:
         raise UserError(f"{state.num_processes} processes: analyses run in one; start without accelerate or torchrun.")
     model, pixels = None, Pixels()
     if args.model_name_or_path:
-        model, pixels, _ = load(args.model_name_or_path, args.model_revision, args.token)
+        loaded = load(args.model_name_or_path, args.model_revision, args.token)
+        model, pixels = loaded.model, loaded.pixels
     else:
         _config(_values(args))  # before any data are opened
     opened, _ = open_splits(DataLocation.of(args, args.token), args.split, None, train_flag="--split")

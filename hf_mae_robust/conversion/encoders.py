@@ -87,13 +87,18 @@ def open_config(source: ModelSource) -> PreTrainedConfig | None:
             ) from error
 
 
+# What fine-tuning writes, too.
+FINE_TUNED_KINDS = ("beit", "upernet", "vit_mae_robust_detection")
+_OF_FINE_TUNED = " If run_finetune.py has written it, start from the pre-trained encoder that it came from."
+
+
 def read_config(source: ModelSource, kinds: Sequence[str] = ALL_KINDS) -> PreTrainedConfig | None:
     """As `open_config`. Raises ValueError, too, for an architecture (`model_type`) that is not among `kinds`."""
     config = open_config(source)
     if config is not None and config.model_type not in kinds:
         raise UserError(
-            f"{source.name} is a '{config.model_type}' model, which is "
-            f"{'not of the ViT family' if 'vit' in kinds else 'not what is needed here'}: {', '.join(kinds)}."
+            f"{source.name} is a '{config.model_type}' model; needed here: {', '.join(kinds)}."
+            + (_OF_FINE_TUNED if "vit" in kinds and config.model_type in FINE_TUNED_KINDS else "")
         )
     return config
 

@@ -16,8 +16,10 @@ def label_settings(class_names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
 
 
-def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str], kind: str = "classifier") -> None:
-    """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data."""
+def check_classes(
+    name: str, config: PreTrainedConfig, class_names: Sequence[str], kind: str = "classifier", hint: str = ""
+) -> None:
+    """Raises ValueError where the classes of a fine-tuned checkpoint are not those of the data. hint: what to do."""
     names: Any = config.id2label
     there = [names[i] for i in sorted(names)]
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(there))
@@ -27,8 +29,7 @@ def check_classes(name: str, config: PreTrainedConfig, class_names: Sequence[str
     if len(there) == len(class_names):
         i = next(i for i, pair in enumerate(zip(there, class_names)) if pair[0] != pair[1])
         difference = f"other classes than the data: class {i} is '{there[i]}' there and '{class_names[i]}' in the data"
-    hint = " --ignore_mismatched_sizes puts a new head on it." if kind == "classifier" else ""
-    raise UserError(f"--model_name_or_path {name} is a {kind} of {difference}.{hint}")
+    raise UserError(f"--model_name_or_path {name} is a {kind} of {difference}.{' ' * bool(hint)}{hint}")
 
 
 def nothing_to_evaluate(kind: str) -> UserError:

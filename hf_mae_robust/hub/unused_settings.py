@@ -30,6 +30,12 @@ _OF_AUGMENTATION = {
 _OF_LORA = {"lora_alpha", "lora_dropout", "lora_target_modules"}
 # Of a model that is evaluated as it is: they were decided when it was trained.
 _OF_TRAINED_MODELS = {
+    *_OF_AUGMENTATION,
+    *_OF_LORA,
+    *("augmentation", "lora_r", "linear_probe", "probe", "freeze_encoder", "layer_decay", "label_smoothing_factor"),
+    *("base_learning_rate", "learning_rate", "min_learning_rate", "warmup_epochs", "warmup_steps", "weight_decay"),
+    *("num_train_epochs", "max_steps", "lr_scheduler_type", "model_ema_decay", "early_stopping_patience"),
+    *("auxiliary_loss_weight", "max_train_samples", "gradient_accumulation_steps", "per_device_train_batch_size"),
     *("pooling", "drop_path_rate", "ignore_mismatched_sizes", "relative_position_bias", "segmentation_channels"),
     *("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image", "crop_pct"),
 }

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..errors import CheckpointError
 from ..files import broken_file_of, flush
 from ..hub.run_record import RECORD, portable, read_record
+from ..hub.unused_settings import without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -208,9 +209,12 @@ def _plain(value: Any) -> Any:
 
 def differences_from_record(checkpoint: Path, record: dict[str, Any]) -> list[str]:
     """Each setting of `record` that was another one when the checkpoint was written, with both values. The name of the
-    data set may change, as when it was copied to another disk; its fingerprint may not."""
+    data set may change, as when it was copied to another disk; its fingerprint may not. So may settings that have no
+    effect in either run."""
     there, here = (portable(each) for each in (read_record(checkpoint), json.loads(json.dumps(record))))
     for name in NO_CONDITION:
+        there.pop(name, None), here.pop(name, None)
+    for name in without_effect(there).keys() & without_effect(here).keys():
         there.pop(name, None), here.pop(name, None)
     return [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"

@@ -73,12 +73,16 @@ class Resuming(TypedTrainer):
             images is another one then, so that in this one epoch some come twice and others not at all. Learning rate,
             weight decay and the other options of the optimizer are those of the new settings; of a schedule that
             follows the evaluations (reduce_lr_on_plateau, greedy), the rate is the checkpoint's.
+
+    Attributes:
+        was_finished: whether the checkpoint of the last training was of its last step.
     """
 
     def __init__(self, *, allow_elastic_resume: bool = False, **kwargs: Any):
         with refused_by_library("The Trainer of transformers refuses these settings"):
             super().__init__(**kwargs)
         self.allow_elastic_resume = allow_elastic_resume
+        self.was_finished = False
         self.add_callback(EvaluationDue(self))
 
     def _init_training_state(
@@ -100,6 +104,7 @@ class Resuming(TypedTrainer):
             position = (self.state.global_step // steps_per_epoch, batches)
         if self.state.global_step >= max_steps or self._has_stopped_early():
             # Nothing is left to do; the Trainer would do one more step.
+            self.was_finished = True
             return num_train_epochs, 0
         self._seek(Path(resume_from_checkpoint), *position)
         return position

@@ -52,6 +52,7 @@ from .setup import (
     agree_on_checkpoint,
     begin,
     check_can_evaluate,
+    check_evaluates_elsewhere,
     check_metric,
     check_not_in_data_folder,
     check_not_start_folder,
@@ -120,6 +121,8 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
         checkpoint = agree_on_checkpoint(recipe, training)
         pin_revision(data, checkpoint)
         pin_decoding(data, checkpoint)
+    if evaluates_only:
+        check_evaluates_elsewhere(Path(training.output_dir))
     if not evaluates_only and checkpoint is None:
         flag = "--encoder_from" if getattr(arguments.model, "encoder_from", None) else "--model_name_or_path"
         check_not_start_folder(Path(training.output_dir), start, flag, recipe.overwrite_output_dir)
@@ -266,6 +269,11 @@ def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     trainer.save_state()
     result.metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
     drop_torn_results(trainer)
+    if trainer.was_finished:
+        say(
+            f"Nothing is left to train: {checkpoint} is of the last step. The results of the training stay as they are."
+        )
+        return
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
 

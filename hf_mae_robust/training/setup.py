@@ -210,20 +210,27 @@ def warn_of_warmup(recipe: RecipeArguments, training: ImageTrainingArguments, to
 
 def check_metric(training: ImageTrainingArguments, metrics: Sequence[str], stops_early: bool) -> None:
     """Raises UserError where the best checkpoint is to be found by what no evaluation tells, or without evaluations.
-    metrics: names of the results of an evaluation. The Trainer says so after the first evaluation, if at all."""
+    metrics: names of the results of an evaluation. The Trainer says so after the first evaluation, if at all.
+
+    Where nothing looks at --metric_for_best_model, one that no evaluation tells becomes None: a recipe may be of
+    another task, and the Trainer looks it up after each evaluation all the same."""
+    is_told = str(training.metric_for_best_model or "loss").removeprefix("eval_") in metrics
     asked = {
         "--early_stopping_patience": stops_early,
         "--load_best_model_at_end": training.load_best_model_at_end,
         "--save_strategy best": training.save_strategy == "best",
+        "--lr_scheduler_type": training.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY),
     }
     flag = next((flag for flag, is_asked in asked.items() if is_asked), None)
     if flag is None:
+        training.metric_for_best_model = training.metric_for_best_model if is_told else None
         return
     if training.eval_strategy == "no":
         raise UserError(f"{flag} needs evaluations: give --eval_strategy epoch.")
-    if str(training.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
+    if not is_told:
         raise UserError(
-            f"--metric_for_best_model {training.metric_for_best_model}: an evaluation gives {', '.join(metrics)}."
+            f"--metric_for_best_model {training.metric_for_best_model}, which {flag} looks at: an evaluation gives "
+            f"{', '.join(metrics)}."
         )
 
 
@@ -332,6 +339,15 @@ def check_not_start_folder(output_dir: Path, start: str | None, flag: str, overw
     if output_dir.resolve() == Path(start).resolve():
         raise UserError(
             f"--output_dir {output_dir} is the folder of {flag}, whose model the run would overwrite. Give another one."
+        )
+
+
+def check_evaluates_elsewhere(output_dir: Path) -> None:
+    """Raises UserError where an evaluation would write its results over those of a run that has trained."""
+    if (output_dir / RECORD).exists():
+        raise UserError(
+            f"--output_dir {output_dir} is the folder of a training run, whose results --eval_only would overwrite. "
+            f"Give another one, such as {output_dir / 'evaluation'}."
         )
 
 

@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, Image
+from transformers import ViTMAEConfig, ViTMAEModel
 
 from hf_mae_robust.__main__ import main
-from tests.helpers import photos
+from tests.helpers import TINY, photos
 
 
 def test_the_command_writes_numbers_and_pictures(photos_dir, encoder_dir, tmp_path, capsys):
@@ -32,6 +34,30 @@ def test_analyses_of_two_kinds_do_not_replace_one_another(photos_dir, encoder_di
     assert "encoder 1/rank" in contents["features"]["values"] and "encoder 1/entropy" in contents["attention"]["values"]
     assert {content["dataset_name"] for content in contents.values()} == {str(photos_dir)} and len(contents) == 2
     assert not list(Path("analysis").rglob(".*"))
+
+
+def test_pictures_of_a_former_analysis_do_not_stay_beside_the_new_numbers(photos_dir, encoder_dir, tmp_path, capsys):
+    words = ["--dataset_name", str(photos_dir), "--max_samples", "4", "--output_dir", str(tmp_path / "out")]
+    other = shutil.copytree(encoder_dir, tmp_path / "other")
+    main(["analyze", "all", str(encoder_dir), *words])
+    main(["analyze", "cka", str(other), *words])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"analysis.json", "cka.png"}
+    assert f"held an analysis of {encoder_dir}, which is replaced" in capsys.readouterr().out
+
+
+def test_an_encoder_alone_has_neither_decoder_nor_loss(photos_dir, tmp_path, capsys):
+    """A new decoder would be random: its numbers would mean nothing, and be others each time."""
+    config = ViTMAEConfig(**{name: value for name, value in TINY.items() if hasattr(ViTMAEConfig(), name)})
+    ViTMAEModel(config).save_pretrained(tmp_path / "encoder")
+    words = [str(tmp_path / "encoder"), "--dataset_name", str(photos_dir), "--max_samples", "4"]
+    main(["analyze", "all", *words, "--output_dir", str(tmp_path / "out")])
+    values = json.loads((tmp_path / "out" / "analysis.json").read_text())["values"]
+    assert "encoder 1/rank" in values and "encoder 1/entropy" in values and "cka" in values
+    assert not [name for name in values if name.startswith(("decoder", "loss"))]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["analyze", "loss_map", *words])
+    assert "is an encoder without a decoder, so it reconstructs nothing" in capsys.readouterr().err
 
 
 def write_broken(folder, bad):

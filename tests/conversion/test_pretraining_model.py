@@ -35,7 +35,7 @@ def test_a_stock_checkpoint_says_by_its_image_processor_what_mean_its_images_hav
     ViTImageProcessor(size=16, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(tmp_path)
     config = read_pretraining_config(ModelSource(str(tmp_path)))
     assert (config.image_mean, config.image_std) == ([0.4] * 3, [0.3] * 3)
-    assert load(str(tmp_path), None, None)[1].image_mean == (0.4,) * 3
+    assert load(str(tmp_path), None, None).pixels.image_mean == (0.4,) * 3
     other = read_pretraining_config(ModelSource(str(tmp_path), {"image_mean": [0.1] * 3}))
     assert other.image_mean == [0.1] * 3 and other.image_std == [0.3] * 3
 

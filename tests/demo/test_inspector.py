@@ -167,7 +167,7 @@ def test_what_cannot_be_shown_is_refused_with_a_sentence(tmp_path, folder):
         load_inspector(str(save_model(tmp_path / "statistics", target_normalization="global_patch")))
     (tmp_path / "resnet").mkdir()
     (tmp_path / "resnet" / "config.json").write_text('{"model_type": "resnet"}')
-    with pytest.raises(ValueError, match="not of the ViT family"):
+    with pytest.raises(ValueError, match="model; needed here: vit_mae_robust"):
         load_inspector(str(tmp_path / "resnet"))
     # A decoder that the config promises, and that is not there.
     save_model(tmp_path / "lost", "encoder")

@@ -40,6 +40,11 @@ def notes_on(*words: str) -> list[str]:
         (["--lora_alpha", "8"], "--lora_alpha has no effect without --lora_r."),
         (["--probe", "attentive", "--drop_path_rate", "0"], "--drop_path_rate has no effect with --probe attentive."),
         (
+            ["--eval_only", "--layer_decay", "0.5", "--mixup", "0.1"],
+            "--layer_decay, --mixup have no effect with --eval_",
+        ),
+        (["--eval_only", "--probe", "attentive"], "--probe has no effect with --eval_only"),
+        (
             ["--task", "detection", "--eval_only", "--detections_per_image", "300"],
             "--detections_per_image has no effect with --eval_only, which takes the model as it was trained.",
         ),
@@ -79,4 +84,6 @@ def test_the_size_of_a_recipe_is_not_for_evaluation():
     parse = make_parser().parse
     assert parse([*START, "--task", "detection"]).model.image_size == 1024
     assert parse([*START, "--task", "detection", "--eval_only"]).model.image_size is None
+    recipe = ("--config", "mask_rcnn_small", "--eval_only")
+    assert notes_on(*recipe) == ["--eval_only takes the model's own image size, not the recipe's --image_size 192."]
     assert parse([*START, "--task", "detection", "--eval_only", "--image_size", "64"]).model.image_size == 64

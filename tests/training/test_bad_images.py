@@ -119,7 +119,7 @@ def test_a_fault_of_ours_says_so_and_what_to_report(photos_dir, tmp_path, capsys
         (["--load_best_model_at_end"], "--load_best_model_at_end needs evaluations"),
         (
             ["--save_strategy", "best", "--eval_strategy", "epoch", "--metric_for_best_model", "accuracy"],
-            "--metric_for_best_model accuracy: an evaluation gives loss",
+            "--metric_for_best_model accuracy, which --save_strategy best looks at: an evaluation gives loss",
         ),
         (["--output_dir", "/dev/null/out"], "--output_dir /dev/null/out: /dev/null is not a folder"),
     ],

@@ -156,7 +156,7 @@ def _config_fields(class_names: Sequence[str], settings: ClassifierSettings) -> 
 
 def _check_head(name: str, config: PreTrainedConfig, class_names: Sequence[str], pooling: str | None) -> str:
     """The pooling of a classifier whose head is kept. Raises ValueError where it cannot be kept."""
-    check_classes(name, config, class_names)
+    check_classes(name, config, class_names, hint="--ignore_mismatched_sizes puts a new head on it.")
     own = "mean" if getattr(config, "use_mean_pooling", False) else "cls"
     if pooling not in (None, own):
         raise UserError(

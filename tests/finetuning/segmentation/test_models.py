@@ -301,7 +301,7 @@ def test_a_size_or_overrides_that_do_not_fit_a_checkpoint(saved):
 
 def test_only_a_segmenter_of_the_same_classes_is_evaluated(saved, tmp_path):
     folder, _ = saved("ours")
-    with pytest.raises(ValueError, match="vit_mae_robust.*not what is needed here: upernet"):
+    with pytest.raises(ValueError, match="vit_mae_robust.*; needed here: upernet"):
         segmenter_for_evaluation(ModelSource(folder), CLASSES)
     segmenter_from_encoder(ModelSource(folder), CLASSES, SegmenterSettings(**SMALL))[0].save_pretrained(
         tmp_path / "segmenter"

@@ -315,7 +315,7 @@ def test_statistics_are_shared_where_several_gpus_train(arguments, monkeypatch):
         (["--label_column_name", "image_id"], "no column 'image_id'"),
         (["--id2label", "nowhere.json"], "nowhere.json"),
         (["--image_size", 30], "--image_size 30 is not a multiple of the patch size 4"),
-        (["--eval_only", "true"], "not what is needed here: upernet"),
+        (["--eval_only", "true"], "; needed here: upernet"),
     ],
 )
 def test_bad_arguments_end_in_a_sentence(words, more, message, capsys):
