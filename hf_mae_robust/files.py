@@ -117,6 +117,13 @@ def check_is_free(path: str | Path) -> None:
         )
 
 
+def check_ending(path: Path, name: str, ending: str) -> None:
+    """Raises UserError where a file to write has another ending than `ending`, such as a picture that was named by
+    mistake, which it would replace. One without an ending is as it is. name: of the flag that says the path."""
+    if path.suffix not in ("", ending):
+        raise UserError(f"{name} {path}: must end in {ending}, such as {path.with_suffix(ending).name}.")
+
+
 def check_can_write(path: str | Path, name: str) -> None:
     """Raises UserError where neither a file nor a folder can be made or changed at `path`. Nothing is written. name: of
     the flag that says the path."""

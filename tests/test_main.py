@@ -46,6 +46,7 @@ def test_convert_is_a_command(tmp_path, capsys):
 
 # They name what may be on the Hub.
 ASKS_THE_HUB = {"dataset_name", "pretrain_dataset_name", "other"}
+KNN = ["analyze", "knn", "MODEL", "--dataset_name", "SET", "--num_workers", "0"]
 EMBED = ["embed", "MODEL", "--dataset_name", "SET", "--num_workers", "0"]
 STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--patch_size", "4", "--num_workers", "0"]
 
@@ -54,6 +55,10 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
     ("words", "message"),
     [
         ([*STATISTICS, "--output", "FOLDER"], "is a folder; name a file"),
+        ([*STATISTICS, "--output", "photo.jpg"], "--output photo.jpg: must end in .safetensors, such as photo.saf"),
+        ([*KNN, "--output", "photo.jpg"], "--output photo.jpg: must end in .json"),
+        ([*KNN, "--predictions", "photo.jpg"], "--predictions photo.jpg: must end in .csv"),
+        ([*KNN, "--output", "a", "--predictions", "a"], "--output and --predictions both name a. Give two files."),
         ([*STATISTICS, "--output", "/dev/null/x"], "--output /dev/null/x: /dev/null is not a folder"),
         ([*STATISTICS, "--output", "s", "--patch_size", "5"], "--patch_size 5: image_size=16 is not a multiple"),
         ([*STATISTICS, "--output", "s", "--image_size", "16", "4", "2"], "--image_size 16 4 2 --patch_size 4: "),

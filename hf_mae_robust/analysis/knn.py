@@ -18,6 +18,7 @@ from ..data.opening import open_splits
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError
+from ..files import check_ending
 from ..hub.models import local_model
 from ..training.arguments import add_bands_argument, add_data_arguments, add_worker_argument
 from ..training.image_form import as_model_wants
@@ -231,6 +232,11 @@ def run_knn(args: argparse.Namespace) -> None:
         raise UserError(
             f"--predictions {args.predictions} is a folder; name a file, such as {args.predictions / PREDICTIONS}."
         )
+    for name, ending in (("output", ".json"), ("predictions", ".csv")):
+        if (path := getattr(args, name)) is not None:
+            check_ending(path, f"--{name}", ending)
+    if args.output is not None and args.output == args.predictions:
+        raise UserError(f"--output and --predictions both name {args.output}. Give two files.")
     if args.k < 1 or args.temperature <= 0:
         raise UserError(f"--k {args.k} --temperature {args.temperature}: must be positive.")
     state = PartialState(cpu=not torch.accelerator.is_available())

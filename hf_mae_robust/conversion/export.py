@@ -250,4 +250,6 @@ def run_export(args: argparse.Namespace) -> None:
         check_packages()  # before a model is downloaded
     checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
     left_out = export(checkpoint, args.out, args.to)
+    if (Path(checkpoint) / "linear_head.safetensors").exists():  # which --freeze_encoder has trained
+        left_out.append("the linear head of the segmenter (linear_head.safetensors)")
     print(f"{args.out}: {args.to}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))

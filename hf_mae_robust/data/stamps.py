@@ -51,6 +51,23 @@ def stamp_of_stream(source: ImageSource, name: str | None, written: Path | None 
     return digest(source.revision, sorted(_times(path for path in paths if not own or not path.startswith(own))))
 
 
+def changed_note(name: str | None, now: str | None, before: str | None, output: Path) -> str | None:
+    """For an output that is there already: a sentence where local files that it was made of are not as they were then,
+    by path, size and time; None: they are, or nothing is known of them. now, before: of `stamp_of_local`."""
+    if None in (now, before) or now == before:
+        return None
+    return (
+        f"Note: files of {name} were written again, or moved, since {output} was made of them. Remove {output} to make "
+        "it again."
+    )
+
+
+def stamp_of_local(sources: Iterable[ImageSource], name: str | None) -> str | None:
+    """Of data sets in local files with random access (others have a commit, or `stamp_of_stream`)."""
+    known = [source for source in sources if source.num_rows is not None]
+    return digest(*map(stamp_of, known)) if known and name and Path(name).exists() else None
+
+
 def some(values: Any) -> list[Any]:
     """At most MAX_FILES of them, evenly spread."""
     if len(values) <= MAX_FILES:

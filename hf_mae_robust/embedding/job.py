@@ -18,7 +18,7 @@ from ..data.opening import open_splits
 from ..data.optional_labels import find_labels_if_any
 from ..data.preprocessing import EvaluationTransform
 from ..data.source import DataLocation, ImageSource, digest
-from ..data.stamps import stamp_of_stream
+from ..data.stamps import changed_note, stamp_of_local, stamp_of_stream
 from ..errors import DataError, ExistingFileError, UserError
 from ..hub.models import local_model
 from ..training.image_form import as_model_wants
@@ -72,6 +72,9 @@ class Job:
                 f"--output {self.output} exists and is of other settings: {changed}. Choose another "
                 "--output, or remove it."
             )
+        say(f"{self.output} is there already, with these settings; no image is embedded again")
+        if note := changed_note(self.about["dataset"], self.about["files"], about.get("files"), self.output):
+            say(note)
         return True
 
 
@@ -100,6 +103,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     }
     about = {"checkpoint": args.checkpoint, "checkpoint_revision": revision, "dataset": args.dataset_name}
     about |= {"dataset_revision": source.revision, "split": args.split}
+    about["files"] = first_process(partial(stamp_of_local, [source], args.dataset_name))
     about["label_column"] = None if source.labels is None else source.labels.column
     encoder.to(device)
     return Job(encoder, pixels, source, EvaluationTransform(processor), args.output, settings, {**about, **settings})

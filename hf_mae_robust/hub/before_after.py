@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _PREFIX = "diagnostics/"
+# As a share: less is the noise of a measure's sample.
+_NOTICEABLE = 0.005
 # Key, name, and whether more of it is better (1), worse (-1), or neither by itself (0).
 _BY_LABELS = (
     ("knn_accuracy", "Nearest neighbours, accuracy", 1),
@@ -61,7 +63,8 @@ def before_and_after(history: Sequence[Mapping[str, Any]]) -> BeforeAfter | None
                 continue
             before, after = float(first[name_in_log]), float(final[name_in_log])
             rows.append((name, before, after))
-            if is_judge and better * (after - before) < 0:
+            # What does not show in the table is not worth an alarm.
+            if is_judge and better * (float(f"{after:.4g}") - float(f"{before:.4g}")) < -_NOTICEABLE * abs(before):
                 worse.append(f"{name[0].lower()}{name[1:]} {before:.4g} -> {after:.4g}")
     if not rows:
         return None

@@ -1,6 +1,7 @@
 """python -m hf_mae_robust prepare: the images of a data set, shrunk once, in a folder that trains at once."""
 
 import argparse
+import shlex
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,4 +86,4 @@ def _say_what_was_written(args: argparse.Namespace, plan: ShardPlan) -> None:
             f"{len(records):,} images cannot be decoded and were left out ({describe(kinds)}). "
             f"{args.output_dir / FILE_NAME} lists them."
         )
-    say(f"Train on them with: run_pretrain.py --dataset_name {args.output_dir}")
+    say(f"Train on them with: python run_pretrain.py --dataset_name {shlex.quote(str(args.output_dir))}")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..data.bad_images import FILE_NAME
 from ..data.opening import open_every_split
 from ..data.source import DataLocation, ImageSource, digest
-from ..data.stamps import stamp_of_stream
+from ..data.stamps import changed_note, stamp_of_local, stamp_of_stream
 from ..data.stream_cache import parse_size
 from ..errors import ExistingFileError, UserError
 from ..files import check_is_free, flush
@@ -86,6 +86,7 @@ class Job:
         stamp = {}
         if stream is not None:
             stamp["stream"] = first_process(partial(stamp_of_stream, stream, args.dataset_name))
+        self.files = first_process(partial(stamp_of_local, self.sources, args.dataset_name))
         self.settings = {
             "fingerprint": digest(fingerprints, self.annotations and self.annotations.describe()),
             **stamp,
@@ -112,12 +113,15 @@ class Job:
         if not record.is_file():
             check_is_free(self.output)
             return False
-        former = json.loads(record.read_text()).get("settings", {})
+        content = json.loads(record.read_text())
+        former = content.get("settings", {})
         if (changed := difference(former, self.settings, NAMES)) is not None:
             raise ExistingFileError(
                 f"--output_dir {self.output} exists and is of other settings: {changed}. Choose another --output_dir, "
                 "or remove it."
             )
+        if note := changed_note(self.args.dataset_name, self.files, content.get("files"), self.output):
+            say(note)
         return True
 
     def is_begun(self) -> bool:
@@ -227,7 +231,8 @@ class Job:
         beside = "nothing" if self.annotations is None else self.annotations.describe()
         card = card_of(name, self.sources[0].revision, self.shrinking, beside, self.form, plan)
         (result / "README.md").write_text(card, encoding="utf-8")
-        (result / RECORD).write_text(json.dumps({"settings": self.settings}, indent=1) + "\n")
+        content = {"settings": self.settings, "files": self.files}
+        (result / RECORD).write_text(json.dumps(content, indent=1) + "\n")
         for path in (*sorted(result.rglob("*")), result):
             flush(path)
         result.replace(self.output)

@@ -3,6 +3,7 @@ or for all."""
 
 from ..errors import UserError
 from ..model import ViTMAERobustForPreTraining
+from .arguments import MAETrainingArguments
 
 
 def freeze_blocks(model: ViTMAERobustForPreTraining, count: int) -> None:
@@ -15,6 +16,17 @@ def freeze_blocks(model: ViTMAERobustForPreTraining, count: int) -> None:
         raise UserError(f"--freeze_blocks {count}: the encoder has {len(blocks)} blocks.")
     for part in (model.vit.embeddings, *blocks[:count]):
         part.requires_grad_(False)
+
+
+def steps_of_decoder(training: MAETrainingArguments, num_steps: int) -> str:
+    """In which steps of --decoder_warmup_steps the decoder alone learns, in words; "": in none. num_steps: of the
+    training."""
+    steps = training.decoder_warmup_steps
+    if not steps:
+        return ""
+    if steps >= num_steps:
+        return f"all {num_steps:,} steps (--decoder_warmup_steps {steps:g}), and the encoder in none"
+    return f"the first {f'{steps:.3g} of the' if steps < 1 else f'{steps:,g}'} steps"
 
 
 def drop_encoder_gradients(model: ViTMAERobustForPreTraining) -> None:

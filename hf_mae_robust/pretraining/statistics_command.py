@@ -13,6 +13,7 @@ from ..data.band_detection import stored_bands_of
 from ..data.opening import open_splits
 from ..data.source import SEED, DataLocation, ImageSource
 from ..errors import UserError, refused_by_library
+from ..files import check_ending
 from ..model import ViTMAERobustConfig
 from ..statistics.band_pass import statistics_of_band_source
 from ..statistics.patch_statistics import PatchStatistics
@@ -74,6 +75,7 @@ def run_statistics(args: argparse.Namespace) -> None:
     if args.output.is_dir():
         example = args.output / "statistics.safetensors"
         raise UserError(f"--output {args.output} is a folder; name a file, such as {example}.")
+    check_ending(args.output, "--output", ".safetensors")
     if args.num_channels is not None and args.num_channels < 1:
         raise UserError(f"--num_channels {args.num_channels}: must be at least 1.")
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(BandArguments)}

@@ -24,7 +24,7 @@ from ..statistics.statistics_pass import cached_statistics_of_source
 from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
-from .adapting import freeze_blocks
+from .adapting import freeze_blocks, steps_of_decoder
 from .arguments import MAETrainingArguments, ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .model_config import config_of, settings_of_images
@@ -226,11 +226,7 @@ def describe_schedule(trainer: MAETrainer) -> str:
 def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
     parts = []
     if training.decoder_warmup_steps:
-        steps, all_steps = training.decoder_warmup_steps, trainer.num_steps()
-        which = f"the first {f'{steps:.3g} of the' if steps < 1 else f'{steps:,g}'} steps"
-        if steps >= all_steps:
-            which = f"all {all_steps:,} steps (--decoder_warmup_steps {steps:g}), and the encoder in none"
-        parts.append(f"the decoder alone learns in {which}")
+        parts.append(f"the decoder alone learns in {steps_of_decoder(training, trainer.num_steps())}")
     if training.layer_decay < 1:
         parts.append(f"layer decay {training.layer_decay:g}")
     if training.freeze_blocks is not None:

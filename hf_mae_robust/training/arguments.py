@@ -43,7 +43,8 @@ class DatasetArguments:
     train_split_name: str = option("train", "Split to train on.")
     eval_split_name: str = option(
         "auto",
-        "Split to evaluate on; auto: validation, valid, val or test, whichever comes first; none: no evaluation.",
+        "Split to evaluate on; auto: validation, valid, val or test, whichever comes first; none: no split (so no "
+        "evaluation, unless --train_val_split holds out images).",
     )
     train_val_split: float | None = option(
         None, "Share of the training images to hold out for evaluation where the data set has no split for it."
@@ -210,6 +211,9 @@ class ImageTrainingArguments(TrainingArguments):
     dataloader_in_order: bool = option(True, "Has no effect here: batches always come in order, so that runs resume.")
     train_sampling_strategy: str = option("random", "Must be random: the order follows from --seed.")
     length_column_name: str = option("length", "Has no effect here: images have no lengths.")
+    do_train: bool = option(False, "Has no effect here: a run trains, but with --eval_only of fine-tuning.")
+    do_eval: bool = option(False, "Has no effect here: see --eval_strategy and --eval_split_name.")
+    do_predict: bool = option(False, "Has no effect here: `embed` and `analyze knn --predictions` write predictions.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")
     remove_unused_columns: bool = option(False, "Has no effect here: only the image column is read.")
     profile: int = option(

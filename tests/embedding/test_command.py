@@ -3,6 +3,7 @@ make of its file."""
 
 import csv
 import json
+import os
 import re
 import shutil
 from importlib.util import find_spec
@@ -416,6 +417,21 @@ def test_a_finished_file_is_kept_and_used(encoder_dir, photos_dir, tmp_path, cap
     assert "Only the 10 most similar pairs are listed (--max_pairs)" in printed
     with (tmp_path / "e.near_duplicates.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 10
+
+
+def test_of_changed_pictures_it_is_said_that_the_vectors_are_of_the_former_ones(encoder_dir, tmp_path, capsys):
+    folder, output = tmp_path / "pictures", tmp_path / "e.parquet"
+    folder.mkdir()
+    for i, picture in enumerate(photos(4)):
+        PILImage.fromarray(picture).save(folder / f"{i}.png")
+    embed(encoder_dir, folder, output)
+    capsys.readouterr()
+    embed(encoder_dir, folder, output)
+    printed = capsys.readouterr().out
+    assert "no image is embedded again" in printed and "were written again" not in printed
+    os.utime(folder / "0.png", (1, 1))  # the fingerprint knows the sizes of some files
+    embed(encoder_dir, folder, output)
+    assert f"Note: files of {folder} were written again, or moved, since {output} was made" in capsys.readouterr().out
 
 
 def test_a_file_of_others_is_not_overwritten(encoder_dir, photos_dir, tmp_path, capsys):

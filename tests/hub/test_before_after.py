@@ -32,6 +32,7 @@ def test_the_first_and_the_last_of_the_log_are_compared():
     [
         ({"knn_accuracy": 0.4}, "got worse on these labels (nearest neighbours, accuracy 0.5 -> 0.4)"),
         ({"knn_accuracy": 0.5}, None),
+        ({"knn_accuracy": 0.499}, None),  # one image of a thousand
     ],
 )
 def test_with_labels_a_sentence_says_when_it_got_worse(change, says):
@@ -44,6 +45,7 @@ def test_with_labels_a_sentence_says_when_it_got_worse(change, says):
     [
         ({"mean/rank": 8.0}, "may have got worse (effective rank of the images' features 9 -> 8)"),
         ({"encoder 10/similarity": 0.9}, "last block 0.4 -> 0.9"),
+        ({"mean/rank": 8.9999, "encoder 10/similarity": 0.4001}, None),
         ({"mean/uniformity": -1.0, "mean/rank": 10.0, "encoder 2/similarity": 0.9}, None),
     ],
 )

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_the_card_says_what_was_done_and_no_path(tmp_path, capsys):
     assert table[0]["path"] == "train/cat/00.jpg" and len(table) == 11
     # A split without classes has no labels; -1 stands for none, as in other data sets.
     assert set(load_dataset(str(folder), split="test")["label"]) == {-1}
+
+
+def test_of_changed_pictures_it_is_said_that_they_are_not_those_that_were_prepared(tmp_path, capsys):
+    folder, output = photo_folder(tmp_path / "photos"), tmp_path / "out"
+    prepare(folder, output)
+    prepare(folder, output)
+    printed = capsys.readouterr().out
+    assert "is there already, of the same data" in printed and "were written again" not in printed
+    assert f"--dataset_name {output}" in printed
+    os.utime(folder / "train" / "cat" / "00.jpg", (1, 1))  # the fingerprint knows the sizes of some files
+    prepare(folder, output)
+    assert f"Note: files of {folder} were written again, or moved, since {output} was made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -15,7 +15,7 @@ from hf_mae_robust.conversion.beit import mae_beit_config
 from hf_mae_robust.conversion.original import to_original
 from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.conversion.stock import read_stock
-from hf_mae_robust.pretrain import make_parser, prepare, pretrain
+from hf_mae_robust.pretrain import make_parser, plan, prepare, pretrain
 from tests.conversion.test_any_encoder import BEIT, SOURCES, last_tokens, learned
 from tests.conversion.test_convert import PIXELS, VIT, randomised, timm_folder
 from tests.helpers import TINY, as_flags, losses, write_parquet_set
@@ -165,6 +165,7 @@ def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir, capsys
         "all 3 steps (--decoder_warmup_steps 3), and the encoder in none" if warmup == "3" else "the first 0.7 of the"
     )
     assert f"the decoder alone learns in {said}" in capsys.readouterr().out
+    assert f"learns alone in {said}" in plan(arguments_of(*words, "--max_steps", "3", output="planned"))
     fresh, _ = prepare(arguments_of(*words, "--max_steps", "3", output="fresh"))
     assert moved(trainer.model, vit_dir) == set()
     before = fresh.model.decoder.state_dict()
