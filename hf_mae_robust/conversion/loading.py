@@ -42,7 +42,7 @@ def load_with_report(model_class: type[Model], name: str | None, **options: Any)
             if name is not None and (sentence := lfs_pointer(name)) is not None:
                 raise UserError(f"{sentence}.") from error
             raise UserError(
-                f"{name}: its weights are not there, or cannot be read: {first_line(error).rstrip('.')}. "
+                f"{name}: its weights are missing or damaged: {first_line(error).rstrip('.')}. "
                 "Copy or download the model again."
             ) from error
 

@@ -92,7 +92,7 @@ class FinetuneModelArguments:
         if self.probe == "attentive":
             raise UserError("--lora_r is not for --probe attentive, which leaves the encoder as it is.")
         if self.linear_probe or self.task != "classification":
-            raise UserError("--lora_r is for --task classification without --linear_probe.")
+            raise UserError("--lora_r works only with --task classification, and not together with --linear_probe.")
         if not is_peft_available():
             raise UserError('--lora_r needs peft: pip install ".[peft]", in a clone of hf_mae_robust.')
 

@@ -74,5 +74,5 @@ def before_and_after(history: Sequence[Mapping[str, Any]]) -> BeforeAfter | None
             f"The features got worse on these labels ({'; '.join(worse)}): the encoder as it was may serve better."
         )
     elif worse:
-        verdict = f"The features may have got worse ({'; '.join(worse)}); --label_column_name would tell."
+        verdict = f"The features may have got worse ({'; '.join(worse)}). --label_column_name measures accuracies, too."
     return BeforeAfter(tuple(rows), int(final["step"]), verdict)

@@ -242,9 +242,12 @@ def card_of_recipe(name: str) -> str:
 
     Raises ValueError for a recipe that is not a row of the paper; FileNotFoundError for none.
     """
+    if Path(name).stem not in PAPER_RESULTS:
+        raise UserError(
+            f"{name} is neither the folder of a run nor a recipe of the paper's tables; those are "
+            f"{', '.join(sorted(PAPER_RESULTS))}."
+        )
     path = recipe_path(name)
-    if path.stem not in PAPER_RESULTS:
-        raise UserError(f"{name} is not a row of the paper's tables; those are {', '.join(sorted(PAPER_RESULTS))}.")
     paper = PAPER_RESULTS[path.stem]
     text = path.read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)

@@ -267,7 +267,7 @@ class ViTMAERobustConfig(BackboneConfigMixin, ViTMAEConfig):
                 nearest = [size for size in (image - image % patch, image - image % patch + patch) if size]
                 raise ValueError(
                     f"image_size={self.image_size!r} is not a multiple of patch_size={self.patch_size!r}: "
-                    f"the {axis} {image} leaves {image % patch} pixels over. "
+                    f"the {axis} {image} is not divisible by {patch} (remainder {image % patch}). "
                     f"Nearest that fit: {' and '.join(map(str, nearest))}."
                 )
         for field in (

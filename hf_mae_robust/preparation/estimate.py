@@ -41,8 +41,8 @@ class Estimate:
     def describe(self, num_processes: int) -> str:
         """num_processes: that shrink side by side."""
         lines = [
-            f"Of {self.num_images:,} images, one process reads {1 / self.original_s:,.3g} a second for training as "
-            f"they are, and {1 / self.prepared_s:,.3g} once they are prepared: {self.gain:.3g} times as many",
+            f"Of {self.num_images:,} images, one process reads {_rate(self.original_s)} a second for training as they "
+            f"are, and {_rate(self.prepared_s)} once they are prepared: {self.gain:.3g} times as many",
             f"An image takes {_bytes(self.original_bytes)} now and {_bytes(self.prepared_bytes)} then",
         ]
         if self.num_rows is not None:
@@ -134,6 +134,12 @@ def _time_reading(source: ImageSource, values: list[Any], image_size: tuple[int,
         return time.perf_counter() - begun
     finally:
         torch.set_num_threads(threads)
+
+
+def _rate(seconds: float) -> str:
+    """A second, of what takes so long."""
+    rate = 1 / seconds
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _bytes(number: float) -> str:

@@ -190,6 +190,9 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
             overrides = [word for word in on_line if word.partition("=")[0] == "--config_overrides"]
             if len(overrides) > 1:
                 self.notes.append(f"--config_overrides is given {len(overrides)} times; only the last one counts.")
+            configs = [word for word in on_line if word.partition("=")[0] == "--config"]
+            if len(configs) > 1:
+                self.notes.append(f"--config is given {len(configs)} times; only the last one, {given.config}, counts.")
             flags_on_line, settings = self.given_flags(on_line), parse_config_overrides(given.config_overrides)
             self.flags_on_line = set(flags_on_line)
             for flag in flags_on_line.intersection(settings, self.settings_of_model):

@@ -200,7 +200,7 @@ def truncated(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("damage, message", [(damaged, "lacks 1 tensor"), (truncated, "cannot be read")])
+@pytest.mark.parametrize("damage, message", [(damaged, "lacks 1 tensor"), (truncated, "missing or damaged")])
 def test_broken_checkpoints_are_refused(damage, message, tmp_path):
     ViTMAEForPreTraining(ViTMAEConfig(**SIZES)).save_pretrained(tmp_path / "there")
     damage(tmp_path / "there")

@@ -501,7 +501,7 @@ def test_cards_of_recipes_are_up_to_date_and_claim_nothing(name):
 def test_a_recipe_that_is_no_row_of_the_paper_has_no_card(capsys):
     with pytest.raises(SystemExit):
         main(["card", "digits"])
-    assert "not a row of the paper" in capsys.readouterr().err
+    assert "digits is neither the folder of a run nor a recipe of the paper's tables" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(CARDS.keys() - PAPER_RESULTS.keys()))

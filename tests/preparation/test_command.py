@@ -172,7 +172,7 @@ def test_streams_give_the_same_images(tmp_path):
 def test_dry_run_says_what_is_gained_and_writes_nothing(original_dir, tmp_path, capsys):
     main([*words(original_dir, tmp_path / "out"), "--dry_run"])
     printed = capsys.readouterr().out
-    assert re.search(r"Of 40 images, one process reads [\d,.e+]+ a second for training as they are, and", printed)
+    assert re.search(r"Of 40 images, one process reads [\d,.]+ a second for training as they are, and", printed)
     assert re.search(r"All 51 images take (about [\d,.]+ (seconds|minutes)|a second or two) to prepare", printed)
     assert list(tmp_path.iterdir()) == []
 

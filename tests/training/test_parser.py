@@ -213,6 +213,12 @@ def test_the_last_of_several_overrides_counts_and_is_said():
     assert parser.notes == ["--config_overrides is given 2 times; only the last one counts."]
 
 
+def test_the_last_of_several_recipes_counts_and_is_said():
+    parser = make_parser()
+    assert parser.parse(["--config", "small_64px", "--config=small_32px"]).training.output_dir == "outputs/small_32px"
+    assert "--config is given 2 times; only the last one, small_32px, counts." in parser.notes
+
+
 def test_config_overrides():
     assert parse_config_overrides("image_size=32,patch_size=[8, 4],layer_norm_eps=1e-6,hidden_act=gelu") == {
         "image_size": 32,

@@ -48,7 +48,7 @@ class ClassificationTask(FinetuningTask[ClassificationTrainer]):
         source = model_source(arguments, self.settings_of_images)
         if arguments.recipe.eval_only:
             if model.from_scratch:
-                raise UserError("--from_scratch gives no classifier to evaluate.")
+                raise UserError("--eval_only needs a trained classifier; leave out --from_scratch.")
             return self.as_trained(arguments, classifier_for_evaluation(source, class_names, model.attn_implementation))
         is_attentive = model.probe == "attentive"
         is_probe = model.linear_probe or is_attentive

@@ -58,5 +58,5 @@ def object_splits(folder: Path) -> dict[str, Callable[[], datasets.Dataset]] | N
     if is_of_tables or not tree.images:
         return None
     layout = annotations_of(tree)
-    what = f"the annotations look like {layout}'s, which are not read" if layout else "no annotations were found"
-    raise DataError(f"{folder}: {what} by --task detection. It wants {WANTED}.")
+    what = f"the annotations look like {layout}'s, which it does not read" if layout else "it found none"
+    raise DataError(f"{folder}: --task detection needs annotations of objects, and {what}. It reads {WANTED}.")

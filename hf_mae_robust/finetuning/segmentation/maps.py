@@ -269,7 +269,7 @@ def find_maps(
         known = [name for name in NAMES_OF_COLUMNS if name in images]
         if not known and len(images) != 1:
             raise DataError(
-                f"{description} has {len(images)} columns that may be semantic maps: name the one with "
+                f"{description}: {len(images) or 'no'} columns may be semantic maps. Name the right one with "
                 f"--label_column_name. It has: {columns}. In a folder of files, maps lie beside the images under the "
                 "same names: images/train/a.jpg, masks/train/a.png."
             )

@@ -602,10 +602,10 @@ def test_weights_that_are_not_there_or_damaged(tmp_path):
     save(VITS["ours"](), folder)
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="source: its weights are not there, or cannot be read"):
+    with pytest.raises(ValueError, match="source: its weights are missing or damaged"):
         classifier_from_checkpoint(ModelSource(str(folder)), CLASSES)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="source: its weights are not there, or cannot be read"):
+    with pytest.raises(ValueError, match="source: its weights are missing or damaged"):
         classifier_from_checkpoint(ModelSource(str(folder)), CLASSES)
 
 
@@ -721,7 +721,7 @@ def test_settings_that_do_not_fit(tmp_path):
         with pytest.raises(ValueError, match=message):
             make(ModelSource(name, overrides), CLASSES)
     words = ["--model_name_or_path", ours, "--eval_only", "--from_scratch"]
-    with pytest.raises(ValueError, match="no classifier to evaluate"):
+    with pytest.raises(ValueError, match="needs a trained classifier; leave out --from_scratch"):
         ClassificationTask().build_model(make_parser().parse(words), CLASSES)
     with pytest.raises(ValueError, match="Two classes of the data have the same name"):
         classifier_from_checkpoint(ModelSource(ours), ["a", "a"])

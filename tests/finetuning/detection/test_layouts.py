@@ -58,7 +58,12 @@ def test_lvis_names_its_images_by_url(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("labels/0.txt", "YOLO"), ("Annotations/0.xml", "Pascal VOC"), ("images/0.json", "labelme"), (None, "no annot")],
+    [
+        ("labels/0.txt", "YOLO"),
+        ("Annotations/0.xml", "Pascal VOC"),
+        ("images/0.json", "labelme"),
+        (None, "it found none"),
+    ],
 )
 def test_other_layouts_are_named_with_what_is_wanted(tmp_path, name, layout):
     (tmp_path / "images").mkdir()
