@@ -121,7 +121,7 @@ def check_ending(path: Path, name: str, ending: str) -> None:
     """Raises UserError where a file to write has another ending than `ending`, such as a picture that was named by
     mistake, which it would replace. One without an ending is as it is. name: of the flag that says the path."""
     if path.suffix not in ("", ending):
-        raise UserError(f"{name} {path}: must end in {ending}, such as {path.with_suffix(ending).name}.")
+        raise UserError(f"{name} {path}: must end in {ending}, such as {path.name}{ending}.")
 
 
 def check_can_write(path: str | Path, name: str) -> None:

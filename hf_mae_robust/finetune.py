@@ -4,6 +4,7 @@ What trains is imported where it is used, so that --help answers at once.
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .finetuning.arguments import (
@@ -42,9 +43,20 @@ class FinetuneParser(RecipeParser[FinetuneArguments]):
                     f"--eval_only takes the model's own image size, not the recipe's --image_size {size}."
                 )
             arguments.model.image_size = None
+        if arguments.recipe.eval_only and "output_dir" not in self.flags_on_line:
+            self._evaluate_elsewhere(arguments.training)
         flags = {name: value for group in arguments for name, value in vars(group).items()}
         self.notes += notes_on_unused(self.flags_on_line, flags)
         return arguments
+
+    def _evaluate_elsewhere(self, training: FinetuneTrainingArguments) -> None:
+        """Of a default, or of a recipe, which is that of the training."""
+        from .hub.run_record import RECORD
+
+        folder = Path(training.output_dir)
+        if (folder / RECORD).exists():
+            training.output_dir = str(folder / "evaluation")
+            self.notes.append(f"{folder} holds a training; the results of --eval_only go to {training.output_dir}.")
 
 
 def make_parser(prog: str | None = None, description: str | None = None) -> FinetuneParser:

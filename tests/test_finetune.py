@@ -112,6 +112,12 @@ def test_a_finished_run_that_is_started_again_keeps_its_results(arguments, tmp_p
         now = json.loads(file.read_text())
         trained = {name for name in former if name.startswith("train_")}
         assert former["train_loss"] > 0 and {name: now[name] for name in trained} == {n: former[n] for n in trained}
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert not [entry for entry in history if entry.get("train_loss") == 0]
+    for file in files:  # stopped after the last checkpoint, before it wrote them
+        file.unlink()
+    finetune(*arguments(*words))
+    assert json.loads(files[1].read_text()).keys() == {"epoch"} and "eval_accuracy" in json.loads(files[0].read_text())
 
 
 def test_flags_without_effect_do_not_stop_a_resume(arguments, tmp_path, capsys):
@@ -141,6 +147,11 @@ def test_what_a_training_held_out_is_evaluated_again_with_the_same_flags(argumen
         finetune(*arguments(*alone))
     assert (tmp_path / "out" / "all_results.json").read_bytes() == results
     again = finetune(*arguments(*alone, "--output_dir", tmp_path / "out" / "evaluation"))
+    parser = make_parser()
+    (tmp_path / "mine.yaml").write_text(f"output_dir: {tmp_path / 'out'}\n")
+    words = ["--config", tmp_path / "mine.yaml", "--eval_only", "--model_name_or_path", tmp_path / "out"]
+    assert parser.parse(list(map(str, words))).training.output_dir == str(tmp_path / "out" / "evaluation")
+    assert "the results of --eval_only go to" in parser.notes[-1]
     assert again.eval_source.fingerprint == trained.eval_source.fingerprint
     assert again.state.global_step == 0 and again.eval_source.num_rows == 10
 

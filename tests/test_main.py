@@ -55,7 +55,7 @@ STATISTICS = ["statistics", "--dataset_name", "SET", "--image_size", "16", "--pa
     ("words", "message"),
     [
         ([*STATISTICS, "--output", "FOLDER"], "is a folder; name a file"),
-        ([*STATISTICS, "--output", "photo.jpg"], "--output photo.jpg: must end in .safetensors, such as photo.saf"),
+        ([*STATISTICS, "--output", "photo.jpg"], "--output photo.jpg: must end in .safetensors, such as photo.jpg.saf"),
         ([*KNN, "--output", "photo.jpg"], "--output photo.jpg: must end in .json"),
         ([*KNN, "--predictions", "photo.jpg"], "--predictions photo.jpg: must end in .csv"),
         ([*KNN, "--output", "a", "--predictions", "a"], "--output and --predictions both name a. Give two files."),

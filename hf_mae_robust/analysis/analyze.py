@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..conversion.encoders import open_config
 from ..conversion.pixels import Pixels, processor_of, read_pixels
-from ..conversion.pretraining_model import PRETRAINING_KINDS, load_pretraining_model, read_pretraining_config
+from ..conversion.pretraining_model import PRETRAINING_KINDS, load_with_new_tensors, read_pretraining_config
 from ..conversion.source import Access, ModelSource
 from ..data.bad_images import describe
 from ..data.opening import open_splits
@@ -60,11 +60,10 @@ def load(name: str, revision: str | None, token: str | None) -> Loaded:
             f"{name} is a '{config.model_type}' model; these analyses are for pre-training checkpoints "
             "('vit_mae_robust' or 'vit_mae'), which have a decoder. `analyze knn` takes any encoder."
         )
-    model, note = load_pretraining_model(source, read_pretraining_config(source))
+    model, note, new = load_with_new_tensors(source, read_pretraining_config(source))
     if note:
         say(note)
-    kinds = config.architectures or ("ForPreTraining",)
-    has_decoder = any(kind.endswith("ForPreTraining") for kind in kinds)
+    has_decoder = not any(name.startswith("decoder.") for name in new)
     return Loaded(model, read_pixels(source, model.config), path, has_decoder)
 
 
@@ -169,10 +168,10 @@ def _remove_former(folder: Path, about: dict[str, Any]) -> None:
         former = json.loads((folder / "analysis.json").read_text())
     except FileNotFoundError:
         return
-    except ValueError:
-        former = {}
-    if former.get("checkpoint") != about["checkpoint"]:
-        say(f"Note: {folder} held an analysis of {former.get('checkpoint')}, which is replaced.")
+    except ValueError:  # a disk that was full
+        former = about
+    if former["checkpoint"] != about["checkpoint"]:
+        say(f"Note: {folder} held an analysis of {former['checkpoint']}, which is replaced.")
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
 

@@ -98,6 +98,16 @@ def load_pretraining_model(
     Raises ValueError for weights that are damaged or missing, of other sizes than the configuration's, or with more or
     fewer blocks.
     """
+    return load_with_new_tensors(source, config, attn_implementation, start)[:2]
+
+
+def load_with_new_tensors(
+    source: ModelSource,
+    config: ViTMAERobustConfig,
+    attn_implementation: str | None = "sdpa",
+    start: tuple[ViTMAERobustConfig, Mapping[str, Tensor]] | None = None,
+) -> tuple[ViTMAERobustForPreTraining, str | None, frozenset[str]]:
+    """As `load_pretraining_model`; and the names of the tensors that the checkpoint lacks."""
     found: PreTrainedConfig | None
     weights: dict[str, Tensor] | None
     found, weights = (open_config(source), None) if start is None else (start[0], dict(start[1]))
@@ -178,7 +188,7 @@ def load_pretraining_model(
         positions.requires_grad_(True)
         if start is None:
             notes.append(f"Note: {source.name}: its positions are not sine-cosine, and pre-training trains them")
-    return model, "\n".join(notes) or None
+    return model, "\n".join(notes) or None, frozenset(missing)
 
 
 def _units(config: ViTMAERobustConfig) -> dict[str, Any] | None:

@@ -23,17 +23,32 @@ def stamp_of(source: ImageSource) -> str:
 
     Looks at names, sizes and times of at most MAX_FILES files, and reads none.
     """
+    rows = _rows_of(source)
+    if isinstance(rows, TableRows):
+        return digest(rows.table._fingerprint, list(_times(_paths_behind(source))))
+    if isinstance(rows, ParquetRows | TarRows):
+        return digest(source.revision, list(_times(_paths_behind(source))))
+    return digest(source.revision, sorted(_times(_paths_behind(source))))
+
+
+def _rows_of(source: ImageSource) -> Any:
+    """Those of the files, where it is a sample."""
     rows = source.rows
     while isinstance(rows, ChosenRows):
         rows = rows.rows
+    return rows
+
+
+def _paths_behind(source: ImageSource) -> list[str]:
+    """At most MAX_FILES of the files of a source."""
+    rows = _rows_of(source)
     if isinstance(rows, TableRows):
-        return digest(rows.table._fingerprint, list(_times(_paths_of(rows.table, rows.column))))
+        return _paths_of(rows.table, rows.column)
     if isinstance(rows, ParquetRows):
-        return digest(source.revision, list(_times(some(rows.groups.urls))))
+        return some(rows.groups.urls)
     if isinstance(rows, TarRows):
-        return digest(source.revision, list(_times(some(rows.reader.urls))))
-    found = islice(_files_below(source.root), MAX_FILES) if source.root else ()
-    return digest(source.revision, sorted(_times(found)))
+        return some(rows.reader.urls)
+    return list(islice(_files_below(source.root), MAX_FILES)) if source.root else []
 
 
 def stamp_of_stream(source: ImageSource, name: str | None, written: Path | None = None) -> str:
@@ -53,19 +68,23 @@ def stamp_of_stream(source: ImageSource, name: str | None, written: Path | None 
 
 def changed_note(name: str | None, now: str | None, before: str | None, output: Path) -> str | None:
     """For an output that is there already: a sentence where local files that it was made of are not as they were then,
-    by path, size and time; None: they are, or nothing is known of them. now, before: of `stamp_of_local`."""
+    by name, size and time; None: they are, or nothing is known of them. now, before: of `stamp_of_local`."""
     if None in (now, before) or now == before:
         return None
     return (
-        f"Note: files of {name} were written again, or moved, since {output} was made of them. Remove {output} to make "
-        "it again."
+        f"Note: files of {name} were written again since {output} was made of them. Remove {output} to make it again."
     )
 
 
 def stamp_of_local(sources: Iterable[ImageSource], name: str | None) -> str | None:
-    """Of data sets in local files with random access (others have a commit, or `stamp_of_stream`)."""
-    known = [source for source in sources if source.num_rows is not None]
-    return digest(*map(stamp_of, known)) if known and name and Path(name).exists() else None
+    """Of data sets in local files with random access (others have a commit, or `stamp_of_stream`): names within the
+    data set, sizes and times. None: nothing is known of files."""
+    if not name or not Path(name).exists():
+        return None
+    paths = (path for source in sources if source.num_rows is not None for path in _paths_behind(source))
+    root = Path(name).resolve()
+    found = {(os.path.relpath(os.path.realpath(path), root), *times) for path, *times in _times(paths)}
+    return digest(sorted(found)) if found else None
 
 
 def some(values: Any) -> list[Any]:

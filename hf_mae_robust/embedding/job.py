@@ -139,7 +139,8 @@ def _embed_in(folder: Path, args: argparse.Namespace, job: Job, device: torch.de
     source, encoder = job.source, job.encoder
     shape = vector_shape(encoder, job.transform, source, job.pixels.num_channels)
     schema = partial(schema_of, shape, args.dtype, source.class_names)
-    parts = Parts(folder, job.settings, part_rows(shape, args.batch_size), NAMES, "--output")
+    files = job.about["files"]
+    parts = Parts(folder, job.settings, part_rows(shape, args.batch_size), NAMES, "--output", files=files)
     images = NamedImages(source, job.transform, job.pixels.num_channels)
 
     def is_bad(row: int) -> bool:
@@ -148,6 +149,8 @@ def _embed_in(folder: Path, args: argparse.Namespace, job: Job, device: torch.de
     finished = first_process(lambda: parts.open(source.num_rows, is_bad))
     if finished:
         say(f"{parts.folder}: {sum(part.stop - part.start for part in finished):,} images are done; resuming")
+        if note := changed_note(args.dataset_name, files, first_process(parts.files_at_first), folder):
+            say(note)
     writer = PartWriter(
         encoder,
         source,
@@ -166,6 +169,8 @@ def _embed_in(folder: Path, args: argparse.Namespace, job: Job, device: torch.de
     if num_rows == len(skipped):
         raise DataError(f"No image of {source.description} can be decoded.")
     about = {**job.about, "num_images": num_rows - len(skipped), "num_skipped": len(skipped)}
+    if first_process(parts.files_at_first) != files:
+        about["files"] = None  # some vectors are of others, as was said
 
     def finish() -> None:
         numbers = [part.number for part in parts.complete(num_rows)]

@@ -32,12 +32,12 @@ _OF_LORA = {"lora_alpha", "lora_dropout", "lora_target_modules"}
 _OF_TRAINED_MODELS = {
     *_OF_AUGMENTATION,
     *_OF_LORA,
-    *("augmentation", "lora_r", "linear_probe", "probe", "freeze_encoder", "layer_decay", "label_smoothing_factor"),
+    *("augmentation", "lora_r", "layer_decay", "label_smoothing_factor"),
     *("base_learning_rate", "learning_rate", "min_learning_rate", "warmup_epochs", "warmup_steps", "weight_decay"),
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "model_ema_decay", "early_stopping_patience"),
     *("auxiliary_loss_weight", "max_train_samples", "gradient_accumulation_steps", "per_device_train_batch_size"),
     *("pooling", "drop_path_rate", "ignore_mismatched_sizes", "relative_position_bias", "segmentation_channels"),
-    *("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image", "crop_pct"),
+    *("pyramid", "window_size", "use_relative_position_embeddings", "head_norm", "detections_per_image"),
 }
 
 
@@ -70,8 +70,6 @@ def without_effect(run: Mapping[str, Any]) -> dict[str, str]:
     schedule = getattr(schedule, "value", schedule)
     if schedule != "cosine_with_min_lr":
         unused["min_learning_rate"] = f"with --lr_scheduler_type {schedule}"
-    elif run.get("lr_scheduler_kwargs"):
-        unused["min_learning_rate"] = "beside --lr_scheduler_kwargs"
     if "lora_r" in run and run["lora_r"] is None:
         unused |= dict.fromkeys(_OF_LORA, "without --lora_r")
     if run.get("eval_only"):
@@ -85,7 +83,10 @@ def notes_on_unused(given: set[str], flags: Mapping[str, Any]) -> list[str]:
     given: names of the flags that stand on the command line; flags: the values of all flags, by name.
     """
     by_reason: dict[str, list[str]] = {}
-    for name, reason in without_effect(flags).items():
+    unused = without_effect(flags)
+    if "lr_scheduler_kwargs" in given:  # in a record they are also what --min_learning_rate has become
+        unused["min_learning_rate"] = "beside --lr_scheduler_kwargs"
+    for name, reason in unused.items():
         if name in given:
             by_reason.setdefault(reason, []).append(f"--{name}")
     return [

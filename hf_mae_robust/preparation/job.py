@@ -144,25 +144,43 @@ class Job:
         """
         check_shared(self.output.parent)
         with locked_by_first_process(self.work, f"--output_dir {self.output}"):
+            if first_process(self.is_done):
+                raise ExistingFileError(f"--output_dir {self.output} was finished by another run meanwhile.")
             return self._run()
 
     def _run(self) -> ShardPlan:
         parts = {
             source.split: Parts(
-                self.work / source.split, self.settings, self.args.row_group_size, NAMES, "--output_dir", self.work
+                self.work / source.split,
+                self.settings,
+                self.args.row_group_size,
+                NAMES,
+                "--output_dir",
+                self.work,
+                self.files,
             )
             for source in self.sources
         }
         plan = first_process(lambda: ShardPlan.load(self.work, digest(self.settings)))
         if plan is None:
             plan = self._write_parts(parts)
+        else:
+            self._look_at_former_files(parts)
         files = write_shards(plan, parts, features_of(self.annotations).arrow_schema, self.complete)
         first_process(partial(self._finish, plan, files))
         return plan
 
+    def _look_at_former_files(self, parts: dict[str, Parts]) -> None:
+        """A note where files changed since a former run began; the output says nothing of them then."""
+        former = first_process(next(iter(parts.values())).files_at_first)
+        if note := changed_note(self.args.dataset_name, self.files, former, self.work):
+            say(note)
+        self.files = self.files if former == self.files else None
+
     def _write_parts(self, parts: dict[str, Parts]) -> ShardPlan:
         num_rows = {}
         finished_of = first_process(partial(self._open_parts, parts))
+        self._look_at_former_files(parts)
         for source in self.sources:
             of_split, finished = parts[source.split], finished_of[source.split]
             if finished:

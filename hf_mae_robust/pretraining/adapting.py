@@ -1,6 +1,8 @@
 """Guarding what an encoder has learnt, where pre-training starts from it: parts that stay as they are, for some steps
 or for all."""
 
+import math
+
 from ..errors import UserError
 from ..model import ViTMAERobustForPreTraining
 from .arguments import MAETrainingArguments
@@ -21,12 +23,18 @@ def freeze_blocks(model: ViTMAERobustForPreTraining, count: int) -> None:
 def steps_of_decoder(training: MAETrainingArguments, num_steps: int) -> str:
     """In which steps of --decoder_warmup_steps the decoder alone learns, in words; "": in none. num_steps: of the
     training."""
-    steps = training.decoder_warmup_steps
-    if not steps:
+    given = training.decoder_warmup_steps
+    if not given:
         return ""
+    steps = decoder_steps(given, num_steps)
     if steps >= num_steps:
-        return f"all {num_steps:,} steps (--decoder_warmup_steps {steps:g}), and the encoder in none"
-    return f"the first {f'{steps:.3g} of the' if steps < 1 else f'{steps:,g}'} steps"
+        return f"all {num_steps:,} steps (--decoder_warmup_steps {given:g}), and the encoder in none"
+    return f"the first {steps:,} steps"
+
+
+def decoder_steps(given: float, num_steps: int) -> int:
+    """Steps of --decoder_warmup_steps, which below 1 is a share of all."""
+    return math.ceil(given * num_steps) if given < 1 else int(given)
 
 
 def drop_encoder_gradients(model: ViTMAERobustForPreTraining) -> None:

@@ -1,6 +1,5 @@
 """The Trainer for masked autoencoders."""
 
-import math
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ..model.configuration_vit_mae_robust import to_pair
 from ..training.layer_decay import LayerDecay
 from ..training.optimization import decayed_parameter_names
 from ..training.trainer import ImageTrainer
-from .adapting import drop_encoder_gradients
+from .adapting import decoder_steps, drop_encoder_gradients
 from .resolution import ResolutionSchedule
 
 
@@ -83,8 +82,7 @@ class MAETrainer(LayerDecay, ImageTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        warmup = self.decoder_warmup_steps
-        if self.state.global_step < (math.ceil(warmup * self.state.max_steps) if warmup < 1 else warmup):
+        if self.state.global_step < decoder_steps(self.decoder_warmup_steps, self.state.max_steps):
             drop_encoder_gradients(self.model)
         return loss
 

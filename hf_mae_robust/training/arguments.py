@@ -211,7 +211,7 @@ class ImageTrainingArguments(TrainingArguments):
     dataloader_in_order: bool = option(True, "Has no effect here: batches always come in order, so that runs resume.")
     train_sampling_strategy: str = option("random", "Must be random: the order follows from --seed.")
     length_column_name: str = option("length", "Has no effect here: images have no lengths.")
-    do_train: bool = option(False, "Has no effect here: a run trains, but with --eval_only of fine-tuning.")
+    do_train: bool = option(False, "Has no effect here: a run always trains, except with --eval_only (fine-tuning).")
     do_eval: bool = option(False, "Has no effect here: see --eval_strategy and --eval_split_name.")
     do_predict: bool = option(False, "Has no effect here: `embed` and `analyze knn --predictions` write predictions.")
     ddp_find_unused_parameters: bool | None = option(False, "See torch's DistributedDataParallel.")

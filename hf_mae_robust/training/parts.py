@@ -72,6 +72,7 @@ class Parts:
     Args:
         settings: which decide over what is in them. part_rows: images in a part. names: as of `difference`. flag: that
             named what is made of them, for errors. work: the folder of all that is unfinished; None: that of the parts.
+        files: tells the files that they are made of (data/stamps.py); no condition for a resume.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Parts:
         names: Mapping[str, str],
         flag: str,
         work: Path | None = None,
+        files: str | None = None,
     ):
         self.folder, self.settings, self.part_rows, self.work = folder, settings, part_rows, work or folder
+        self.files = files
         self.names, self.flag, self.digest = names, flag, digest(settings)
 
     def _path(self, number: int) -> Path:
@@ -113,7 +116,8 @@ class Parts:
             if TORN.fullmatch(path.name):
                 path.unlink()
         if not record.exists():
-            write_completely(record, lambda path: path.write_text(json.dumps(self.settings, indent=1) + "\n"))
+            content = json.dumps({**self.settings, "files": self.files}, indent=1)
+            write_completely(record, lambda path: path.write_text(f"{content}\n"))
         found = []
         for path in sorted(self.folder.glob("part-*.parquet")):
             part = self._read(path)
@@ -123,6 +127,13 @@ class Parts:
             else:
                 found.append(part)
         return found
+
+    def files_at_first(self) -> str | None:
+        """`files` of the run that began these parts, of which finished ones are."""
+        try:
+            return json.loads((self.folder / RECORD).read_text()).get("files")
+        except FileNotFoundError:
+            return self.files
 
     def complete(self, num_rows: int) -> list[Part]:
         """All parts, in order. Raises UserError where one is not there."""

@@ -106,7 +106,8 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     arguments = arguments._replace(**{name: copy.copy(getattr(arguments, name)) for name in groups})
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task.check_settings(arguments)
-    check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)
+    if not task.evaluates_only(arguments):
+        check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)
     check_not_in_data_folder(Path(training.output_dir), data.dataset_name)
     begin(training)
     stop_if_asked()
@@ -265,17 +266,22 @@ def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     if trainer.args.profile:
         trainer.add_callback(StepProfile(trainer, trainer.args.profile))
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = dict(result.metrics)
+    metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
+    history = trainer.state.log_history
+    if trainer.was_finished and history and "train_runtime" in history[-1]:
+        history.pop()  # the summary of a training without a step
     trainer.save_model()
     trainer.save_state()
-    result.metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
     drop_torn_results(trainer)
     if trainer.was_finished:
-        say(
-            f"Nothing is left to train: {checkpoint} is of the last step. The results of the training stay as they are."
-        )
-        return
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+        say(f"Nothing is left to train: {checkpoint} is finished. Results of the training stay as they are.")
+        if first_process((Path(trainer.args.output_dir) / "train_results.json").exists):
+            return
+        # It was stopped before it wrote them. How long it took, and its mean loss, are not known any more.
+        metrics = {name: value for name, value in metrics.items() if name == "epoch"}
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
 
 
 def mark_output(trainer: ImageTrainer, is_new: bool) -> None:

@@ -45,10 +45,15 @@ def test_pictures_of_a_former_analysis_do_not_stay_beside_the_new_numbers(photos
     assert f"held an analysis of {encoder_dir}, which is replaced" in capsys.readouterr().out
 
 
-def test_an_encoder_alone_has_neither_decoder_nor_loss(photos_dir, tmp_path, capsys):
+@pytest.mark.parametrize("names_class", [True, False])
+def test_an_encoder_alone_has_neither_decoder_nor_loss(names_class, photos_dir, tmp_path, capsys):
     """A new decoder would be random: its numbers would mean nothing, and be others each time."""
     config = ViTMAEConfig(**{name: value for name, value in TINY.items() if hasattr(ViTMAEConfig(), name)})
     ViTMAEModel(config).save_pretrained(tmp_path / "encoder")
+    if not names_class:
+        file = tmp_path / "encoder" / "config.json"
+        settings = json.loads(file.read_text())
+        file.write_text(json.dumps({name: value for name, value in settings.items() if name != "architectures"}))
     words = [str(tmp_path / "encoder"), "--dataset_name", str(photos_dir), "--max_samples", "4"]
     main(["analyze", "all", *words, "--output_dir", str(tmp_path / "out")])
     values = json.loads((tmp_path / "out" / "analysis.json").read_text())["values"]

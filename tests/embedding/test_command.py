@@ -22,6 +22,7 @@ from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustModel, __version__, fi
 from hf_mae_robust.__main__ import main
 from hf_mae_robust.embedding import encoding
 from hf_mae_robust.embedding.encoding import PartWriter, part_rows
+from hf_mae_robust.embedding.table import EmbeddingFile
 from hf_mae_robust.training import parts as parts_module
 from tests.helpers import TINY, photos
 from tests.processes import offline
@@ -345,6 +346,20 @@ def test_killed_and_resumed_is_the_same_file(finished, encoder_dir, photos_dir, 
     assert output.read_bytes() == (tmp_path / "a.parquet").read_bytes() and not folder.exists()
 
 
+def test_of_pictures_that_changed_after_a_kill_it_is_said(encoder_dir, tmp_path, monkeypatch, capsys):
+    folder, output = tmp_path / "pictures", tmp_path / "e.parquet"
+    folder.mkdir()
+    for i, picture in enumerate(photos(20)):
+        PILImage.fromarray(picture).save(folder / f"{i:02d}.png")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(1, patch)
+        embed(encoder_dir, folder, output, *BY_ONE)
+    os.utime(folder / "03.png", (1, 1))
+    embed(encoder_dir, folder, output, *BY_ONE)
+    assert f"files of {folder} were written again since {output}.parts was made" in capsys.readouterr().out
+    assert EmbeddingFile(output).about["files"] is None  # of which files each vector is, is not known
+
+
 def test_a_torn_part_is_written_again(encoder_dir, photos_dir, tmp_path, monkeypatch):
     """As a disk may leave it that lied about what it holds."""
     embed(encoder_dir, photos_dir, tmp_path / "a.parquet", *BY_ONE)
@@ -419,19 +434,22 @@ def test_a_finished_file_is_kept_and_used(encoder_dir, photos_dir, tmp_path, cap
         assert len(list(csv.DictReader(lines))) == 10
 
 
-def test_of_changed_pictures_it_is_said_that_the_vectors_are_of_the_former_ones(encoder_dir, tmp_path, capsys):
+def test_of_changed_pictures_it_is_said_that_the_vectors_are_of_the_former_ones(
+    encoder_dir, tmp_path, monkeypatch, capsys
+):
     folder, output = tmp_path / "pictures", tmp_path / "e.parquet"
     folder.mkdir()
     for i, picture in enumerate(photos(4)):
         PILImage.fromarray(picture).save(folder / f"{i}.png")
     embed(encoder_dir, folder, output)
     capsys.readouterr()
-    embed(encoder_dir, folder, output)
+    monkeypatch.chdir(tmp_path)
+    embed(encoder_dir, "pictures", output)  # the same folder
     printed = capsys.readouterr().out
     assert "no image is embedded again" in printed and "were written again" not in printed
     os.utime(folder / "0.png", (1, 1))  # the fingerprint knows the sizes of some files
     embed(encoder_dir, folder, output)
-    assert f"Note: files of {folder} were written again, or moved, since {output} was made" in capsys.readouterr().out
+    assert f"Note: files of {folder} were written again since {output} was made" in capsys.readouterr().out
 
 
 def test_a_file_of_others_is_not_overwritten(encoder_dir, photos_dir, tmp_path, capsys):

@@ -264,6 +264,7 @@ def settings_in_card(pretrained, folder, task, **more) -> set[str]:
     run["about"]["task"] = run["task"] = task
     run |= {"label_smoothing_factor": 0.1, "layer_decay": 0.65, "min_learning_rate": 1e-6, "crop_scale": [0.08, 1]}
     run |= {"horizontal_flip": True, "lr_scheduler_type": "cosine_with_min_lr"}
+    run["lr_scheduler_kwargs"] = {"min_lr": 1e-6}  # what `finish_schedule` makes of --min_learning_rate
     for group in (AugmentationArguments, SegmentationArguments, DetectionArguments):
         run |= asdict(group())
     (folder / "run.json").write_text(json.dumps(run | more))

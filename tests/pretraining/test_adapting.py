@@ -161,11 +161,10 @@ def test_the_decoder_alone_learns_at_first(warmup, arguments_of, vit_dir, capsys
     words = ("--decoder_warmup_steps", warmup, "--gradient_accumulation_steps", "2")
     words += ("--per_device_train_batch_size", "4")
     trainer = pretrain(*arguments_of(*words, "--max_steps", "3"))
-    said = (
-        "all 3 steps (--decoder_warmup_steps 3), and the encoder in none" if warmup == "3" else "the first 0.7 of the"
-    )
+    said = f"all 3 steps (--decoder_warmup_steps {warmup}), and the encoder in none"
     assert f"the decoder alone learns in {said}" in capsys.readouterr().out
     assert f"learns alone in {said}" in plan(arguments_of(*words, "--max_steps", "3", output="planned"))
+    assert f"in the first {warmup[0] == '3' and 3 or 7} steps" in plan(arguments_of(*words, "--max_steps", "10"))
     fresh, _ = prepare(arguments_of(*words, "--max_steps", "3", output="fresh"))
     assert moved(trainer.model, vit_dir) == set()
     before = fresh.model.decoder.state_dict()

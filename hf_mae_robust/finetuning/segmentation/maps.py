@@ -268,10 +268,11 @@ def find_maps(
     if wanted == "auto":
         known = [name for name in NAMES_OF_COLUMNS if name in images]
         if not known and len(images) != 1:
+            found = f"{len(images)} columns could be semantic maps" if images else "no column looks like semantic maps"
             raise DataError(
-                f"{description}: {len(images) or 'no'} columns may be semantic maps. Name the right one with "
-                f"--label_column_name. It has: {columns}. In a folder of files, maps lie beside the images under the "
-                "same names: images/train/a.jpg, masks/train/a.png."
+                f"{description}: {found}. Name the one that holds them with --label_column_name. It has: {columns}. In "
+                "a folder of files, maps lie beside the images under the same names: images/train/a.jpg, "
+                "masks/train/a.png."
             )
         wanted = known[0] if known else images[0]
     if wanted not in features:

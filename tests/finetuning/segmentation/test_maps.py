@@ -217,8 +217,8 @@ def test_the_column_of_maps_is_found(columns, expected):
 @pytest.mark.parametrize(
     ("features", "wanted", "message"),
     [
-        ({"image": Image(), "left": Image(), "right": Image()}, "auto", "2 columns may be semantic maps"),
-        ({"image": Image()}, "auto", "no columns may be semantic maps"),
+        ({"image": Image(), "left": Image(), "right": Image()}, "auto", "2 columns could be semantic maps"),
+        ({"image": Image()}, "auto", "no column looks like semantic maps"),
         ({"image": Image(), "mask": Image()}, "masks", "no column 'masks'"),
         ({"image": Image(), "label": ClassLabel(names=["a", "b"])}, "label", "'label' is not a column of images"),
     ],
