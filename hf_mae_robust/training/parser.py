@@ -133,6 +133,7 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
         self.default_recipe, self.settings_of_model = default_recipe, tuple(settings_of_model)
         self.notes: list[str] = []
         self.flags_on_line: set[str] = set()
+        self._source = ""  # of the words that are parsed, for errors
         for action in self._actions:
             if action.option_strings and action.option_strings[0].startswith("--no_"):
                 # `HfArgumentParser` gives it the text of its twin.
@@ -266,7 +267,14 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
                 of_recipe = recipe["config_overrides"][0].partition("=")[2]
                 given.config_overrides, note = merge_config_overrides(of_recipe, given.config_overrides, name)
                 self.notes += [note] if note else []
-        return ["--config", name, *(word for words in recipe.values() for word in words)]
+        words = [word for of_flag in recipe.values() for word in of_flag]
+        self._source = f"--config {name}: "
+        self.parse_known_args(words)  # ends the program where a value cannot be used
+        self._source = ""
+        return ["--config", name, *words]
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{self._source}{message}")
 
     def describe_unknown(self, words: list[str]) -> str:
         flags = [option for action in self._actions for option in action.option_strings]

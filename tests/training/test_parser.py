@@ -108,6 +108,17 @@ def test_bad_flags_end_in_one_sentence(capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_of_a_bad_value_in_a_recipe_the_file_is_named(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("max_steps: 1.5\n")
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", str(tmp_path / "mine.yaml"))
+    assert stop.value.code == 2
+    assert f"error: --config {tmp_path / 'mine.yaml'}: argument --max_steps" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("--config", "digits", "--max_steps", "1.5")
+    assert "error: argument --max_steps" in capsys.readouterr().err
+
+
 def test_a_flag_wins_over_what_a_recipe_says_in_another_unit():
     parser = finetune.make_parser()
     words = ["--task", "segmentation", "--config", "upernet_vit_base", "--dataset_name", "x"]
