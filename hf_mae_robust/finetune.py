@@ -37,24 +37,26 @@ class FinetuneParser(RecipeParser[FinetuneArguments]):
 
     def parse(self, argv: list[str] | None = None) -> FinetuneArguments:
         arguments = super().parse(argv)
-        if arguments.recipe.eval_only and "image_size" not in self.flags_on_line:
-            if (size := arguments.model.image_size) is not None and "config" in self.flags_on_line:
-                self.notes.append(
-                    f"--eval_only takes the model's own image size, not the recipe's --image_size {size}."
-                )
-            arguments.model.image_size = None
-        if arguments.recipe.eval_only and "output_dir" not in self.flags_on_line:
-            self._evaluate_elsewhere(arguments.training)
+        if arguments.recipe.eval_only:
+            self._leave_settings_of_training(arguments)
         flags = {name: value for group in arguments for name, value in vars(group).items()}
         self.notes += notes_on_unused(self.flags_on_line, flags)
         return arguments
 
-    def _evaluate_elsewhere(self, training: FinetuneTrainingArguments) -> None:
-        """Of a default, or of a recipe, which is that of the training."""
+    def _leave_settings_of_training(self, arguments: FinetuneArguments) -> None:
+        """Image size and folder that come from a recipe or a default are not for --eval_only."""
         from .hub.run_record import RECORD
 
+        model, training = arguments.model, arguments.training
+        if "image_size" not in self.flags_on_line:
+            if model.image_size is not None and "config" in self.flags_on_line:
+                size = model.image_size
+                self.notes.append(
+                    f"--eval_only takes the model's own image size, not the recipe's --image_size {size}."
+                )
+            model.image_size = None
         folder = Path(training.output_dir)
-        if (folder / RECORD).exists():
+        if "output_dir" not in self.flags_on_line and (folder / RECORD).exists():
             training.output_dir = str(folder / "evaluation")
             self.notes.append(f"{folder} holds a training; the results of --eval_only go to {training.output_dir}.")
 

@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 import hf_mae_robust
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining, __version__, errors
 from hf_mae_robust.__main__ import make_parser as make_command_parser
+from hf_mae_robust.conversion.finetuned import LINEAR_HEAD
 from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.data.preprocessing import band_processor, training_transform
 from hf_mae_robust.errors import EXIT_BUG, EXIT_CODES, EXIT_STOPPED
 from hf_mae_robust.finetune import make_parser as make_finetune_parser
 from hf_mae_robust.finetuning.classification.augmentation import FinetuningTransform
-from hf_mae_robust.finetuning.segmentation.linear_head import HEAD_FILE, linear_segmenter
+from hf_mae_robust.finetuning.segmentation.linear_head import linear_segmenter
 from hf_mae_robust.model.bands_vit_mae_robust import BandForm
 from hf_mae_robust.pretrain import make_parser
 from hf_mae_robust.pretraining.model_config import config_of
@@ -209,7 +210,7 @@ def test_python_of_the_page_of_segmentation_runs(tmp_path, monkeypatch):
     ViTMAERobustForPreTraining(ViTMAERobustConfig(**TINY)).save_pretrained("encoder")
     segmenter, pixels = linear_segmenter(ModelSource("encoder"), ["a", "b", "c"], 16, "sdpa", from_scratch=False)
     segmenter.encoder.save_pretrained("outputs/my-frozen")
-    save_file(segmenter.head.state_dict(), Path("outputs/my-frozen") / HEAD_FILE)
+    save_file(segmenter.head.state_dict(), Path("outputs/my-frozen") / LINEAR_HEAD)
     pixels.processor(16, 1.0).save_pretrained("outputs/my-frozen")
     PILImage.effect_noise((40, 30), 90).convert("RGB").save("image.jpg")
     scope = run_python_of("segmentation.md")

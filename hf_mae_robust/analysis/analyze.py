@@ -157,9 +157,11 @@ def run(kinds: tuple[str, ...], args: argparse.Namespace) -> None:
 def _kinds_of_encoder(name: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     """Those analyses that need no decoder. Raises UserError where none is left."""
     if left := tuple(kind for kind in kinds if kind != "loss_map"):
-        say(f"Note: {name} is an encoder without a decoder; nothing is said of decoder and loss.")
+        say(f"Note: {name} is an encoder without a decoder; the analysis leaves out the decoder and the loss.")
         return left
-    raise UserError(f"{name} is an encoder without a decoder, so it reconstructs nothing, and there is no loss to map.")
+    raise UserError(
+        f"{name} is an encoder without a decoder, and the map of the loss needs both. Give a pre-training checkpoint."
+    )
 
 
 def _remove_former(folder: Path, about: dict[str, Any]) -> None:

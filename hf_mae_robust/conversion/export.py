@@ -32,6 +32,7 @@ from ..files import check_is_free, written_whole
 from ..hub.models import local_model
 from ..model import ViTMAERobustImageProcessor
 from ..model.configuration_vit_mae_robust import to_pair
+from .finetuned import LINEAR_HEAD
 from .loading import first_line
 from .onnx_export import check_packages, save_onnx
 from .original import to_original
@@ -112,6 +113,8 @@ def _has_label_names(model: PreTrainedModel) -> bool:
 def _left_out(model: PreTrainedModel, target: str) -> list[str]:
     """What the target has no place for, and does not need to compute the same."""
     config, left_out = model.config, []
+    if Path(str(model.name_or_path), LINEAR_HEAD).exists():  # the folder that it was read from
+        left_out.append(f"the linear head of the segmenter ({LINEAR_HEAD})")
     if target != "original":
         parts = {"decoder": "the decoder", "target_normalizer": "the patch statistics of the target"}
         parts["auxiliary_head"] = "the auxiliary head"
@@ -250,6 +253,4 @@ def run_export(args: argparse.Namespace) -> None:
         check_packages()  # before a model is downloaded
     checkpoint, _ = local_model(args.checkpoint, args.revision, args.token)
     left_out = export(checkpoint, args.out, args.to)
-    if (Path(checkpoint) / "linear_head.safetensors").exists():  # which --freeze_encoder has trained
-        left_out.append("the linear head of the segmenter (linear_head.safetensors)")
     print(f"{args.out}: {args.to}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))

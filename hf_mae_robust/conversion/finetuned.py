@@ -10,6 +10,9 @@ from .encoders import read_config
 from .loading import Model, load_strictly
 from .source import ModelSource
 
+# Beside an encoder: what `run_finetune.py --task segmentation --freeze_encoder` has trained.
+LINEAR_HEAD = "linear_head.safetensors"
+
 
 def label_settings(class_names: Sequence[str]) -> dict[str, Any]:
     """Fields of a config. class_names: in the order of their numbers."""

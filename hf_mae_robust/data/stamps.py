@@ -24,11 +24,8 @@ def stamp_of(source: ImageSource) -> str:
     Looks at names, sizes and times of at most MAX_FILES files, and reads none.
     """
     rows = _rows_of(source)
-    if isinstance(rows, TableRows):
-        return digest(rows.table._fingerprint, list(_times(_paths_behind(source))))
-    if isinstance(rows, ParquetRows | TarRows):
-        return digest(source.revision, list(_times(_paths_behind(source))))
-    return digest(source.revision, sorted(_times(_paths_behind(source))))
+    own = rows.table._fingerprint if isinstance(rows, TableRows) else source.revision
+    return digest(own, list(_times(_paths_behind(source))))
 
 
 def _rows_of(source: ImageSource) -> Any:
@@ -48,7 +45,7 @@ def _paths_behind(source: ImageSource) -> list[str]:
         return some(rows.groups.urls)
     if isinstance(rows, TarRows):
         return some(rows.reader.urls)
-    return list(islice(_files_below(source.root), MAX_FILES)) if source.root else []
+    return sorted(islice(_files_below(source.root), MAX_FILES)) if source.root else []
 
 
 def stamp_of_stream(source: ImageSource, name: str | None, written: Path | None = None) -> str:

@@ -147,9 +147,10 @@ def _embed_in(folder: Path, args: argparse.Namespace, job: Job, device: torch.de
         return not source.may_be_repaired or "skipped" in images[0, int(positions_of(source, np.array([row]))[0])]
 
     finished = first_process(lambda: parts.open(source.num_rows, is_bad))
+    former = first_process(parts.files_at_first)
     if finished:
         say(f"{parts.folder}: {sum(part.stop - part.start for part in finished):,} images are done; resuming")
-        if note := changed_note(args.dataset_name, files, first_process(parts.files_at_first), folder):
+        if note := changed_note(args.dataset_name, files, former, folder):
             say(note)
     writer = PartWriter(
         encoder,
@@ -169,7 +170,7 @@ def _embed_in(folder: Path, args: argparse.Namespace, job: Job, device: torch.de
     if num_rows == len(skipped):
         raise DataError(f"No image of {source.description} can be decoded.")
     about = {**job.about, "num_images": num_rows - len(skipped), "num_skipped": len(skipped)}
-    if first_process(parts.files_at_first) != files:
+    if former != files:
         about["files"] = None  # some vectors are of others, as was said
 
     def finish() -> None:

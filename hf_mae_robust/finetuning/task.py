@@ -10,6 +10,7 @@ from ..conversion.pixels import Pixels
 from ..data.source import ImageSource
 from ..errors import UserError
 from ..hub.run_record import in_millions
+from ..hub.unused_settings import OF_UPERNET
 from ..model.configuration_vit_mae_robust import to_pair
 from ..training.arguments import ImageTrainingArguments
 from ..training.setup import describe_length
@@ -79,7 +80,7 @@ def check_flags_of_frozen_segmenter(arguments: FinetuneArguments) -> None:
         **{
             f"--{each.name} {getattr(given, each.name)}": getattr(given, each.name) != each.default
             for each in fields(SegmentationArguments)
-            if each.name in ("auxiliary_loss_weight", "relative_position_bias", "segmentation_channels")
+            if each.name in OF_UPERNET
         },
     }
     _refuse(refused, "--freeze_encoder, which trains a linear layer on the patch tokens.")

@@ -63,8 +63,7 @@ def before_and_after(history: Sequence[Mapping[str, Any]]) -> BeforeAfter | None
                 continue
             before, after = float(first[name_in_log]), float(final[name_in_log])
             rows.append((name, before, after))
-            # What does not show in the table is not worth an alarm.
-            if is_judge and better * (float(f"{after:.4g}") - float(f"{before:.4g}")) < -_NOTICEABLE * abs(before):
+            if is_judge and better * (after - before) < -_NOTICEABLE * abs(before):
                 worse.append(f"{name[0].lower()}{name[1:]} {before:.4g} -> {after:.4g}")
     if not rows:
         return None

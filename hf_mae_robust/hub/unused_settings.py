@@ -7,7 +7,8 @@ leaves them out.
 from collections.abc import Mapping
 from typing import Any
 
-_OF_UPERNET = {"auxiliary_loss_weight", "relative_position_bias", "segmentation_channels"}
+# Not of a linear head on a frozen encoder.
+OF_UPERNET = {"auxiliary_loss_weight", "relative_position_bias", "segmentation_channels"}
 # Settings that not all tasks have.
 _OF_TASKS = {
     "classification": {
@@ -16,7 +17,7 @@ _OF_TASKS = {
     },
     "segmentation": {
         *("scale_range", "photometric_distortion", "do_reduce_labels", "ignore_index", "stride", "id2label"),
-        *("num_pictures", "attn_implementation", *_OF_UPERNET),
+        *("num_pictures", "attn_implementation", *OF_UPERNET),
     },
     "detection": {
         *("scale_range", "pyramid", "window_size", "use_relative_position_embeddings", "head_norm"),
@@ -65,7 +66,7 @@ def without_effect(run: Mapping[str, Any]) -> dict[str, str]:
         if is_on:
             unused |= dict.fromkeys(("layer_decay", "drop_path_rate"), f"with {flag}")
     if run.get("freeze_encoder"):
-        unused |= dict.fromkeys(_OF_UPERNET, "with --freeze_encoder")
+        unused |= dict.fromkeys(OF_UPERNET, "with --freeze_encoder")
     schedule = run.get("lr_scheduler_type")
     schedule = getattr(schedule, "value", schedule)
     if schedule != "cosine_with_min_lr":

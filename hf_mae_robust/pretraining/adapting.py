@@ -20,7 +20,7 @@ def freeze_blocks(model: ViTMAERobustForPreTraining, count: int) -> None:
         part.requires_grad_(False)
 
 
-def steps_of_decoder(training: MAETrainingArguments, num_steps: int) -> str:
+def describe_decoder_steps(training: MAETrainingArguments, num_steps: int) -> str:
     """In which steps of --decoder_warmup_steps the decoder alone learns, in words; "": in none. num_steps: of the
     training."""
     given = training.decoder_warmup_steps

@@ -7,7 +7,7 @@ from transformers import SchedulerType
 
 from ..data.source import ImageSource
 from ..model import ViTMAERobustConfig
-from .adapting import steps_of_decoder
+from .adapting import describe_decoder_steps
 from .arguments import MAETrainingArguments
 from .cost import blocks, forward_flops, memory, num_parameters, patches_by_kind, training_flops
 from .resolution import ResolutionSchedule
@@ -121,7 +121,7 @@ def _length(
     return [
         ("data", data + (f", {views} views of each" if views > 1 else "")),
         ("steps", f"{steps:,}{epochs}, effective batch {effective:,}, {training.warmup_steps:g} of warm-up"),
-        *([("decoder", f"learns alone in {alone}")] if (alone := steps_of_decoder(training, steps)) else []),
+        *([("decoder", f"learns alone in {alone}")] if (alone := describe_decoder_steps(training, steps)) else []),
         ("rate", f"{training.learning_rate:.3g}, {SchedulerType(training.lr_scheduler_type).value} schedule"),
         *([("sizes", _sizes(schedule, config))] if schedule is not None else []),
         ("time", ", ".join(hours) + of_size),

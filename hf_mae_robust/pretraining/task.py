@@ -24,7 +24,7 @@ from ..statistics.statistics_pass import cached_statistics_of_source
 from ..training.parser import parse_config_overrides
 from ..training.setup import describe_length, say
 from ..training.task import Task
-from .adapting import freeze_blocks, steps_of_decoder
+from .adapting import describe_decoder_steps, freeze_blocks
 from .arguments import MAETrainingArguments, ModelArguments, PretrainArguments
 from .cpu_attention import default_attention
 from .model_config import config_of, settings_of_images
@@ -226,7 +226,7 @@ def describe_schedule(trainer: MAETrainer) -> str:
 def describe_guards(trainer: MAETrainer, training: MAETrainingArguments) -> str:
     parts = []
     if training.decoder_warmup_steps:
-        parts.append(f"the decoder alone learns in {steps_of_decoder(training, trainer.num_steps())}")
+        parts.append(f"the decoder alone learns in {describe_decoder_steps(training, trainer.num_steps())}")
     if training.layer_decay < 1:
         parts.append(f"layer decay {training.layer_decay:g}")
     if training.freeze_blocks is not None:

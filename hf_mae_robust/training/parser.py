@@ -269,8 +269,10 @@ class RecipeParser(HfArgumentParser, Generic[Arguments]):
                 self.notes += [note] if note else []
         words = [word for of_flag in recipe.values() for word in of_flag]
         self._source = f"--config {name}: "
-        self.parse_known_args(words)  # ends the program where a value cannot be used
-        self._source = ""
+        try:
+            self.parse_known_args(words)  # ends the program where a value cannot be used
+        finally:
+            self._source = ""
         return ["--config", name, *words]
 
     def error(self, message: str) -> NoReturn:

@@ -106,7 +106,8 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
     arguments = arguments._replace(**{name: copy.copy(getattr(arguments, name)) for name in groups})
     data, recipe, training = arguments.data, arguments.recipe, arguments.training
     task.check_settings(arguments)
-    if not task.evaluates_only(arguments):
+    evaluates_only, checkpoint = task.evaluates_only(arguments), None
+    if not evaluates_only:
         check_metric(training, task.metrics, getattr(recipe, "early_stopping_patience", None) is not None)
     check_not_in_data_folder(Path(training.output_dir), data.dataset_name)
     begin(training)
@@ -117,14 +118,13 @@ def open_run(task: Task[Arguments, Any, Any], arguments: Arguments, resumes: boo
         path, commit = fetch_model(start, arguments.model.model_revision, arguments.model.token)
         arguments = arguments._replace(model=replace(arguments.model, model_name_or_path=path))
     task.check_model(arguments)
-    evaluates_only, checkpoint = task.evaluates_only(arguments), None
     if resumes and not evaluates_only:
         checkpoint = agree_on_checkpoint(recipe, training)
         pin_revision(data, checkpoint)
         pin_decoding(data, checkpoint)
     if evaluates_only:
         check_evaluates_elsewhere(Path(training.output_dir))
-    if not evaluates_only and checkpoint is None:
+    elif checkpoint is None:
         flag = "--encoder_from" if getattr(arguments.model, "encoder_from", None) else "--model_name_or_path"
         check_not_start_folder(Path(training.output_dir), start, flag, recipe.overwrite_output_dir)
     stop_if_asked()
@@ -266,11 +266,9 @@ def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
     if trainer.args.profile:
         trainer.add_callback(StepProfile(trainer, trainer.args.profile))
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = dict(result.metrics)
-    metrics.pop("total_flos", None)  # not counted, see ImageTrainer.floating_point_ops
-    history = trainer.state.log_history
-    if trainer.was_finished and history and "train_runtime" in history[-1]:
-        history.pop()  # the summary of a training without a step
+    metrics = {name: value for name, value in result.metrics.items() if name != "total_flos"}  # which is not counted
+    if trainer.was_finished:
+        drop_empty_summary(trainer)
     trainer.save_model()
     trainer.save_state()
     drop_torn_results(trainer)
@@ -282,6 +280,13 @@ def train_and_save(trainer: ImageTrainer, checkpoint: str | None) -> None:
         metrics = {name: value for name, value in metrics.items() if name == "epoch"}
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
+
+
+def drop_empty_summary(trainer: ImageTrainer) -> None:
+    """Of a training without a step: zeros, which the Trainer adds to the log."""
+    history = trainer.state.log_history
+    if history and "train_runtime" in history[-1]:
+        history.pop()
 
 
 def mark_output(trainer: ImageTrainer, is_new: bool) -> None:

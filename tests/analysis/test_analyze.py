@@ -62,7 +62,7 @@ def test_an_encoder_alone_has_neither_decoder_nor_loss(names_class, photos_dir, 
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["analyze", "loss_map", *words])
-    assert "is an encoder without a decoder, so it reconstructs nothing" in capsys.readouterr().err
+    assert "is an encoder without a decoder, and the map of the loss needs both" in capsys.readouterr().err
 
 
 def write_broken(folder, bad):

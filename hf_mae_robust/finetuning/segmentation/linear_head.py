@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ...conversion.beit import fill_beit, mae_beit_config
 from ...conversion.encoders import VIT_ENCODERS, encoder_from_scratch, open_config, read_config, read_encoder
-from ...conversion.finetuned import check_classes, label_settings, nothing_to_evaluate
+from ...conversion.finetuned import LINEAR_HEAD, check_classes, label_settings, nothing_to_evaluate
 from ...conversion.loading import load_strictly
 from ...conversion.pixels import Pixels, read_pixels
 from ...conversion.positions import square_patch
@@ -23,7 +23,6 @@ from ...conversion.source import ModelSource
 from ...errors import CheckpointError, UserError
 from .trainer import SegmentationTrainer
 
-HEAD_FILE = "linear_head.safetensors"
 HEAD_STD = 0.01
 
 
@@ -62,7 +61,7 @@ class LinearSegmenter(nn.Module):
 
     def load_head(self, folder: str | Path) -> None:
         """Raises CheckpointError."""
-        path = Path(folder) / HEAD_FILE
+        path = Path(folder) / LINEAR_HEAD
         try:
             self.head.load_state_dict(load_file(path))
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -96,7 +95,7 @@ def linear_segmenter(
 def has_linear_head(source: ModelSource) -> bool:
     """Whether this is a folder that --freeze_encoder has written. Another run may have written a segmenter there since.
     Raises ValueError where the folder holds no model."""
-    if source.name is None or not (Path(source.name) / HEAD_FILE).exists():
+    if source.name is None or not (Path(source.name) / LINEAR_HEAD).exists():
         return False
     config = open_config(source)
     return config is not None and config.model_type == "beit"
@@ -147,7 +146,7 @@ class FrozenSegmentationTrainer(SegmentationTrainer):
             self.model = trained
         if self.args.should_save:
             head = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.head.state_dict().items()}
-            save_file(head, folder / HEAD_FILE)
+            save_file(head, folder / LINEAR_HEAD)
 
     def load_weights(self, checkpoint: str) -> None:
         segmenter = self.segmenter

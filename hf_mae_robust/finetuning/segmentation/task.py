@@ -8,14 +8,13 @@ from typing import Any, cast
 from transformers import PreTrainedModel, SegformerImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ...conversion.finetuned import nothing_to_evaluate
+from ...conversion.finetuned import LINEAR_HEAD, nothing_to_evaluate
 from ...conversion.pixels import Pixels
 from ...errors import UserError
 from ..arguments import FinetuneArguments
 from ..image_settings import model_source, pixels_for
 from ..task import FinetuningTask
 from .linear_head import (
-    HEAD_FILE,
     FrozenSegmentationTrainer,
     LinearSegmenter,
     has_linear_head,
@@ -169,7 +168,7 @@ class SegmentationTask(FinetuningTask[SegmentationTrainer]):
         save_classes(trainer.confusion, trainer.class_names, output_dir)
         files = ["classes.png", "classes.json"]
         if isinstance(trainer, FrozenSegmentationTrainer) and trainer.train_dataset is not None:
-            files.insert(0, HEAD_FILE)
+            files.insert(0, LINEAR_HEAD)
         if trainer.pictures:
             save_overlays(trainer.pictures, trainer.class_names, output_dir / "predictions.png")
             files.append("predictions.png")

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from transformers import BeitConfig, BeitModel, UperNetConfig
 
 from hf_mae_robust import ViTMAERobustConfig, ViTMAERobustForPreTraining
+from hf_mae_robust.conversion.export import export
 from hf_mae_robust.conversion.frozen import load_encoder
 from hf_mae_robust.conversion.source import ModelSource
 from hf_mae_robust.errors import CheckpointError
@@ -127,6 +128,7 @@ def test_only_the_head_trains_and_the_folder_is_evaluated_again(arguments, tmp_p
     again = json.loads((tmp_path / "again" / "all_results.json").read_text())
     assert again["eval_mean_iou"] == results["eval_mean_iou"]
     assert np.array_equal(evaluated.confusion, trainer.confusion)
+    assert "the linear head of the segmenter (linear_head.safetensors)" in export(folder, tmp_path / "stock", "beit")
 
 
 def test_another_segmenter_in_the_folder_is_not_taken_for_a_frozen_one(tmp_path):
